@@ -184,6 +184,23 @@ impl<D: Dialect> PublishIndex for SqlIndex<D> {
         })
         .await
     }
+    async fn forget_pending(&self, lease: &Lease, cache: CacheId, limit: u32) -> Result<bool> {
+        self.write("forget what to publish", async |mut tx| {
+            work::forget_pending(&mut tx, lease, cache, limit).await
+        })
+        .await
+    }
+    async fn find_served_nars(
+        &self,
+        cache: CacheId,
+        nars: &[NarHash],
+        now: UnixSeconds,
+    ) -> Result<Vec<NarHash>> {
+        self.read("find NARs that are served", async |mut tx| {
+            work::find_served_nars(&mut tx, cache, nars, now).await
+        })
+        .await
+    }
     async fn find_objects(&self, cache: CacheId, hashes: &[StorePathHash]) -> Result<Vec<FoundObject>> {
         self.read("find objects", async |mut tx| work::find_objects(&mut tx, cache, hashes).await).await
     }

@@ -34,10 +34,14 @@ const NARS_NOTED: usize = 32;
 pub(crate) struct PageOutcome {
     /// Paths that need not be looked at any more.
     pub(crate) done: u64,
+    /// Those of them that are published.
+    pub(crate) published: Vec<StorePathHash>,
     /// Paths that wait.
     pub(crate) waiting: u64,
     /// What changed in the target.
     pub(crate) counts: Counts,
+    /// Whether the turn of the cache was over before the end of the page.
+    pub(crate) is_cut: bool,
 }
 
 type NarKey = (NarHash, EncodingTag);
@@ -64,7 +68,12 @@ impl Run<'_> {
         let mut done = PageOutcome::default();
         let mut page = self.look_at(cache, pending).await?;
         if self.begin_replacements(cache, &page.present, &page.published).await? {
-            done.counts += self.remove_all(cache.id, name, Some(cache)).await?;
+            let (counts, is_done) = self.remove_all(cache.id, name, Some(cache)).await?;
+            done.counts += counts;
+            if !is_done {
+                done.is_cut = true;
+                return Ok(done);
+            }
             page = self.look_at(cache, pending).await?;
         }
         let mut waits: Vec<(StorePathHash, Wait)> = Vec::new();
@@ -210,7 +219,8 @@ impl Run<'_> {
         self.state().begin_publishing(&self.lease(), cache.id, &intents).await?;
 
         let wanted: Vec<NarToSend> = places.iter().map(|place| to_send(*place)).collect();
-        let nars = self.send_nars(cache, name, &wanted, &mut done.counts).await?;
+        let (nars, is_cut) = self.send_nars(cache, name, &wanted, &mut done.counts).await?;
+        done.is_cut = is_cut;
         let objects: Vec<&FoundObject> = places.iter().map(|place| &page.found[*place]).collect();
         let mut documents = self.plan_documents(cache, &objects, &page.published).await?;
         let mut gone: HashSet<StorePathHash> = HashSet::new();
@@ -220,7 +230,8 @@ impl Run<'_> {
                 let candidate = &page.candidates[place];
                 let Some(nar) = nars.get(&nar_of(place)) else {
                     gone.insert(candidate.hash);
-                    if !self.publisher.is_stopping() {
+                    // It may only not have had its turn.
+                    if !is_cut {
                         waits.push((candidate.hash, Wait::Unreadable));
                     }
                     continue;
@@ -231,7 +242,9 @@ impl Run<'_> {
                 });
                 if let Some(missing) = missing {
                     gone.insert(candidate.hash);
-                    waits.push((candidate.hash, Wait::Behind(*missing)));
+                    if !is_cut {
+                        waits.push((candidate.hash, Wait::Behind(*missing)));
+                    }
                     continue;
                 }
                 ready.push((place, nar));
@@ -253,6 +266,7 @@ impl Run<'_> {
             self.state().finish_publishing(&self.lease(), cache.id, &finished, self.grace_end()).await?;
             let wrote = written.iter().filter(|(_, wrote)| *wrote).count() as u64;
             done.done += finished.len() as u64;
+            done.published.extend(finished.iter().map(|finished| finished.hash));
             done.counts.published += wrote;
             done.counts.unchanged += finished.len() as u64 - wrote;
         }
@@ -260,14 +274,15 @@ impl Run<'_> {
     }
 
     /// Sends those of these NARs that are not there. A NAR that is not in the answer could not be
-    /// read.
+    /// read, or the turn of the cache was over before: then this returns `true`, too. Each turn
+    /// sends one.
     async fn send_nars(
         &self,
         cache: &Cache,
         name: &CacheName,
         wanted: &[NarToSend],
         counts: &mut Counts,
-    ) -> Result<HashMap<NarKey, PublishedNar>> {
+    ) -> Result<(HashMap<NarKey, PublishedNar>, bool)> {
         let hashes: Vec<NarHash> = wanted.iter().map(|wanted| wanted.nar.0).collect();
         let mut there: HashMap<NarKey, PublishedNar> = self
             .state()
@@ -283,20 +298,24 @@ impl Run<'_> {
             .filter(|nar| !there.contains_key(&nar.published()) && asked.insert(nar.published()))
             .copied()
             .collect();
-        let publisher = self.publisher;
-        let mut missing = missing.into_iter();
+        let (publisher, store) = (self.publisher, self.store());
+        let mut missing = missing.into_iter().peekable();
+        let mut has_begun = false;
         let mut requests = Requests::new(self.in_flight);
         let mut sent = Vec::new();
         loop {
-            // Asked to stop: what is under way is finished, nothing more begins.
+            // Asked to stop, or to let others have their turn: what is under way is finished,
+            // nothing more begins.
             while requests.has_room()
                 && !publisher.is_stopping()
+                && !(has_begun && self.has_to_pause())
                 && let Some(nar) = missing.next()
             {
+                has_begun = true;
                 let key = EdgeKey::Nar(name.clone(), nar_file(nar.published()));
                 let place = FilePlace::in_target(&key, cache.is_public);
                 requests.begin(async move {
-                    publisher.sender.send_nar(&publisher.engine, &publisher.store, cache, &place, nar).await
+                    publisher.sender.send_nar(&publisher.engine, store, cache, &place, nar).await
                 });
             }
             match requests.next().await {
@@ -330,7 +349,7 @@ impl Run<'_> {
         requests.end()?;
         noted?;
         there.extend(sent.into_iter().map(|nar| (nar.nar, nar)));
-        Ok(there)
+        Ok((there, missing.peek().is_some()))
     }
 
     /// Writes a narinfo, unless the same one is there. Returns whether it did.

@@ -77,7 +77,8 @@ pub(crate) async fn write_before(
     });
     if anew || !same_info {
         let text = cache_info(cache).into_bytes();
-        put_small(run.store(), &EdgeKey::CacheInfo(name.clone()), cache.is_public, text).await?;
+        let key = EdgeKey::CacheInfo(name.clone());
+        run.in_flight.one(put_small(run.store(), &key, cache.is_public, text)).await?;
     }
     if anew || before.as_ref() != Some(&state) {
         write_state(run, name, row, &state).await?;
@@ -116,7 +117,8 @@ async fn write_state(
     state: &CacheState,
 ) -> Result<()> {
     let json = state.to_json();
-    put_small(run.store(), &EdgeKey::State(name.clone()), state.public, json.clone()).await?;
+    let key = EdgeKey::State(name.clone());
+    run.in_flight.one(put_small(run.store(), &key, state.public, json.clone())).await?;
     row.document = json;
     Ok(run.state().write_published_cache(&run.lease(), row, run.now()).await?)
 }
@@ -128,15 +130,19 @@ pub(crate) async fn write_catalog(run: &Run<'_>, names: Vec<CacheName>) -> Resul
     if there.as_deref() == Some(json.as_slice()) {
         return Ok(());
     }
-    put_small(run.store(), &EdgeKey::Catalog, true, json).await.map(drop)
+    run.in_flight.one(put_small(run.store(), &EdgeKey::Catalog, true, json)).await.map(drop)
 }
 
 /// Removes a cache's state document.
 pub(crate) async fn remove_state(run: &Run<'_>, name: &CacheName) -> Result<()> {
-    Ok(run.store().delete(&EdgeKey::State(name.clone()).to_string()).await?)
+    delete(run, &EdgeKey::State(name.clone())).await
 }
 
 /// Removes `nix-cache-info`, without which the folder is no cache to Nix.
 pub(crate) async fn remove_cache_info(run: &Run<'_>, name: &CacheName) -> Result<()> {
-    Ok(run.store().delete(&EdgeKey::CacheInfo(name.clone()).to_string()).await?)
+    delete(run, &EdgeKey::CacheInfo(name.clone())).await
+}
+
+async fn delete(run: &Run<'_>, key: &EdgeKey) -> Result<()> {
+    run.in_flight.one(async { Ok(run.store().delete(&key.to_string()).await?) }).await
 }

@@ -30,12 +30,11 @@ impl Publisher {
 }
 
 impl Run<'_> {
-    /// Notes what changed since the last look, and returns what was noted.
-    pub(crate) async fn follow(&mut self) -> Result<Changed> {
-        let mut changed = Changed::new();
+    /// Notes what changed since the last look, here and in the index.
+    pub(crate) async fn follow(&mut self) -> Result<()> {
         loop {
             let rows = self.publisher.index().outbox_after(self.cursor, OUTBOX_PAGE).await?;
-            let Some(last) = rows.last() else { return Ok(changed) };
+            let Some(last) = rows.last() else { return Ok(()) };
             let cursor = last.position;
             let mut noted = HashSet::new();
             let mut marks = Vec::new();
@@ -45,11 +44,13 @@ impl Run<'_> {
                     && noted.insert((row.cache, hash))
                 {
                     marks.push((row.cache, hash, row.at));
-                    changed.entry(row.cache).or_default().insert(hash);
                 }
             }
             self.state().note_pending(&self.lease(), &marks, NotedFrom::Outbox(cursor)).await?;
             self.cursor = cursor;
+            for (cache, hash, _) in marks {
+                self.turns_of(cache).note_changed(hash);
+            }
         }
     }
 

@@ -8,9 +8,11 @@
 
 use std::collections::VecDeque;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use dormer_stores::WriteWindow;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tokio::time::{Instant, timeout_at};
@@ -23,24 +25,31 @@ pub(crate) struct InFlight {
     concurrency: usize,
     /// Longest that a request may be under way after a failure.
     request_timeout: Duration,
-    lease_lost: AtomicBool,
+    /// When requests may begin; `None`: always.
+    window: Option<Arc<WriteWindow>>,
     left_behind: AtomicBool,
 }
 
 impl InFlight {
     pub(crate) fn new(concurrency: usize, request_timeout: Duration) -> Self {
-        let (lease_lost, left_behind) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { concurrency: concurrency.max(1), request_timeout, lease_lost, left_behind }
+        let left_behind = AtomicBool::new(false);
+        Self { concurrency: concurrency.max(1), request_timeout, window: None, left_behind }
     }
 
-    /// From now on no request begins.
-    pub(crate) fn lose_lease(&self) {
-        self.lease_lost.store(true, Ordering::Relaxed);
+    /// The same, where no request begins once the window is closed.
+    pub(crate) fn within(self, window: &Arc<WriteWindow>) -> Self {
+        Self { window: Some(Arc::clone(window)), ..self }
     }
 
     /// Whether a request is under way that nobody waits for.
     pub(crate) fn left_behind(&self) -> bool {
         self.left_behind.load(Ordering::Relaxed)
+    }
+
+    /// Runs one.
+    pub(crate) async fn one<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut done = self.all([work]).await?;
+        Ok(done.pop().expect("what did not fail is done"))
     }
 
     /// Runs all; the first error, once everything that had begun is over.
@@ -81,7 +90,7 @@ impl<'a, T, F: Future<Output = Result<T>>> Requests<'a, F, T> {
 
     /// Whether one more may begin.
     pub(crate) fn has_room(&mut self) -> bool {
-        if self.rules.lease_lost.load(Ordering::Relaxed) {
+        if self.rules.window.as_ref().is_some_and(|window| !window.is_open()) {
             self.fail(dormer_index::Error::LeaseLost.into());
         }
         self.failure.is_none() && self.under_way.len() + self.ended.len() < self.rules.concurrency
@@ -201,7 +210,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_waits_for_ever_and_a_lost_lease_begins_nothing() {
+    async fn nobody_waits_for_ever_and_a_closed_window_lets_nothing_begin() {
         let rules = InFlight::new(2, Duration::from_millis(10));
         let work = (0..2).map(|number| async move {
             if number == 0 {
@@ -211,8 +220,10 @@ mod tests {
         });
         assert!(matches!(rules.all(work).await, Err(Error::CacheName { .. })));
         assert!(rules.left_behind());
-        let rules = InFlight::new(2, Duration::ZERO);
-        rules.lose_lease();
+        let window = Arc::new(WriteWindow::until(Instant::now() + Duration::from_mins(1)));
+        let rules = InFlight::new(2, Duration::ZERO).within(&window);
+        rules.one(async { Ok(()) }).await.unwrap();
+        window.close();
         let lost = rules.all([async { panic!("it begins") as Result<()> }]).await;
         assert!(matches!(lost, Err(Error::Index(dormer_index::Error::LeaseLost))), "{lost:?}");
     }

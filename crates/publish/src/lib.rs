@@ -38,6 +38,7 @@ mod recompress;
 mod reconcile;
 mod remove;
 mod report;
+mod rounds;
 mod scan;
 mod settings;
 mod status;

@@ -78,6 +78,13 @@ impl fmt::Display for Wait {
     }
 }
 
+impl Wait {
+    /// The reference that a reason names, by what [`Wait`] is displayed as.
+    pub(crate) fn reference_in(reason: &str) -> Option<StorePathHash> {
+        reason.strip_prefix("its reference ")?.split(' ').next()?.parse().ok()
+    }
+}
+
 /// What becomes of a page.
 #[derive(Debug, Default)]
 pub(crate) struct BringPlan {
@@ -183,6 +190,19 @@ mod tests {
 
     fn hash(number: u8) -> StorePathHash {
         StorePathHash::from_bytes([number; 20])
+    }
+
+    #[test]
+    fn a_reason_names_the_reference_that_is_waited_for() {
+        let other = hash(7);
+        for wait in
+            [Wait::Settling(other, 5), Wait::Removed(other), Wait::Behind(other), Wait::Damaged(other)]
+        {
+            assert_eq!(Wait::reference_in(&wait.to_string()), Some(other), "{wait}");
+        }
+        for wait in [Wait::Circle, Wait::Unreadable] {
+            assert_eq!(Wait::reference_in(&wait.to_string()), None, "{wait}");
+        }
     }
 
     fn candidate(number: u8, references: &[u8]) -> Candidate {

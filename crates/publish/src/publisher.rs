@@ -1,23 +1,24 @@
-//! One run: the lease, the outbox, and the caches one after the other.
+//! One run: the lease, the outbox, and the caches in turns.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dormer_api::CacheName;
 use dormer_engine::Engine;
 use dormer_index::{
-    Cache, CacheId, CacheScan, Index, Lease, OutboxPosition, PublishIndex, PublishedCache, TargetId,
+    Cache, CacheId, CacheScan, Index, Lease, OutboxPosition, PublishIndex, PublishTarget, PublishedCache,
+    TargetId, UnixSeconds,
 };
 use dormer_nix::{StorePathHash, with_causes};
-use dormer_stores::Store;
+use dormer_stores::{Store, WriteWindow};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
-use crate::bring::PAGE_OBJECTS;
-use crate::documents;
 use crate::follow::Changed;
 use crate::in_flight::InFlight;
-use crate::report::{CacheOutcome, Counts, Outcome, Preview, Reporter};
+use crate::report::{Outcome, Preview, Reporter};
+use crate::rounds::CacheTurns;
 use crate::settings::{TargetSettings, seconds};
 use crate::transfer::Sender;
 use crate::{Error, Result};
@@ -47,7 +48,10 @@ pub struct Publisher {
     pub(crate) sender: Sender,
     pub(crate) reporter: Arc<dyn Reporter>,
     pub(crate) holder: String,
-    stopping: AtomicBool,
+    stopping: watch::Sender<bool>,
+    /// When a run of this process looked at all paths that wait. `None`: none did, or one failed
+    /// since.
+    looked_at: Mutex<Option<UnixSeconds>>,
 }
 
 impl fmt::Debug for Publisher {
@@ -70,37 +74,45 @@ impl Publisher {
         reporter: Arc<dyn Reporter>,
     ) -> Self {
         let sender = Sender::new(&settings);
-        Self { engine, state, store, settings, sender, reporter, holder, stopping: AtomicBool::new(false) }
+        let (stopping, looked_at) = (watch::Sender::new(false), Mutex::new(None));
+        Self { engine, state, store, settings, sender, reporter, holder, stopping, looked_at }
     }
 
     /// Lets a run end after the requests under way; the next run goes on from there.
     pub fn stop_soon(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
+        self.stopping.send_replace(true);
     }
 
     /// Whether a run was asked to end.
     pub fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
+        *self.stopping.borrow()
+    }
+
+    /// Waits for so long. Returns `false` at once if the run is asked to end.
+    pub(crate) async fn pause(&self, time: std::time::Duration) -> bool {
+        let mut stopping = self.stopping.subscribe();
+        tokio::time::timeout(time, stopping.wait_for(|stopping| *stopping)).await.is_err()
     }
 
     /// Brings the target up to date with the caches.
     pub async fn run(&self, mode: Mode) -> Result<Outcome> {
         let location = self.store.location().to_owned();
         let target = self.state.open_target(&self.settings.name, &location).await?;
-        let moved = target.location != location;
-        if (moved || !target.compared) && mode != Mode::Reconcile {
-            return Err(if moved {
-                Error::Moved { target: target.name, before: target.location, now: location }
-            } else {
-                Error::Moving { target: target.name, now: location }
-            });
-        }
+        self.check_location(&target, mode)?;
         let requests = self.store.requests();
-        let lease = self.take_lease(&target).await?;
-        let in_flight = InFlight::new(self.settings.concurrency, self.settings.request_timeout);
+        let Some((lease, good_until)) = self.take_lease(&target).await? else {
+            // Asked to end before it had begun.
+            return Ok(Outcome::default());
+        };
+        let window = Arc::new(WriteWindow::until(good_until));
+        let store = self.store.within(&window);
+        let in_flight =
+            InFlight::new(self.settings.concurrency, self.settings.request_timeout).within(&window);
+        let looks_at_all = self.is_due(self.looked_at());
         let work = async {
             // Read again: another run may have moved the target before this one had the lease.
             let target = self.state.open_target(&self.settings.name, &location).await?;
+            self.check_location(&target, mode)?;
             let is_compared = target.location == location && target.compared;
             if target.location != location {
                 // The rows are about the other location. Until all of them were compared with this
@@ -109,10 +121,14 @@ impl Publisher {
             }
             let mut run = Run {
                 publisher: self,
+                store: &store,
                 in_flight: &in_flight,
                 held: lease,
                 cursor: target.cursor,
                 followed: HashSet::new(),
+                caches: HashMap::new(),
+                looks_at_all,
+                turn_ends_at: Instant::now(),
                 untouched: None,
                 mode,
             };
@@ -128,14 +144,26 @@ impl Publisher {
         let mut work = std::pin::pin!(work);
         let outcome = tokio::select! {
             outcome = &mut work => outcome,
-            error = self.keep_lease(&lease) => {
+            error = self.keep_lease(&lease, &window, good_until) => {
                 // Nothing begins any more. What is under way is waited for, so that no upload in
                 // parts is left open.
-                in_flight.lose_lease();
+                window.close();
                 let _ = tokio::time::timeout(self.settings.request_timeout, work).await;
+                self.note_looked_at(None);
                 return Err(error);
             }
         };
+        let outcome = match outcome {
+            Err(Error::Target(dormer_stores::Error::WindowClosed { .. })) => {
+                Err(dormer_index::Error::LeaseLost.into())
+            }
+            outcome => outcome,
+        };
+        if outcome.is_err() {
+            self.note_looked_at(None);
+        } else if looks_at_all && !self.is_stopping() {
+            self.note_looked_at(Some(self.engine.now()));
+        }
         if in_flight.left_behind() {
             // Not given back: the next run has to wait for what is under way.
             return outcome.map(|_| unreachable!("a request is left behind only after a failure"));
@@ -152,7 +180,25 @@ impl Publisher {
         Ok(Outcome { caches, writes: writes - requests.0, listings: listings - requests.1 })
     }
 
-    /// Whether a run would find anything to do. Costs two statements or three.
+    /// Fails unless this is where the last run published to, or this run compares the two.
+    fn check_location(&self, target: &PublishTarget, mode: Mode) -> Result<()> {
+        let now = self.store.location();
+        let target_name = target.name.clone();
+        match mode {
+            Mode::Reconcile => Ok(()),
+            Mode::Follow if target.location != now => Err(Error::Moved {
+                target: target_name,
+                before: target.location.clone(),
+                now: now.to_owned(),
+            }),
+            Mode::Follow if !target.compared => {
+                Err(Error::Moving { target: target_name, now: now.to_owned() })
+            }
+            Mode::Follow => Ok(()),
+        }
+    }
+
+    /// Whether a run would find anything to do. Costs three statements or four.
     pub async fn has_work(&self) -> Result<bool> {
         let target = self.state.open_target(&self.settings.name, self.store.location()).await?;
         let published = self.state.published_caches(target.id).await?;
@@ -162,19 +208,37 @@ impl Publisher {
         if !self.index().outbox_after(target.cursor, 1).await?.is_empty() {
             return Ok(true);
         }
-        let now = self.engine.now();
-        let look_again = target.ran_at.is_none_or(|ran_at| ran_at + self.look_again_seconds() <= now);
-        for cache in published {
-            let pending = self.state.pending_objects(target.id, cache.cache, None, PENDING_LOOKED_AT).await?;
+        let looks_at_all = self.is_due(self.looked_at().or(target.ran_at));
+        for (cache, _) in self.selected().await? {
+            if !published.iter().any(|published| published.cache == cache.id) {
+                continue;
+            }
+            let pending = self.state.pending_objects(target.id, cache.id, None, PENDING_LOOKED_AT).await?;
             // What waits for something was looked at; now and then its time may have come.
             if pending.iter().any(|pending| pending.reason.is_none())
-                || (look_again && !pending.is_empty())
-                || !self.state.due_nars(target.id, cache.cache, self.engine.now(), 1).await?.is_empty()
+                || (looks_at_all && !pending.is_empty())
+                || !self.state.due_nars(target.id, cache.id, self.engine.now(), 1).await?.is_empty()
             {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// Whether it is time to look at all paths that wait, though nothing that they wait for
+    /// changed, if this was done then.
+    fn is_due(&self, looked_at: Option<UnixSeconds>) -> bool {
+        let now = self.engine.now();
+        // A time in the future is that of a clock that was wrong.
+        looked_at.is_none_or(|at| at + self.look_again_seconds() <= now || at > now)
+    }
+
+    fn looked_at(&self) -> Option<UnixSeconds> {
+        *self.looked_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_looked_at(&self, at: Option<UnixSeconds>) {
+        *self.looked_at.lock().unwrap_or_else(PoisonError::into_inner) = at;
     }
 
     /// How often waiting paths are looked at when nothing else changes, in seconds: a tenth of the
@@ -233,7 +297,7 @@ impl Publisher {
     }
 
     /// The caches to publish, with their names as the edge knows them.
-    async fn selected(&self) -> Result<Vec<(Cache, CacheName)>> {
+    pub(crate) async fn selected(&self) -> Result<Vec<(Cache, CacheName)>> {
         let mut selected = Vec::new();
         for cache in self.index().list_caches().await? {
             let name: CacheName =
@@ -249,6 +313,8 @@ impl Publisher {
 /// A run that holds the lease.
 pub(crate) struct Run<'a> {
     pub(crate) publisher: &'a Publisher,
+    /// The target, to which nothing is written without the lease.
+    store: &'a Store,
     pub(crate) in_flight: &'a InFlight,
     /// The lease as it was taken: see [`Run::lease`].
     held: Lease,
@@ -256,9 +322,15 @@ pub(crate) struct Run<'a> {
     pub(crate) cursor: OutboxPosition,
     /// Caches whose changes are noted.
     pub(crate) followed: HashSet<CacheId>,
+    /// How far the run has come with each cache.
+    pub(crate) caches: HashMap<CacheId, CacheTurns>,
+    /// Whether paths that wait are looked at though nothing changed that they wait for.
+    pub(crate) looks_at_all: bool,
+    /// When the cache at hand lets others have their turn.
+    pub(crate) turn_ends_at: Instant,
     /// The row of the cache at hand, until something of it is changed in the target.
-    untouched: Option<PublishedCache>,
-    mode: Mode,
+    pub(crate) untouched: Option<PublishedCache>,
+    pub(crate) mode: Mode,
 }
 
 impl Run<'_> {
@@ -287,7 +359,17 @@ impl Run<'_> {
     }
 
     pub(crate) fn store(&self) -> &Store {
-        &self.publisher.store
+        self.store
+    }
+
+    /// Begins the turn of a cache, or of one that leaves.
+    pub(crate) fn begin_turn(&mut self) {
+        self.turn_ends_at = Instant::now() + self.publisher.settings.turn;
+    }
+
+    /// Whether the work at hand has to make room for others, or the whole run has to end.
+    pub(crate) fn has_to_pause(&self) -> bool {
+        self.publisher.is_stopping() || Instant::now() >= self.turn_ends_at
     }
 
     pub(crate) fn now(&self) -> i64 {
@@ -307,6 +389,10 @@ impl Run<'_> {
             "the target was away for too long: its caches are compared as a whole"
         );
         for mut row in self.state().published_caches(self.target()).await? {
+            if row.basis.is_empty() {
+                // It is set aside: all of it is looked at when it is selected again.
+                continue;
+            }
             match row.scan {
                 // These come to the objects by and by, from the first one on.
                 Some(
@@ -323,177 +409,5 @@ impl Run<'_> {
         }
         self.state().clear_missed_changes(&self.lease()).await?;
         Ok(())
-    }
-
-    async fn all_caches(&mut self) -> Result<Vec<CacheOutcome>> {
-        let selected = self.publisher.selected().await?;
-        let published = self.state().published_caches(self.target()).await?;
-        self.followed = published.iter().map(|published| published.cache).collect();
-        self.follow().await?;
-        let mut outcomes = Vec::new();
-        // Before others that may have taken their names.
-        for published in &published {
-            if !selected.iter().any(|(cache, _)| cache.id == published.cache) {
-                outcomes.push(self.leave(published).await?);
-            }
-        }
-        let names: Vec<CacheName> =
-            selected.iter().filter(|(cache, _)| cache.is_public).map(|(_, name)| name.clone()).collect();
-        documents::write_catalog(self, names).await?;
-        let readable = self.readable_by_anybody(&selected).await?;
-        for (cache, name) in &selected {
-            if self.publisher.is_stopping() {
-                break;
-            }
-            let published = published.iter().find(|published| published.cache == cache.id).cloned();
-            if !cache.is_public && readable {
-                let location = self.store().location().to_owned();
-                let refused = Error::PublicTarget { cache: cache.name.clone(), location };
-                let mut outcome = CacheOutcome { cache: cache.name.clone(), ..CacheOutcome::default() };
-                outcome.error = Some(refused.to_string());
-                if let Some(published) = published {
-                    // It was public, or the target was not: what is there goes.
-                    outcome.add(self.withdraw(&published).await?);
-                }
-                outcomes.push(outcome);
-                continue;
-            }
-            outcomes.push(self.cache(cache, name, published).await?);
-        }
-        outcomes.sort_by(|a, b| a.cache.cmp(&b.cache));
-        Ok(outcomes)
-    }
-
-    /// Whether private caches must not be published here.
-    async fn readable_by_anybody(&self, selected: &[(Cache, CacheName)]) -> Result<bool> {
-        if selected.iter().all(|(cache, _)| cache.is_public) {
-            return Ok(false);
-        }
-        // The catalogue names public caches only, so it is a harmless thing to try with.
-        let catalog = dormer_edge::EdgeKey::Catalog.to_string();
-        Ok(self.store().is_public(&catalog).await?.unwrap_or(false))
-    }
-
-    /// A cache that is published and is not selected any more.
-    async fn leave(&mut self, published: &PublishedCache) -> Result<CacheOutcome> {
-        let caches = self.publisher.index().list_caches().await?;
-        let cache = caches.iter().find(|cache| cache.id == published.cache);
-        // It is private now, and only a pattern fits it.
-        let named =
-            |cache: &Cache| cache.name.parse().is_ok_and(|name| self.publisher.settings.selects(&name, true));
-        let mut outcome = CacheOutcome { cache: published.name.clone(), ..CacheOutcome::default() };
-        match cache {
-            Some(cache) if self.mode != Mode::Reconcile && !named(cache) => {
-                outcome.note = Some(
-                    "is not among the target's caches any more and is left as it is; --reconcile takes it away"
-                        .to_owned(),
-                );
-            }
-            _ => {
-                outcome.add(self.withdraw(published).await?);
-                outcome.note = Some("was taken away".to_owned());
-            }
-        }
-        Ok(outcome)
-    }
-
-    async fn cache(
-        &mut self,
-        cache: &Cache,
-        name: &CacheName,
-        published: Option<PublishedCache>,
-    ) -> Result<CacheOutcome> {
-        let mut outcome = CacheOutcome { cache: cache.name.clone(), ..CacheOutcome::default() };
-        let mut row = self.cache_row(cache, published).await?;
-        // The access rules take effect before the contents.
-        documents::write_before(self, cache, name, &mut row, self.mode == Mode::Reconcile).await?;
-        self.untouched = Some(PublishedCache { scan: None, ..row.clone() });
-        let compares =
-            matches!(row.scan, Some(CacheScan::Narinfos(_) | CacheScan::Nars(_) | CacheScan::Documents(_)));
-        let Some(counts) = self.scan_cache(cache, name, &mut row).await? else { return Ok(outcome) };
-        outcome.add(counts);
-        if self.mode == Mode::Reconcile && !compares {
-            self.store().delete_abandoned(name.as_str()).await?;
-            row.scan = Some(CacheScan::Narinfos(None));
-            self.state().write_published_cache(&self.lease(), &row, self.now()).await?;
-            let Some(counts) = self.scan_cache(cache, name, &mut row).await? else { return Ok(outcome) };
-            outcome.add(counts);
-        }
-        let (counts, waiting) = self.bring_up_to_date(cache, name).await?;
-        outcome.add(counts);
-        outcome.waiting = waiting;
-        // What is taken away after this is another cache's.
-        self.untouched = None;
-        documents::write_after(self, cache, name, &mut row, &outcome).await?;
-        Ok(outcome)
-    }
-
-    /// The cache's row. If the cache is new here, or its keys are others, all of it has to be
-    /// looked at: the row says so from now on, whatever becomes of this run.
-    async fn cache_row(
-        &mut self,
-        cache: &Cache,
-        published: Option<PublishedCache>,
-    ) -> Result<PublishedCache> {
-        let basis = documents::basis(cache, &self.publisher.settings);
-        let (scan, document) = match published {
-            Some(row) if row.basis == basis => return Ok(row),
-            Some(PublishedCache { scan: Some(scan @ CacheScan::Past(_)), document, .. }) => (scan, document),
-            Some(row) => (CacheScan::Objects(None), row.document),
-            None => (CacheScan::Past(OutboxPosition::START), Vec::new()),
-        };
-        let row = PublishedCache {
-            cache: cache.id,
-            name: cache.name.clone(),
-            basis,
-            document,
-            published_at: self.now(),
-            scan: Some(scan),
-        };
-        self.state().write_published_cache(&self.lease(), &row, self.now()).await?;
-        self.followed.insert(cache.id);
-        Ok(row)
-    }
-
-    /// Removes and brings what has to be looked at. Returns how many paths still wait, too.
-    async fn bring_up_to_date(&mut self, cache: &Cache, name: &CacheName) -> Result<(Counts, u64)> {
-        let mut counts = Counts::default();
-        self.forget_old_removals(cache).await?;
-        loop {
-            if self.begin_removals(cache).await? {
-                counts += self.remove_all(cache.id, name, Some(cache)).await?;
-            }
-            let (mut progress, mut waiting) = (0, 0);
-            let mut after = None;
-            loop {
-                let pending =
-                    self.state().pending_objects(self.target(), cache.id, after, PAGE_OBJECTS).await?;
-                let Some(last) = pending.last() else { break };
-                if after.is_none() && pending.len() == PAGE_OBJECTS as usize {
-                    let backlog = self.state().publish_counts(self.target(), cache.id).await?;
-                    self.publisher.reporter.backlog(&cache.name, backlog.pending);
-                }
-                after = Some((last.since, last.hash));
-                let page = self.publish_page(cache, name, &pending).await?;
-                counts += page.counts;
-                progress += page.done;
-                waiting += page.waiting;
-                // What is removed meanwhile, for cause perhaps, does not wait for the end of a long
-                // run.
-                let changed = self.follow().await?.remove(&cache.id).unwrap_or_default();
-                let changed: Vec<StorePathHash> = changed.into_iter().collect();
-                if self.begin_removals_among(cache, &changed).await? {
-                    counts += self.remove_all(cache.id, name, Some(cache)).await?;
-                }
-                if self.publisher.is_stopping() {
-                    return Ok((counts, waiting));
-                }
-            }
-            counts += self.remove_all(cache.id, name, Some(cache)).await?;
-            counts += self.delete_due_nars(cache.id, name, self.now()).await?;
-            if progress == 0 || waiting == 0 {
-                return Ok((counts, waiting));
-            }
-        }
     }
 }

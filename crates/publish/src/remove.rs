@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use dormer_api::CacheName;
 use dormer_edge::EdgeKey;
 use dormer_format::EncodingTag;
-use dormer_index::{Cache, CacheId, NarKey, PendingVerdicts, PublishedCache, PublishedObject};
+use dormer_index::{Cache, CacheId, PendingVerdicts, PublishedCache, PublishedObject};
 use dormer_nix::{NarHash, StorePathHash};
 
 use crate::publisher::Run;
@@ -32,7 +32,7 @@ impl Run<'_> {
         let mut after = None;
         loop {
             let page = self.state().pending_absent(self.target(), cache.id, after, SCANNED_PAGE).await?;
-            if page.next.is_none() {
+            if page.next.is_none() || self.publisher.is_stopping() {
                 return Ok(urgent);
             }
             after = page.next;
@@ -50,6 +50,9 @@ impl Run<'_> {
     ) -> Result<bool> {
         let mut urgent = false;
         for page in changed.chunks(PAGE as usize) {
+            if self.publisher.is_stopping() {
+                break;
+            }
             let found = self.state().find_objects(cache.id, page).await?;
             let present: HashSet<StorePathHash> =
                 found.iter().map(|found| found.object.path.hash()).collect();
@@ -66,9 +69,8 @@ impl Run<'_> {
         }
         let mut urgent = false;
         let there = self.state().find_published(self.target(), cache.id, absent).await?;
-        for row in &there {
-            urgent |= !self.lab_serves(cache, &row.nar.0).await?;
-        }
+        let served = self.served_nars(cache, there.iter().map(|row| row.nar.0)).await?;
+        urgent |= there.iter().any(|row| !served.contains(&row.nar.0));
         let gone: HashSet<StorePathHash> = there.iter().map(|row| row.hash).collect();
         self.remove_with_referrers(cache.id, &gone.iter().copied().collect::<Vec<_>>()).await?;
         urgent |= self.end_graces(cache, absent).await?;
@@ -89,7 +91,10 @@ impl Run<'_> {
     }
 
     async fn take_referrers(&self, cache: CacheId) -> Result<()> {
-        while self.state().take_referrers(&self.lease(), cache, self.now()).await?.more {}
+        // Nothing goes before this has come to its end, also in a later run.
+        while self.state().take_referrers(&self.lease(), cache, self.now()).await?.more
+            && !self.publisher.is_stopping()
+        {}
         Ok(())
     }
 
@@ -102,13 +107,13 @@ impl Run<'_> {
         present: &HashMap<StorePathHash, NarHash>,
         published: &HashMap<StorePathHash, PublishedObject>,
     ) -> Result<bool> {
-        let mut gone = Vec::new();
-        for row in published.values() {
-            let replaced = present.get(&row.hash).is_some_and(|nar| *nar != row.nar.0);
-            if replaced && !self.lab_serves(cache, &row.nar.0).await? {
-                gone.push(row.hash);
-            }
-        }
+        let replaced: Vec<&PublishedObject> = published
+            .values()
+            .filter(|row| present.get(&row.hash).is_some_and(|nar| *nar != row.nar.0))
+            .collect();
+        let served = self.served_nars(cache, replaced.iter().map(|row| row.nar.0)).await?;
+        let gone: Vec<StorePathHash> =
+            replaced.iter().filter(|row| !served.contains(&row.nar.0)).map(|row| row.hash).collect();
         self.remove_with_referrers(cache.id, &gone).await?;
         let present: Vec<StorePathHash> = present.keys().copied().collect();
         Ok(self.end_graces(cache, &present).await? || !gone.is_empty())
@@ -134,24 +139,36 @@ impl Run<'_> {
     /// Forgets removals that are older than any push under way.
     pub(crate) async fn forget_old_removals(&self, cache: &Cache) -> Result<()> {
         let before = self.now() - REMOVED_KEPT_SECONDS;
-        while self.state().forget_removed(&self.lease(), cache.id, before, SCANNED_PAGE).await? > 0 {}
+        while self.state().forget_removed(&self.lease(), cache.id, before, SCANNED_PAGE).await? > 0
+            && !self.publisher.is_stopping()
+        {}
         Ok(())
     }
 
-    async fn lab_serves(&self, cache: &Cache, nar: &NarHash) -> Result<bool> {
-        let found =
-            self.publisher.index().find_nar_in_cache(cache.id, &NarKey::Hash(*nar), self.now()).await?;
-        Ok(found.is_some())
+    /// Those of these NARs that the lab serves in the cache.
+    async fn served_nars(
+        &self,
+        cache: &Cache,
+        nars: impl Iterator<Item = NarHash>,
+    ) -> Result<HashSet<NarHash>> {
+        let mut nars: Vec<NarHash> = nars.collect();
+        if nars.is_empty() {
+            return Ok(HashSet::new());
+        }
+        nars.sort_unstable();
+        nars.dedup();
+        Ok(self.state().find_served_nars(cache.id, &nars, self.now()).await?.into_iter().collect())
     }
 
     /// Removes the narinfos that are being removed, referrers first. Without a `cache`, all of the
-    /// cache goes, and its NARs have no grace.
+    /// cache goes, and its NARs have no grace. Returns whether all are gone; if not, the turn of
+    /// the cache is over. Each turn removes a page.
     pub(crate) async fn remove_all(
         &mut self,
         cache_id: CacheId,
         name: &CacheName,
         cache: Option<&Cache>,
-    ) -> Result<Counts> {
+    ) -> Result<(Counts, bool)> {
         // Also of what an earlier run recorded before it ended.
         self.take_referrers(cache_id).await?;
         let mut counts = Counts::default();
@@ -164,6 +181,10 @@ impl Run<'_> {
             let mut after = None;
             let mut is_empty = true;
             loop {
+                if self.publisher.is_stopping() || (counts.removed + removed > 0 && self.has_to_pause()) {
+                    counts.removed += removed;
+                    return Ok((counts, false));
+                }
                 let page = self.state().removable(self.target(), cache_id, any, after, PAGE).await?;
                 if page.next.is_none() {
                     break;
@@ -179,8 +200,9 @@ impl Run<'_> {
             }
             any = removed == 0;
         }
-        counts += self.delete_due_nars(cache_id, name, self.now()).await?;
-        Ok(counts)
+        let (deleted, is_done) = self.delete_due_nars(cache_id, name, self.now()).await?;
+        counts += deleted;
+        Ok((counts, is_done))
     }
 
     async fn remove_page(
@@ -200,14 +222,13 @@ impl Run<'_> {
             Ok(run.store().delete(&EdgeKey::Listing(name.clone(), *hash).to_string()).await?)
         });
         self.in_flight.all(deletions).await?;
-        let mut removed = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let in_grace = match cache {
-                Some(cache) => self.lab_serves(cache, &row.nar.0).await?,
-                None => false,
-            };
-            removed.push((row.hash, if in_grace { self.grace_end() } else { self.now() }));
-        }
+        let served = match cache {
+            Some(cache) => self.served_nars(cache, rows.iter().map(|row| row.nar.0)).await?,
+            None => HashSet::new(),
+        };
+        let gone_at =
+            |row: &PublishedObject| if served.contains(&row.nar.0) { self.grace_end() } else { self.now() };
+        let removed: Vec<_> = rows.iter().map(|row| (row.hash, gone_at(row))).collect();
         self.state().finish_removing(&self.lease(), cache_id, &removed).await?;
         for hash in &next {
             self.publisher.reporter.path_removed(name.as_str(), hash);
@@ -228,18 +249,22 @@ impl Run<'_> {
         Ok(count)
     }
 
-    /// Deletes NARs whose grace is over at this time.
+    /// Deletes NARs whose grace is over at this time. Returns whether all are gone; if not, the
+    /// turn of the cache is over. Each turn deletes a page.
     pub(crate) async fn delete_due_nars(
         &mut self,
         cache: CacheId,
         name: &CacheName,
         now: i64,
-    ) -> Result<Counts> {
+    ) -> Result<(Counts, bool)> {
         let mut counts = Counts::default();
         loop {
+            if self.publisher.is_stopping() || (counts.nars_deleted > 0 && self.has_to_pause()) {
+                return Ok((counts, false));
+            }
             let due = self.state().due_nars(self.target(), cache, now, PAGE).await?;
             if due.is_empty() {
-                return Ok(counts);
+                return Ok((counts, true));
             }
             let keys: Vec<(NarHash, EncodingTag)> = due.iter().map(|nar| nar.nar).collect();
             self.state().begin_deleting_nars(&self.lease(), cache, &keys).await?;
@@ -254,16 +279,20 @@ impl Run<'_> {
     }
 
     /// Removes a whole cache: its state document first, so that the edge no longer serves it; then
-    /// everything in it.
-    pub(crate) async fn withdraw(&mut self, published: &PublishedCache) -> Result<Counts> {
+    /// everything in it. Returns whether all is gone; if not, its turn is over.
+    pub(crate) async fn withdraw(&mut self, published: &PublishedCache) -> Result<(Counts, bool)> {
         let name: CacheName =
             published.name.parse().map_err(|_| Error::CacheName { name: published.name.clone() })?;
+        self.untouched = None;
         // If the cache is published again before this is done, nothing counts as written.
         let unknown = PublishedCache { basis: Vec::new(), document: Vec::new(), ..published.clone() };
         self.state().write_published_cache(&self.lease(), &unknown, self.now()).await?;
         documents::remove_state(self, &name).await?;
         let mut after = None;
         loop {
+            if self.publisher.is_stopping() {
+                return Ok((Counts::default(), false));
+            }
             let rows = self
                 .state()
                 .list_published(self.target(), published.cache, 0..=u8::MAX, after, SCANNED_PAGE)
@@ -273,11 +302,37 @@ impl Run<'_> {
             let hashes: Vec<StorePathHash> = rows.iter().map(|row| row.hash).collect();
             self.state().begin_removing(&self.lease(), published.cache, &hashes).await?;
         }
-        let mut counts = self.remove_all(published.cache, &name, None).await?;
-        // Also those that were in grace.
-        counts += self.delete_due_nars(published.cache, &name, i64::MAX).await?;
+        // Only now: the listing begins anew with each turn, and may take longer than one.
+        self.begin_turn();
+        let (mut counts, mut is_done) = self.remove_all(published.cache, &name, None).await?;
+        if is_done {
+            // Also those that were in grace.
+            let (deleted, all) = self.delete_due_nars(published.cache, &name, i64::MAX).await?;
+            counts += deleted;
+            is_done = all;
+        }
+        if !is_done {
+            return Ok((counts, false));
+        }
         documents::remove_cache_info(self, &name).await?;
-        while !self.state().forget_published_cache(&self.lease(), published.cache, SCANNED_PAGE).await? {}
-        Ok(counts)
+        while !self.state().forget_published_cache(&self.lease(), published.cache, SCANNED_PAGE).await? {
+            if self.publisher.is_stopping() {
+                return Ok((counts, false));
+            }
+        }
+        Ok((counts, true))
+    }
+
+    /// Sets a cache aside that the settings no longer name: nothing of it is looked at any more.
+    /// When it is selected again, all of it is.
+    pub(crate) async fn set_aside(&mut self, published: &PublishedCache) -> Result<()> {
+        if !published.basis.is_empty() {
+            let unknown = PublishedCache { basis: Vec::new(), scan: None, ..published.clone() };
+            self.state().write_published_cache(&self.lease(), &unknown, self.now()).await?;
+        }
+        while !self.state().forget_pending(&self.lease(), published.cache, SCANNED_PAGE).await?
+            && !self.publisher.is_stopping()
+        {}
+        Ok(())
     }
 }

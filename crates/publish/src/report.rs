@@ -90,6 +90,19 @@ impl CacheOutcome {
         self.repaired += counts.repaired;
     }
 
+    /// Adds what a later turn came to.
+    pub(crate) fn add_turn(&mut self, turn: Self) {
+        self.published += turn.published;
+        self.unchanged += turn.unchanged;
+        self.documents += turn.documents;
+        self.removed += turn.removed;
+        self.nars_uploaded += turn.nars_uploaded;
+        self.bytes_uploaded += turn.bytes_uploaded;
+        self.nars_deleted += turn.nars_deleted;
+        self.repaired += turn.repaired;
+        (self.waiting, self.note, self.error) = (turn.waiting, turn.note, turn.error);
+    }
+
     /// Whether anything in the target changed.
     pub fn changed(&self) -> bool {
         let paths = self.published + self.removed + self.documents;

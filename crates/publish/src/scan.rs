@@ -14,18 +14,26 @@ use crate::report::Counts;
 const NOTED_TOGETHER: u32 = 4_096;
 
 impl Run<'_> {
-    /// Carries a cache's scan on to its end; `None` if the run was asked to stop before.
+    /// Carries a cache's scan on to its end. Returns what changed, and whether the scan has ended;
+    /// if not, the turn of the cache is over.
     pub(crate) async fn scan_cache(
         &mut self,
         cache: &Cache,
         name: &CacheName,
         row: &mut PublishedCache,
-    ) -> Result<Option<Counts>> {
+    ) -> Result<(Counts, bool)> {
         let mut counts = Counts::default();
+        let mut has_stepped = false;
         while let Some(scan) = row.scan.clone() {
-            if self.publisher.is_stopping() {
-                return Ok(None);
+            // Each turn takes a step, however long that is.
+            if self.publisher.is_stopping() || (has_stepped && self.has_to_pause()) {
+                return Ok((counts, false));
             }
+            let kind = std::mem::discriminant(&scan);
+            // The end of a comparison is not written down, so a turn goes on to what comes after
+            // it.
+            let compares =
+                matches!(scan, CacheScan::Narinfos(_) | CacheScan::Nars(_) | CacheScan::Documents(_));
             row.scan = match scan {
                 CacheScan::Narinfos(byte) => {
                     let (next, repaired) = self.compare_narinfos(cache, name, byte).await?;
@@ -48,7 +56,9 @@ impl Run<'_> {
                     self.state().note_cache_step(&lease, cache.id, scan, NOTED_TOGETHER, now).await?
                 }
             };
+            let next = row.scan.as_ref().map(std::mem::discriminant);
+            has_stepped |= !compares || next == Some(kind);
         }
-        Ok(Some(counts))
+        Ok((counts, true))
     }
 }

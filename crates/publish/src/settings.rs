@@ -44,6 +44,8 @@ pub struct TargetSettings {
     pub request_timeout: Duration,
     /// How long a lease lasts unless it is renewed.
     pub lease: Duration,
+    /// How long a run works on one cache before it looks after the others.
+    pub turn: Duration,
 }
 
 impl Default for TargetSettings {
@@ -64,6 +66,7 @@ impl Default for TargetSettings {
             memory_bytes: 64 * 1024 * 1024,
             request_timeout: Duration::from_mins(1),
             lease: Duration::from_secs(30),
+            turn: Duration::from_secs(30),
         }
     }
 }

@@ -61,7 +61,7 @@ fn delete_below(folder: &Path, age: Duration) -> io::Result<u64> {
     Ok(deleted)
 }
 
-fn is_staged(name: &str) -> bool {
+pub(crate) fn is_staged(name: &str) -> bool {
     name.rsplit_once('#')
         .is_some_and(|(_, number)| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }

@@ -102,6 +102,15 @@ pub enum Error {
         #[source]
         source: Cause,
     },
+    /// The time in which this process may write is over: it stood still, or another one has its
+    /// lease. Nothing was sent.
+    #[error("the right to write ended before the attempt to {attempt} {key}")]
+    WindowClosed {
+        /// What was to be tried.
+        attempt: &'static str,
+        /// Name of the object.
+        key: String,
+    },
     /// Any other failure of a file system. The same call may work later.
     #[error("failed to {attempt} {key}")]
     Io {

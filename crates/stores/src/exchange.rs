@@ -4,19 +4,23 @@
 //! stands between the library and its HTTP client.
 
 use std::cell::Cell;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use object_store::ClientOptions;
 use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
+    ReqwestConnector,
 };
 
 use crate::counters::{Counters, Method};
+use crate::window::WriteWindow;
 
 tokio::task_local! {
     static LAST: Cell<Exchange>;
+    static WINDOW: Option<Arc<WriteWindow>>;
 }
 
 /// The last answer to a call.
@@ -39,6 +43,15 @@ pub(crate) async fn watched<T>(call: impl Future<Output = T>) -> (T, Exchange) {
         (outcome, LAST.with(Cell::get))
     })
     .await
+}
+
+/// The same for a call whose requests the library repeats: none of them begins once the window is
+/// closed.
+pub(crate) async fn watched_within<T>(
+    window: Option<&Arc<WriteWindow>>,
+    call: impl Future<Output = T>,
+) -> (T, Exchange) {
+    WINDOW.scope(window.cloned(), watched(call)).await
 }
 
 /// Makes HTTP clients that count.
@@ -67,6 +80,10 @@ impl HttpService for Watcher {
             // Where bodies are not signed, this header holds a word.
             hex::decode_to_slice(value.as_bytes(), &mut digest).ok().map(|()| digest)
         });
+        if WINDOW.try_with(|window| window.as_ref().is_some_and(|window| !window.is_open())) == Ok(true) {
+            let closed = io::Error::other("the right to write ended before this try");
+            return Err(HttpError::new(HttpErrorKind::Unknown, closed));
+        }
         let answer = self.client.execute(request).await;
         let exchange = match &answer {
             Ok(response) => Exchange {

@@ -18,6 +18,7 @@ mod counters;
 mod error;
 mod exchange;
 mod failure;
+mod folder_walk;
 mod limit;
 mod list;
 mod open;
@@ -29,6 +30,7 @@ mod settings;
 mod store;
 mod stream;
 mod upload;
+mod window;
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
@@ -44,3 +46,4 @@ pub use settings::{Credentials, RemoteKind, RemoteSettings};
 pub use store::{CallPolicy, FileKind, FileMeta, Store, Stored};
 pub use stream::{ByteStream, Opened};
 pub use upload::Upload;
+pub use window::WriteWindow;

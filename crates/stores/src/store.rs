@@ -30,6 +30,7 @@ use crate::exchange::{Exchange, watched};
 use crate::failure::Attempt;
 use crate::limit::Limit;
 use crate::retry::{Retries, RetryPolicy};
+use crate::window::WriteWindow;
 use crate::{Error, Result};
 
 /// Bytes of a part, unless the object is so large that there would be too many parts. All parts but
@@ -92,6 +93,8 @@ pub struct Store {
     /// Calls to a store that is not reached over a network: writes and deletions, listings.
     local_calls: Arc<[AtomicU64; 2]>,
     part_bytes: Option<u64>,
+    /// When writes may begin; `None`: always.
+    window: Option<Arc<WriteWindow>>,
 }
 
 /// The library's stores behind a [`Store`].
@@ -140,6 +143,7 @@ impl Store {
             counters,
             local_calls: Arc::default(),
             part_bytes: None,
+            window: None,
         }
     }
 
@@ -148,6 +152,22 @@ impl Store {
         let parts = Parts { resuming: Arc::clone(&self.parts.store), ..(*self.parts).clone() };
         let retries = Retries::new(RetryPolicy::once(), Arc::clone(&self.counters));
         Self { parts: Arc::new(parts), retries, limit: None, ..self.clone() }
+    }
+
+    /// The same store, to which nothing is written once the window is closed. Each try of a call,
+    /// and each part of an upload, looks at the window.
+    #[must_use]
+    pub fn within(&self, window: &Arc<WriteWindow>) -> Self {
+        Self { window: Some(Arc::clone(window)), ..self.clone() }
+    }
+
+    pub(crate) fn window(&self) -> Option<&Arc<WriteWindow>> {
+        self.window.as_ref()
+    }
+
+    /// Fails if nothing may be written any more.
+    pub(crate) fn check_window(&self, attempt: &'static str, key: &str) -> Result<()> {
+        self.window.as_ref().map_or(Ok(()), |window| window.check(attempt, key))
     }
 
     /// The same store, called by another policy: for tests of wrapped stores.
@@ -236,6 +256,7 @@ impl Store {
     }
 
     async fn put_once(&self, name: &str, attributes: Attributes, payload: PutPayload) -> Result<Stored> {
+        self.check_window("write", name)?;
         let options = PutOptions { attributes, ..PutOptions::default() };
         let length = payload.content_length();
         let path = self.path(name);
@@ -387,6 +408,7 @@ impl Store {
     }
 
     async fn delete_once(&self, name: &str) -> Result<()> {
+        self.check_window("delete", name)?;
         let path = self.path(name);
         let (deleted, exchange) = watched(self.parts.store.delete(&path)).await;
         deleted.map_err(|error| self.failed("delete", name, error, &exchange))?;

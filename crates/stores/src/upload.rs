@@ -3,10 +3,10 @@
 use std::fmt;
 
 use bytes::Bytes;
-use object_store::{MultipartUpload, ObjectStore as _, PutMultipartOptions, PutPayload};
+use object_store::{MultipartUpload, ObjectStore as _, PutMultipartOptions, PutPayload, PutResult};
 
 use crate::Result;
-use crate::exchange::watched;
+use crate::exchange::watched_within;
 use crate::store::{FileKind, Store, Stored};
 
 /// Stores take 10,000 parts.
@@ -24,8 +24,10 @@ impl Store {
         let path = self.path(name);
         let attributes = self.attributes(kind.into());
         let options = PutMultipartOptions { attributes, ..PutMultipartOptions::default() };
+        self.check_window("write", name)?;
         self.count_write();
-        let (begun, exchange) = watched(self.parts().resuming.put_multipart_opts(&path, options)).await;
+        let begin = self.parts().resuming.put_multipart_opts(&path, options);
+        let (begun, exchange) = watched_within(self.window(), begin).await;
         let upload = begun.map_err(|error| self.failed("write", name, error, &exchange))?;
         Ok(Upload {
             store: self.clone(),
@@ -66,21 +68,37 @@ impl Upload {
 
     /// Uploads the next part.
     pub async fn put_part(&mut self, part: impl IntoIterator<Item = Bytes>) -> Result<()> {
+        self.store.check_window("write a part of", &self.name)?;
         let payload: PutPayload = part.into_iter().collect();
         let length = payload.content_length();
-        let (put, exchange) = watched(self.upload().put_part(payload)).await;
+        let put = self.upload().put_part(payload);
+        let (put, exchange) = watched_within(self.store.window(), put).await;
         put.map_err(|error| self.store.failed("write a part of", &self.name, error, &exchange))?;
         self.store.counters().sent(length);
         Ok(())
     }
 
-    /// Puts the object in its place.
+    /// Puts the object in its place. After a failure, nothing of the upload is left open: a process
+    /// that ends next would have no time to give it up in the background.
     pub async fn finish(mut self) -> Result<Stored> {
-        let (finished, exchange) = watched(self.upload().complete()).await;
-        let stored = finished.map_err(|error| self.store.failed("write", &self.name, error, &exchange))?;
-        self.parts = None;
-        // Each part was signed by itself, so no hash of the whole is known.
-        Ok(Stored { etag: self.store.etag_of(stored), sha256: None })
+        match self.complete().await {
+            // Each part was signed by itself, so no hash of the whole is known.
+            Ok(stored) => {
+                self.parts = None;
+                Ok(Stored { etag: self.store.etag_of(stored), sha256: None })
+            }
+            Err(error) => {
+                self.abort().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        self.store.check_window("write", &self.name)?;
+        let store = self.store.clone();
+        let (finished, exchange) = watched_within(store.window(), self.upload().complete()).await;
+        finished.map_err(|error| store.failed("write", &self.name, error, &exchange))
     }
 
     /// Gives up: the parts so far are deleted, as far as the store answers. A rule of the bucket

@@ -49,6 +49,10 @@ pub enum Lie {
     GracesForgotten,
     /// A compaction moves chunks whose rows have changed since it read them (breaks invariant 1).
     MovesUnchecked,
+    /// The index gives a target's lease to a process while another one has it.
+    LeaseIgnored,
+    /// The target acknowledges the PUT of a NAR and does not keep it.
+    PutsDropped,
 }
 
 /// The script of one run. All wrappers of the run share it.

@@ -17,7 +17,7 @@ use dormer_index::{
 use dormer_nix::{BuildId, DocumentName, NarHash, StorePathHash};
 use futures::future::BoxFuture;
 
-use crate::faults::{Faults, dead_index, read_step, write_step};
+use crate::faults::{Faults, Lie, dead_index, read_step, write_step};
 use crate::memory_target::SlowWrites;
 
 /// Publishing's memory of which one write fails while the process lives on. It looks at the target
@@ -119,6 +119,13 @@ macro_rules! publish_calls {
             $(async fn $write(&self, $($write_arg: $write_type),*) -> Outcome<$write_out> {
                 write_step!(self, self.inner.$write($($write_arg),*))
             })*
+            async fn acquire_lease(
+                &self, target: TargetId, holder: &str, now: UnixSeconds, ends_at: UnixSeconds,
+            ) -> Outcome<Option<Lease>> {
+                // By then every lease has ended.
+                let now = if self.faults.lies(Lie::LeaseIgnored) { UnixSeconds::MAX } else { now };
+                write_step!(self, self.inner.acquire_lease(target, holder, now, ends_at))
+            }
         }
 
         #[async_trait]
@@ -131,6 +138,12 @@ macro_rules! publish_calls {
                 self.before_write(stringify!($write))?;
                 self.inner.$write($($write_arg),*).await
             })*
+            async fn acquire_lease(
+                &self, target: TargetId, holder: &str, now: UnixSeconds, ends_at: UnixSeconds,
+            ) -> Outcome<Option<Lease>> {
+                self.before_write("acquire_lease")?;
+                self.inner.acquire_lease(target, holder, now, ends_at).await
+            }
         }
 
         #[async_trait]
@@ -144,6 +157,12 @@ macro_rules! publish_calls {
                 (self.meanwhile)(self.calls.fetch_add(1, Ordering::SeqCst)).await;
                 self.inner.$write($($write_arg),*).await
             })*
+            async fn acquire_lease(
+                &self, target: TargetId, holder: &str, now: UnixSeconds, ends_at: UnixSeconds,
+            ) -> Outcome<Option<Lease>> {
+                (self.meanwhile)(self.calls.fetch_add(1, Ordering::SeqCst)).await;
+                self.inner.acquire_lease(target, holder, now, ends_at).await
+            }
         }
     };
 }
@@ -159,6 +178,7 @@ publish_calls! {
         fn publish_counts(target: TargetId, cache: CacheId) -> PublishCounts;
         fn publish_backlog(limit: u32) -> Vec<PublishBacklog>;
         fn find_objects(cache: CacheId, hashes: &[StorePathHash]) -> Vec<FoundObject>;
+        fn find_served_nars(cache: CacheId, nars: &[NarHash], now: UnixSeconds) -> Vec<NarHash>;
         fn find_owned_documents(cache: CacheId, owners: &[StorePathHash], limit: u32) -> Vec<OwnedDocument>;
         fn find_build_ids(cache: CacheId, objects: &[StorePathHash], limit: u32) -> Vec<(StorePathHash, BuildId)>;
         fn find_published_documents(target: TargetId, cache: CacheId, hashes: &[StorePathHash]) -> Vec<PublishedDocument>;
@@ -173,7 +193,6 @@ publish_calls! {
     }
     write {
         fn open_target(name: &str, location: &str) -> PublishTarget;
-        fn acquire_lease(target: TargetId, holder: &str, now: UnixSeconds, ends_at: UnixSeconds) -> Option<Lease>;
         fn renew_lease(lease: &Lease) -> ();
         fn release_lease(lease: &Lease, at: UnixSeconds, error: Option<&str>) -> ();
         fn move_target(lease: &Lease, location: &str, compared: bool) -> ();
@@ -183,6 +202,7 @@ publish_calls! {
         fn forget_removed(lease: &Lease, cache: CacheId, before: UnixSeconds, limit: u32) -> u64;
         fn settle_pending(lease: &Lease, cache: CacheId, verdicts: &PendingVerdicts, at: UnixSeconds) -> ();
         fn write_published_cache(lease: &Lease, cache: &PublishedCache, at: UnixSeconds) -> ();
+        fn forget_pending(lease: &Lease, cache: CacheId, limit: u32) -> bool;
         fn forget_published_cache(lease: &Lease, cache: CacheId, limit: u32) -> bool;
         fn begin_publishing(lease: &Lease, cache: CacheId, intents: &[PublishIntent]) -> ();
         fn note_uploaded(lease: &Lease, cache: CacheId, nars: &[PublishedNar]) -> ();

@@ -27,5 +27,5 @@ pub use fresh_index::{create_postgres_index, place_sqlite_index};
 pub use fuzz::run_over_corpus;
 pub use inspection::Inspection;
 pub use invariants::{Leaks, Violation, check_invariants, find_leaks};
-pub use memory_target::{FileEvent, MemoryTarget, SlowWrites};
+pub use memory_target::{FileEvent, Freeze, MemoryTarget, SlowWrites};
 pub use nars::{Random, farm_nar, object_for, package_nar, rebuilt};

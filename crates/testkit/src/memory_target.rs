@@ -22,7 +22,7 @@ use object_store::{
     ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 
-use crate::faults::{Fate, Faults};
+use crate::faults::{Fate, Faults, Lie};
 
 /// Something that changed the target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +99,12 @@ impl MemoryTarget {
     /// The target of a process that crashes by the script of `faults`.
     pub fn crashing(&self, faults: &Arc<Faults>) -> Store {
         self.store_with(Fault::Crash(Arc::clone(faults)))
+    }
+
+    /// The target of a process that stands still in one of its writes, as one does that is stopped
+    /// or whose machine is frozen.
+    pub fn freezing(&self, freeze: &Arc<Freeze>) -> Store {
+        self.store_with(Fault::Freeze(Arc::clone(freeze)))
     }
 
     /// The target, whose writes take as long as `writes` says, and one of whose writes fails.
@@ -179,9 +185,36 @@ impl SlowWrites {
     }
 }
 
+/// Counts the writes of a target. In one of them, the whole process stands still, and others go on.
+pub struct Freeze {
+    at: u64,
+    meanwhile: Box<dyn Fn() + Send + Sync>,
+    writes: AtomicU64,
+}
+
+impl fmt::Debug for Freeze {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Freeze").field("at", &self.at).field("writes", &self.writes).finish_non_exhaustive()
+    }
+}
+
+impl Freeze {
+    /// Write number `at`, from 0, has its effect. Its answer comes after `meanwhile`, which blocks
+    /// the thread: the connection is lost by then.
+    pub fn new(at: u64, meanwhile: Box<dyn Fn() + Send + Sync>) -> Arc<Self> {
+        Arc::new(Self { at, meanwhile, writes: AtomicU64::new(0) })
+    }
+
+    /// Writes so far.
+    pub fn writes(&self) -> u64 {
+        self.writes.load(Ordering::SeqCst)
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Fault {
     None,
+    Freeze(Arc<Freeze>),
     Crash(Arc<Faults>),
     Slow(Arc<SlowWrites>),
     /// No read succeeds, as without credentials.
@@ -204,6 +237,16 @@ impl Fault {
                 writes.write().await?;
                 call.await
             }
+            Self::Freeze(freeze) => {
+                let freezes = freeze.writes.fetch_add(1, Ordering::SeqCst) == freeze.at;
+                let done = call.await?;
+                if freezes {
+                    (freeze.meanwhile)();
+                    let source = "the connection was lost while the process stood still".into();
+                    return Err(Error::Generic { store: "memory", source });
+                }
+                Ok(done)
+            }
             Self::Crash(faults) => match faults.step() {
                 Fate::Run => call.await,
                 Fate::Die { effect_kept } => {
@@ -215,6 +258,10 @@ impl Fault {
                 Fate::Dead => Err(refused()),
             },
         }
+    }
+
+    fn drops_puts(&self) -> bool {
+        matches!(self, Self::Crash(faults) if faults.lies(Lie::PutsDropped))
     }
 
     fn check_read(&self) -> Result<()> {
@@ -243,7 +290,11 @@ impl ObjectStore for FaultyStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         let put = async {
             let put = self.files.memory.put_opts(location, payload, options).await?;
-            self.files.note_put(location).await?;
+            if self.fault.drops_puts() && location.as_ref().contains("/nar/") {
+                self.files.memory.delete(location).await?;
+            } else {
+                self.files.note_put(location).await?;
+            }
             Ok(put)
         };
         self.fault.write(put).await
@@ -323,7 +374,7 @@ struct FaultyUpload {
     location: Path,
     files: Arc<Files>,
     fault: Fault,
-    /// Finished or given up: a store's upload that cannot be finished gives itself up.
+    /// Finished or given up.
     has_ended: bool,
 }
 
@@ -345,14 +396,15 @@ impl MultipartUpload for FaultyUpload {
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
-        self.end();
-        let (files, location) = (Arc::clone(&self.files), self.location.clone());
+        let (files, location, fault) = (Arc::clone(&self.files), self.location.clone(), self.fault.clone());
         let complete = async {
             let put = self.upload.complete().await?;
             files.note_put(&location).await?;
             Ok(put)
         };
-        self.fault.write(complete).await
+        let completed = fault.write(complete).await?;
+        self.end();
+        Ok(completed)
     }
 
     async fn abort(&mut self) -> Result<()> {

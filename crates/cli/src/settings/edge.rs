@@ -175,6 +175,7 @@ fn resolve_target(raw: &Raw, notes: &mut Vec<String>) -> Result<EdgeTarget> {
         memory_bytes: size(raw, &keys::EDGE_MEMORY),
         request_timeout: duration(raw, &keys::EDGE_TIMEOUT),
         lease: duration(raw, &keys::EDGE_LEASE),
+        turn: TargetSettings::default().turn,
     };
     Ok(EdgeTarget { target, place })
 }

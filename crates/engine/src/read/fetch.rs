@@ -53,10 +53,11 @@ impl Engine {
             }
             ReadFailure::Damaged(chunks) => {
                 let damaged = self.still_there(&read.rows, chunks).await;
-                if !damaged.is_empty() {
-                    self.mark_damaged(plan.nar, &plan.hash, &damaged).await;
+                let is_damaged = !damaged.is_empty();
+                if is_damaged {
+                    self.mark_damaged(plan.nar, &plan.hash, vec![damaged]).await;
                 }
-                !damaged.is_empty()
+                is_damaged
             }
         };
         if is_damaged {

@@ -24,9 +24,10 @@ const LOOKUPS: usize = 16;
 /// memory of a larger recipe.
 const OPENING_BYTES: u64 = 512 * 1024;
 
-/// How long opening a healed NAR waits until its new tag is written. The usual write takes some
-/// milliseconds; after it no narinfo names the old tag any more.
-const ENCODING_WAIT: Duration = Duration::from_millis(500);
+/// How long a read waits until the new tag of a healed NAR, or damage that it found, is written
+/// down. The usual write takes some milliseconds; after it no narinfo names the old tag, or the
+/// damaged NAR, any more.
+const WRITE_WAIT: Duration = Duration::from_millis(500);
 
 /// New tags that are being written at once. When there are more, the next opening of the NAR writes
 /// the tag.
@@ -234,7 +235,7 @@ impl Engine {
     }
 
     /// Writes the tag that healing gave to a NAR, so that narinfos name it from now on. Waits for
-    /// the write only for [`ENCODING_WAIT`] and succeeds always: these bytes can be served under
+    /// the write only for [`WRITE_WAIT`] and succeeds always: these bytes can be served under
     /// their new tag whether the database takes the update or not, and the next opening of the NAR
     /// tries again.
     async fn update_encoding(&self, nar: &Nar, tag: EncodingTag, file_size: u64) {
@@ -253,7 +254,7 @@ impl Engine {
                 }
             }
         });
-        let _ = tokio::time::timeout(ENCODING_WAIT, update).await;
+        let _ = tokio::time::timeout(WRITE_WAIT, update).await;
     }
 
     /// Checks that all packs of a NAR exist, or existed within the last minute. If one is missing,
@@ -322,19 +323,22 @@ impl Engine {
         recipe: &Recipe,
         lost: &BTreeSet<PackId>,
     ) -> bool {
-        let mut any = false;
+        let mut pages = Vec::new();
         for runs in windows(&recipe.runs) {
             match self.index().load_chunks(&runs).await {
                 Ok(rows) => {
                     let rows = rows.iter().filter(|row| lost.contains(&row.pack_id));
                     let chunks: Vec<u64> = rows.map(|row| row.number).collect();
                     if !chunks.is_empty() {
-                        any = true;
-                        self.mark_damaged(nar, hash, &chunks).await;
+                        pages.push(chunks);
                     }
                 }
                 Err(error) => tracing::error!(nar.hash = %hash, %error, "failed to mark a NAR damaged"),
             }
+        }
+        let any = !pages.is_empty();
+        if any {
+            self.mark_damaged(nar, hash, pages).await;
         }
         any
     }
@@ -352,15 +356,28 @@ impl Engine {
         self.missing_packs(&packs).await
     }
 
-    /// Marks damage. A failure is only logged: the caller already answers with an error, and the
-    /// next read finds the damage again.
-    pub(super) async fn mark_damaged(&self, nar: NarId, hash: &NarHash, chunks: &[u64]) {
-        tracing::error!(nar.hash = %hash, chunk.numbers = ?chunks, "stored bytes are damaged");
+    /// Marks pages of chunks as damaged. Waits for the writes only for [`WRITE_WAIT`]. A failure is
+    /// only logged: the caller already answers with an error, and the next read finds the damage
+    /// again.
+    pub(super) async fn mark_damaged(&self, nar: NarId, hash: &NarHash, pages: Vec<Vec<u64>>) {
+        tracing::error!(nar.hash = %hash, chunk.numbers = ?pages, "stored bytes are damaged");
         self.metrics().nars_damaged.inc();
-        if let Err(error) = self.index().mark_damaged(nar, chunks, self.now()).await {
-            tracing::error!(nar.hash = %hash, %error, "failed to mark a NAR damaged");
-        }
-        self.forget_nars();
+        let Some(turn) = self.encoding_updates().try_take_turn() else {
+            tracing::error!(nar.hash = %hash, "too many writes wait for the database to mark a NAR damaged");
+            return;
+        };
+        let (engine, hash) = (self.clone(), *hash);
+        let mark = tokio::spawn(async move {
+            let _turn = turn;
+            for chunks in pages {
+                if let Err(error) = engine.index().mark_damaged(nar, &chunks, engine.now()).await {
+                    tracing::error!(nar.hash = %hash, %error, "failed to mark a NAR damaged");
+                    break;
+                }
+            }
+            engine.forget_nars();
+        });
+        let _ = tokio::time::timeout(WRITE_WAIT, mark).await;
     }
 }
 

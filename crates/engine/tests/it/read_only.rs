@@ -124,14 +124,14 @@ async fn pulls_do_not_wait_for_a_locked_table() {
     let engine = later(Arc::clone(&index), &blobs);
     let cache = create_main(&engine).await;
     let nar = package_nar(&mut Random::new(5), 60_000, &[path(9)]);
-    let writer = engine_over(index, blobs, settings());
+    let writer = engine_over(index, Arc::clone(&blobs), settings());
     for number in 0..50 {
         let ingested = ingest(&writer, &nar).await.unwrap();
         writer.commit_object(&cache, ingested, object_for(&path(number), &[])).await.unwrap();
     }
 
     // Readers go on beside this lock, writers wait for it.
-    let lock = "BEGIN; LOCK TABLE objects IN EXCLUSIVE MODE; SELECT pg_sleep(6); COMMIT";
+    let lock = "BEGIN; LOCK TABLE objects, chunks, nars IN EXCLUSIVE MODE; SELECT pg_sleep(6); COMMIT";
     let locked_url = url.clone();
     let lock = std::thread::spawn(move || Postgres::shared().sql(&locked_url, lock));
     let is_locked =
@@ -143,8 +143,14 @@ async fn pulls_do_not_wait_for_a_locked_table() {
     }
     let open = engine.open_nar(&cache, &NarKey::Hash(hash_of(&nar))).await.unwrap();
     assert!(open.is_some());
+    // Damage that a read finds is written down later.
+    for blob in blobs.list().await.unwrap() {
+        blobs.delete(&blob).await.unwrap();
+    }
+    assert!(!matches!(served(&engine, &cache, &nar, None).await, Ok(Some(_))));
     assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     assert!(uses(&engine, "written") < 1.0);
     lock.join().unwrap();
     becomes(async || uses(&engine, "written") >= 50.0).await;
+    becomes(async || engine.narinfo(&cache, &path(1).hash()).await.unwrap().is_none()).await;
 }

@@ -173,6 +173,7 @@ pub(super) async fn a_lost_lease_writes_nothing(both: Both) -> Result<()> {
         note_all(&both, &old, id, NOW).await,
         both.publish.settle_pending(&old, id, &settled(&[1]), NOW).await,
         both.publish.forget_published_cache(&old, id, 9).await.map(drop),
+        both.publish.forget_pending(&old, id, 9).await.map(drop),
         both.publish.forget_removed(&old, id, NOW, 9).await.map(drop),
         publish(&both, &old, id, 1, &[]).await,
         both.publish.note_uploaded(&old, id, &[uploaded(1)]).await,
@@ -242,6 +243,22 @@ pub(super) async fn a_whole_cache_can_be_noted(both: Both) -> Result<()> {
     assert_eq!(both.publish.pending_absent(lease.target, id, all.next, 1).await?, AbsentPage::default());
     let found = both.publish.find_objects(id, &hashes(&[1, 2, 9])).await?;
     assert_eq!(found.len(), 2);
+    let nars: Vec<NarHash> = found.iter().map(|found| found.nar.hash).chain([nar_hash(77)]).collect();
+    let mut served = both.publish.find_served_nars(id, &nars, NOW).await?;
+    served.sort_unstable();
+    let mut there = nars[..2].to_vec();
+    there.sort_unstable();
+    assert_eq!(served, there);
+    assert_eq!(both.publish.find_served_nars(other, &nars, NOW).await?, []);
+    // Nothing of it is looked at any more, and nothing else is forgotten.
+    note_all(&both, &lease, other, NOW).await?;
+    let mut pages = 1;
+    while !both.publish.forget_pending(&lease, id, 3).await? {
+        pages += 1;
+    }
+    assert_eq!((pages, pending(&both, &lease, id).await?), (2, Vec::new()));
+    assert_eq!(pending(&both, &lease, other).await?, hashes(&[4]));
+    assert!(state(&both, &lease, id, 9).await?.is_some());
     Ok(())
 }
 

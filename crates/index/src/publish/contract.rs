@@ -473,6 +473,9 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Forgets one, with everything that was written down of it, at most `limit` rows of each kind.
     /// Returns whether all is gone; the cache's own row goes last.
     async fn forget_published_cache(&self, lease: &Lease, cache: CacheId, limit: u32) -> Result<bool>;
+    /// Forgets what has to be looked at in a cache, at most `limit` objects, and at last the scan
+    /// of the cache. Returns whether all is gone.
+    async fn forget_pending(&self, lease: &Lease, cache: CacheId, limit: u32) -> Result<bool>;
     /// What a target holds of a cache.
     async fn publish_counts(&self, target: TargetId, cache: CacheId) -> Result<PublishCounts>;
     /// How much of each cache is in each target and how much waits, by target and name, at most
@@ -485,6 +488,14 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Those of these objects that the cache has, with damaged NARs too. At most 16,384; one
     /// statement.
     async fn find_objects(&self, cache: CacheId, hashes: &[StorePathHash]) -> Result<Vec<FoundObject>>;
+    /// Those of these NARs that the lab serves in the cache: through an object, a grace that has
+    /// not ended, or an alias. At most 16,384; one statement.
+    async fn find_served_nars(
+        &self,
+        cache: CacheId,
+        nars: &[NarHash],
+        now: UnixSeconds,
+    ) -> Result<Vec<NarHash>>;
     /// Those of these objects that a row is written of. At most 16,384; one statement.
     async fn find_published(
         &self,

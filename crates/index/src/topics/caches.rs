@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 
+use super::counters::PATHS_OF_CACHE;
 use super::retention::ADD_AUDIT;
 use super::settings::check_master_key;
 use super::{journal, outbox};
@@ -138,13 +139,6 @@ pub(crate) const LIST_CACHES_OF_NAR: Sql = both!(
      ORDER BY c.name"
 );
 
-// A sum of BIGINT is NUMERIC on PostgreSQL.
-const CACHE_TOTALS: Sql = both!(
-    "SELECT count(*), CAST(coalesce(sum(n.size), 0) AS BIGINT)
-     FROM objects AS o JOIN nars AS n ON n.id = o.nar
-     WHERE o.cache = $1 AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
-);
-
 // The condition and the change are one statement, under the cache's lock: no commit comes between
 // them.
 pub(crate) const UPDATE_CACHE: Sql = both!(
@@ -262,7 +256,12 @@ impl<D: Dialect> CacheIndex for SqlIndex<D> {
 
     async fn cache_totals(&self, cache: CacheId) -> Result<CacheTotals> {
         self.read("sum up a cache", async |mut tx| {
-            read_totals(&tx.one(CACHE_TOTALS, &[Number(cache.0)]).await?)
+            // The counters are right at every moment, and nothing grows with the cache. Those of a
+            // deleted cache go with its objects, bit by bit.
+            if tx.optional(CACHE_EXISTS, &[Number(cache.0)]).await?.is_none() {
+                return Ok(CacheTotals::default());
+            }
+            read_totals(&tx.one(PATHS_OF_CACHE, &[Number(cache.0)]).await?)
         })
         .await
     }

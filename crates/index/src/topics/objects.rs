@@ -15,7 +15,7 @@ use crate::contract::{
 use crate::object_conflict::ObjectChange;
 use crate::publish::records::{Records, records};
 use crate::rows::{Row as _, read_alias, read_found, read_use};
-use crate::sql::Argument::{Bytes, Flag, List, Number, OptionalNumber, OptionalText, Text};
+use crate::sql::Argument::{Bytes, Flag, List, Number, OptionalText, Text};
 use crate::sql::{Sql, Transaction, both, damaged};
 use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
 
@@ -104,15 +104,15 @@ const WRITE_GRACE: Sql = both!(
          ends_at = CASE WHEN graces.ends_at < excluded.ends_at THEN excluded.ends_at ELSE graces.ends_at END"
 );
 
-// The NAR of the object ($3), and those that the path had before.
-pub(crate) const DELETE_ALIASES_FOR_CAUSE: Sql = both!(
-    "DELETE FROM aliases WHERE cache = $1 AND (nar = $3
-         OR nar IN (SELECT g.nar FROM graces AS g WHERE g.cache = $1 AND g.hash = $2))
-     RETURNING file_name"
-);
+// A statement for each NAR that the path has or had: joined by OR, both databases would read all
+// aliases of the cache. A path had few NARs in the time of a grace.
+pub(crate) const DELETE_ALIASES_OF_NAR: Sql =
+    both!("DELETE FROM aliases WHERE nar = $2 AND cache = $1 RETURNING file_name");
 
-pub(crate) const DELETE_GRACES_FOR_CAUSE: Sql =
-    both!("DELETE FROM graces WHERE cache = $1 AND (hash = $2 OR nar = $3)");
+pub(crate) const DELETE_GRACES_OF_NAR: Sql = both!("DELETE FROM graces WHERE nar = $2 AND cache = $1");
+
+pub(crate) const DELETE_GRACES_OF_PATH: Sql =
+    both!("DELETE FROM graces WHERE cache = $1 AND hash = $2 RETURNING nar");
 
 pub(crate) const FIND_ALIAS: Sql = both!(concat!(
     "SELECT n.id, n.hash, n.size, n.file_size, n.tag, ",
@@ -220,11 +220,18 @@ pub(crate) async fn remove(
         (Removal::WithGraceUntil(_), None) => {}
         // Also when the object went before: its grace ends now.
         (Removal::ForCause, nar) => {
-            let names = [path[0], path[1], OptionalNumber(nar)];
-            for row in tx.rows(DELETE_ALIASES_FOR_CAUSE, &names).await? {
-                journal::note(tx, &JournalSubject::Alias(cache, row.column(0, "aliases")?)).await?;
+            if let Some(nar) = nar {
+                tx.run(DELETE_GRACES_OF_NAR, &[Number(cache.0), Number(nar)]).await?;
             }
-            tx.run(DELETE_GRACES_FOR_CAUSE, &names).await?;
+            let mut nars: Vec<i64> = nar.into_iter().collect();
+            for row in tx.rows(DELETE_GRACES_OF_PATH, &path).await? {
+                nars.push(row.column(0, "graces")?);
+            }
+            for nar in nars {
+                for row in tx.rows(DELETE_ALIASES_OF_NAR, &[Number(cache.0), Number(nar)]).await? {
+                    journal::note(tx, &JournalSubject::Alias(cache, row.column(0, "aliases")?)).await?;
+                }
+            }
         }
     }
     // Also when the object went before: followers have to know that its grace is over.

@@ -196,17 +196,33 @@ impl Lab {
 
     /// A run of another program, beside one that is under way.
     pub(crate) async fn publish_beside(self: Arc<Self>) -> Result<Outcome> {
+        let store = self.target.store();
+        self.run_beside(store, Mode::Follow).await
+    }
+
+    /// The same to this place.
+    pub(crate) async fn run_beside(self: Arc<Self>, target: Store, mode: Mode) -> Result<Outcome> {
         let (done, outcome) = tokio::sync::oneshot::channel();
         std::thread::spawn(move || {
+            let publisher = self.publisher_of(Arc::clone(&self.index) as Arc<dyn PublishIndex>, target);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let _ = done.send(runtime.expect("a runtime").block_on(self.publish()));
+            let _ = done.send(runtime.expect("a runtime").block_on(publisher.run(mode)));
         });
         outcome.await.expect("the other program ends")
     }
 
     pub(crate) fn publisher_of(&self, index: Arc<dyn PublishIndex>, target: Store) -> Publisher {
-        let engine = self.engine.clone();
-        Publisher::new(engine, index, target, self.settings.clone(), "test".to_owned(), Arc::new(Silent))
+        self.publisher_with(index, target, self.settings.clone())
+    }
+
+    /// A publisher with other settings than the lab's.
+    pub(crate) fn publisher_with(
+        &self,
+        index: Arc<dyn PublishIndex>,
+        target: Store,
+        settings: TargetSettings,
+    ) -> Publisher {
+        Publisher::new(self.engine.clone(), index, target, settings, "test".to_owned(), Arc::new(Silent))
     }
 
     pub(crate) async fn publish(&self) -> Result<Outcome> {

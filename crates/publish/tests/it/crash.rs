@@ -1,12 +1,14 @@
 //! Crash at every step of a run, with the lost call's effect kept and dropped: a reader sees whole
 //! closures all the way, and the next run finishes what was begun and leaves nothing behind.
 
-use crate::common::{Lab, debug_name, log_name, on_both_databases, stride, trace_name};
+use std::collections::BTreeSet;
+
+use crate::common::{Lab, check, debug_name, log_name, on_both_databases, stride, trace_name};
 use dormer_edge::CacheState;
-use dormer_engine::{KeyChange, UpdateCache};
+use dormer_engine::{Clock as _, KeyChange, UpdateCache};
 use dormer_publish::{Error, Mode};
 use dormer_stores::FileKind;
-use dormer_testkit::{Faults, MemoryTarget};
+use dormer_testkit::{Faults, Lie, MemoryTarget};
 
 /// What the run that crashes finds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,6 +166,30 @@ async fn survives(before: Before, published: &[u8], nars: usize) {
             }
         }
     }
+}
+
+/// Planted defects are caught by the checks of these tests.
+#[tokio::test]
+async fn a_target_that_drops_puts_is_caught() {
+    let lab = Before::Nothing.prepare().await;
+    let faults = Faults::crash_at_with(u64::MAX, false, Lie::PutsDropped);
+    lab.crashing(&faults).run(Mode::Follow).await.expect("nobody notices it");
+    let caught = check(&lab.target.files(), &BTreeSet::new());
+    assert!(caught.is_err(), "a link or a narinfo leads to a NAR that is not there");
+}
+
+#[tokio::test]
+async fn an_index_that_ignores_leases_is_caught() {
+    let lab = Before::Nothing.prepare().await;
+    let target = lab.index.open_target("edge", "memory").await.expect("it answers");
+    let now = lab.clock.now();
+    let held = lab.index.acquire_lease(target.id, "another", now, now + 3_600).await.expect("it answers");
+    let faults = Faults::crash_at_with(u64::MAX, false, Lie::LeaseIgnored);
+    // Refused without the defect: `a_run_beside_one_that_lives_is_refused`.
+    let both = lab.crashing(&faults).run(Mode::Follow).await;
+    assert!(both.is_ok(), "{both:?}");
+    let lost = lab.index.renew_lease(&held.expect("nobody has it")).await;
+    assert!(matches!(lost, Err(dormer_index::Error::LeaseLost)), "{lost:?}");
 }
 
 async fn a_first_run_survives_a_crash_at_any_step() {

@@ -8,3 +8,5 @@ mod export;
 mod failing;
 mod meanwhile;
 mod orders;
+mod paused;
+mod turns;

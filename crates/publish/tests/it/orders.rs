@@ -376,6 +376,32 @@ async fn a_target_that_moved_is_refused_until_it_is_reconciled() {
     lab.publish().await.unwrap();
 }
 
+/// Another program publishes to a new place between the first look at a target and the lease: the
+/// rows are about the new place from then on.
+async fn a_target_that_moves_before_the_lease_is_taken_is_refused() {
+    let lab = Arc::new(Lab::new().await);
+    lab.push(1, 1, &[]).await;
+    lab.publish().await.unwrap();
+    lab.push(2, 2, &[]).await;
+    let other = Arc::new(MemoryTarget::at("elsewhere"));
+    let (busy, place) = (Arc::clone(&lab), Arc::clone(&other));
+    let (first, _) = lab.publisher_meanwhile(Box::new(move |call| {
+        let (lab, place) = (Arc::clone(&busy), Arc::clone(&place));
+        Box::pin(async move {
+            if call == 1 {
+                let store = place.store();
+                lab.run_beside(store, Mode::Reconcile).await.unwrap();
+            }
+        })
+    }));
+    let refused = first.run(Mode::Follow).await;
+    assert!(matches!(refused, Err(Error::Moved { .. })), "{refused:?}");
+    let target = lab.index.list_targets().await.unwrap().remove(0);
+    assert_eq!((target.location.as_str(), target.compared, target.holder), ("elsewhere", true, None));
+    assert_eq!(numbers(lab.published()), [1], "nothing came to the old place");
+    assert!(other.files().contains_key("main/nix-cache-info"));
+}
+
 /// A second program takes over at any moment of a run, as if that one had been away for longer than
 /// its lease.
 #[tokio::test]
@@ -487,7 +513,13 @@ async fn whatever_happens_in_the_lab_a_reader_always_finds_whole_closures() {
     const UPSTREAM: u8 = 200;
     let rounds = if std::env::var_os("DORMER_TEST_LONG").is_some() { 400 } else { 40 };
     for seed in (0..rounds).step_by(stride()) {
-        let lab = Lab::new().await;
+        let mut lab = Lab::new().await;
+        if seed % 2 == 1 {
+            // Every turn ends as soon as it may.
+            lab.settings.turn = Duration::ZERO;
+        }
+        // One process, which passes over what waits and did not change.
+        let publisher = lab.publisher();
         let mut random = Random::new(seed);
         let mut graph: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
         for _ in 0..40 {
@@ -515,14 +547,14 @@ async fn whatever_happens_in_the_lab_a_reader_always_finds_whole_closures() {
                 6 if graph.remove(&number).is_some() => lab.remove_for_cause(number).await,
                 5..=7 => lab.clock.advance(SETTLE),
                 _ => {
-                    lab.publish().await.unwrap();
+                    publisher.run(Mode::Follow).await.unwrap();
                 }
             }
         }
         // What is taken back looks at upstream's paths again.
-        lab.publish().await.unwrap();
+        publisher.run(Mode::Follow).await.unwrap();
         lab.clock.advance(SETTLE);
-        let last = lab.publish().await.unwrap();
+        let last = publisher.run(Mode::Follow).await.unwrap();
         lab.check_every_moment(&[UPSTREAM], &format!("seed {seed}"));
         // References are lower numbers, so each is decided before it is asked for.
         let mut whole = BTreeSet::new();
@@ -550,7 +582,7 @@ async fn whatever_happens_in_the_lab_a_reader_always_finds_whole_closures() {
             }
         }
         lab.clock.advance(SETTLE);
-        assert_eq!(lab.publish().await.unwrap().waiting(), 0, "seed {seed}");
+        assert_eq!(publisher.run(Mode::Follow).await.unwrap().waiting(), 0, "seed {seed}");
         lab.check_every_moment(&[UPSTREAM], &format!("seed {seed}, healed"));
     }
 }
@@ -803,6 +835,7 @@ on_both_databases! {
     a_deleted_cache_leaves_nothing_and_its_name_can_be_used_again,
     two_runs_do_not_overlap_and_a_dead_ones_lease_runs_out,
     a_target_that_moved_is_refused_until_it_is_reconciled,
+    a_target_that_moves_before_the_lease_is_taken_is_refused,
     reconciling_repairs_what_is_missing_damaged_extra_or_unknown,
     whatever_happens_in_the_lab_a_reader_always_finds_whole_closures,
     recompressed_nars_are_other_files_of_the_same_archives,

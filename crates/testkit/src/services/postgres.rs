@@ -145,6 +145,16 @@ impl Postgres {
         self.launch(settings);
     }
 
+    /// Restarts the server as a standby without a primary, as after a failover that has not ended:
+    /// it can be read and takes no writes. `SELECT pg_promote()` makes it a primary again.
+    pub fn restart_as_standby(&self) {
+        self.stop();
+        let signal = self.data().join("standby.signal");
+        fs::write(&signal, []).expect("the folder is ours");
+        give_away(&signal);
+        self.launch(&[]);
+    }
+
     /// Starts a server with an empty data folder that offers TLS with this certificate, and also
     /// accepts connections without TLS.
     pub fn start_with_tls(certificates: &Certificates) -> Self {

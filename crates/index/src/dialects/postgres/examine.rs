@@ -36,8 +36,8 @@ impl SqlIndex<Postgres> {
     pub async fn examine(url: &str, options: &PostgresOptions, setting: &str) -> Result<Examination> {
         let connect = open::connect_options(url, options)?;
         let mut connection = open::first_connection(&connect, options).await?;
-        let database = open::check_server(&mut connection).await?;
-        let schema = open::schema_version(&mut connection, &database).await?;
+        let server = open::check_server(&mut connection).await?;
+        let schema = open::schema_version(&mut connection, &server.database).await?;
         let mut examination = Examination {
             program: String::new(),
             schema: (schema > 0).then_some(schema),

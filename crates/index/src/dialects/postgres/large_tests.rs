@@ -93,7 +93,7 @@ async fn look_ups_are_as_cheap_in_a_large_index() {
         let index = open(&url).await;
         let cache = cache(&index, "main").await;
         fill(&server, &url, cache, count);
-        look_ups_search_indexes(&index, false).await;
+        look_ups_search_indexes(&index).await;
         let line = look_around(&index, cache, count).await;
         let pages = pages(&index, cache).await;
         // Beside the tests' own output, which hides what a test prints that passes.

@@ -35,6 +35,10 @@ const MIGRATION_WAIT: Duration = Duration::from_mins(10);
 /// Oldest server that knows what we use: 64-bit transaction ids and their snapshots.
 const SERVER_VERSION_MIN: i32 = 130_000;
 
+/// How long a connection to a standby is used. Then its address is asked again: it may lead to a
+/// primary by now, and a standby that lags says "not here" of what was just pushed.
+const STANDBY_USED: Duration = Duration::from_secs(10);
+
 /// The tables that make a database ours.
 const OUR_TABLES: [&str; 5] = ["_sqlx_migrations", "settings", "packs", "chunks", "outbox"];
 
@@ -122,7 +126,7 @@ pub(super) fn transaction_settings(options: &PostgresOptions) -> String {
 
 /// How connections are kept.
 pub(super) fn pool_options(options: &PostgresOptions, shared: &std::sync::Arc<Shared>) -> PgPoolOptions {
-    let shared = std::sync::Arc::clone(shared);
+    let (shared, connected) = (std::sync::Arc::clone(shared), std::sync::Arc::clone(shared));
     let own_options = options.clone();
     PgPoolOptions::new()
         .max_connections(options.connections_max)
@@ -132,8 +136,12 @@ pub(super) fn pool_options(options: &PostgresOptions, shared: &std::sync::Arc<Sh
         // Ours asks only when there is doubt.
         .test_before_acquire(false)
         .before_acquire(move |connection, state| {
-            let doubts = shared.doubts(&state);
+            let (doubts, may_be_standby) = (shared.doubts(&state), shared.may_be_standby(&state));
             Box::pin(async move {
+                if may_be_standby {
+                    let row = connection.fetch_one("SELECT pg_is_in_recovery()").await?;
+                    return Ok(!row.try_get::<bool, _>(0)? || state.age < STANDBY_USED);
+                }
                 if doubts {
                     connection.ping().await?;
                 }
@@ -141,11 +149,16 @@ pub(super) fn pool_options(options: &PostgresOptions, shared: &std::sync::Arc<Sh
             })
         })
         .after_connect(move |connection, _| {
-            let options = own_options.clone();
+            let (options, shared) = (own_options.clone(), std::sync::Arc::clone(&connected));
             Box::pin(async move {
                 begin_session(connection, &options).await?;
                 match check_server(connection).await {
-                    Ok(_) => Ok(()),
+                    Ok(server) => {
+                        if server.is_standby {
+                            shared.note_standby();
+                        }
+                        Ok(())
+                    }
                     Err(Error::Unavailable { source, .. } | Error::Database { source, .. }) => Err(source),
                     Err(unfit) => Err(sqlx::Error::Configuration(unfit.into())),
                 }
@@ -159,17 +172,29 @@ pub(super) fn schema_known() -> i64 {
 }
 
 /// Looks at the server and the database before anything is written, and brings the schema up to
-/// date.
+/// date. A standby takes no writes: it can be read if its schema is up to date already.
 pub(super) async fn prepare(connect: &PgConnectOptions, options: &PostgresOptions) -> Result<()> {
     let look = async {
         let mut connection = first_connection(connect, options).await?;
-        let database = check_server(&mut connection).await?;
+        let server = check_server(&mut connection).await?;
         refuse_unsaid_pooler(&mut connection, connect, options).await?;
         begin_session(&mut connection, options).await.map_err(|error| failed(OPEN, error))?;
-        Ok((connection, database))
+        Ok((connection, server))
     };
-    let (mut connection, database) = in_time(options, look).await?;
-    migrate(&mut connection, &database).await?;
+    let (mut connection, server) = in_time(options, look).await?;
+    if server.is_standby {
+        let found = in_time(options, schema_version(&mut connection, &server.database)).await?;
+        let known = schema_known();
+        if found < known {
+            let what = format!(
+                "it is a standby with schema version {found}, and only a primary can bring it to {known}"
+            );
+            return Err(Error::ServerUnfit { what });
+        }
+        tracing::warn!("the database is a standby: what is stored can be read, and nothing can be pushed");
+    } else {
+        migrate(&mut connection, &server.database).await?;
+    }
     connection.close().await.map_err(|error| failed(OPEN, error))
 }
 
@@ -177,9 +202,9 @@ pub(super) async fn prepare(connect: &PgConnectOptions, options: &PostgresOption
 pub(super) async fn plan(connect: &PgConnectOptions, options: &PostgresOptions) -> Result<MigrationPlan> {
     let look = async {
         let mut connection = first_connection(connect, options).await?;
-        let database = check_server(&mut connection).await?;
+        let server = check_server(&mut connection).await?;
         begin_session(&mut connection, options).await.map_err(|error| failed(OPEN, error))?;
-        let found = schema_version(&mut connection, &database).await?;
+        let found = schema_version(&mut connection, &server.database).await?;
         connection.close().await.map_err(|error| failed(OPEN, error))?;
         Ok(MigrationPlan::new(found, &migrations()))
     };
@@ -257,9 +282,17 @@ pub(super) async fn sees_pooler(
     Ok(is_shared)
 }
 
-/// Refuses a server that would lose acknowledged commits, or cannot do what we need. Returns the
-/// database's name.
-pub(super) async fn check_server(connection: &mut PgConnection) -> Result<String> {
+/// What a server says about itself.
+#[derive(Debug)]
+pub(super) struct ServerFacts {
+    /// The database's name.
+    pub(super) database: String,
+    /// Whether it takes no writes.
+    pub(super) is_standby: bool,
+}
+
+/// Refuses a server that would lose acknowledged commits, or cannot do what we need.
+pub(super) async fn check_server(connection: &mut PgConnection) -> Result<ServerFacts> {
     let row = connection.fetch_one(SERVER).await.map_err(|error| failed(OPEN, error))?;
     let text = |column: usize| row.try_get::<String, _>(column).map_err(|error| failed(OPEN, error));
     let version: i32 = row.try_get(0).map_err(|error| failed(OPEN, error))?;
@@ -279,10 +312,7 @@ pub(super) async fn check_server(connection: &mut PgConnection) -> Result<String
     if encoding != "UTF8" {
         return unfit(format!("the database's encoding is {encoding}; Dormer needs UTF8"));
     }
-    if is_standby {
-        return unfit("it is a standby, which takes no writes; name the primary".to_owned());
-    }
-    text(5)
+    Ok(ServerFacts { database: text(5)?, is_standby })
 }
 
 /// Newest schema that was applied, 0 for an empty database. Refuses databases of others and newer

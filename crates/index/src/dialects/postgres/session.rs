@@ -43,6 +43,9 @@ pub(super) struct Shared {
     begun: Instant,
     /// When a connection was last found lost, in milliseconds since `begun`.
     lost_at_ms: AtomicU64,
+    /// When a connection to a standby was last made, in milliseconds since `begun`, plus one. 0:
+    /// never.
+    standby_at_ms: AtomicU64,
     /// Whether a pooler between us and the server gives every transaction another connection.
     pooled: bool,
     /// What a pooled transaction sets for itself.
@@ -58,6 +61,7 @@ impl Shared {
             answer_max,
             begun: Instant::now(),
             lost_at_ms: AtomicU64::new(0),
+            standby_at_ms: AtomicU64::new(0),
             pooled,
             transaction_settings,
         }
@@ -79,6 +83,19 @@ impl Shared {
     pub(super) fn note_loss(&self) {
         let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.lost_at_ms.fetch_max(now, Ordering::Relaxed);
+    }
+
+    /// Notes that a connection leads to a standby.
+    pub(super) fn note_standby(&self) {
+        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.standby_at_ms.fetch_max(now.saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// Whether a connection may lead to a standby: no later one did.
+    pub(super) fn may_be_standby(&self, connection: &PoolConnectionMetadata) -> bool {
+        let standby_at = Duration::from_millis(self.standby_at_ms.load(Ordering::Relaxed));
+        let made = self.begun.elapsed().saturating_sub(connection.age);
+        !standby_at.is_zero() && made <= standby_at
     }
 
     /// Whether an idle connection has to show that it still works before it is used. Asking each

@@ -67,6 +67,8 @@ pub(super) const FORGET_ROWS: [(Sql, Sql); 6] = [
         both!("DELETE FROM publish_documents WHERE target = $1 AND cache = $2 AND hash <= $3 AND $4 = $4"),
     ),
 ];
+/// The kind among [`FORGET_ROWS`] that says what has to be looked at.
+const PENDING_ROWS: usize = 3;
 // A scan is a job of its cache and target. The lease of the target fences its steps.
 pub(super) const OPEN_SCAN: Sql = both!(
     "INSERT INTO jobs (kind, cache, target, cursor, done, fence, lease_ends_at, failures, created_at)
@@ -153,23 +155,48 @@ pub(crate) async fn forget_published_cache(
     hold_lease(tx, lease).await?;
     let (target, cache) = (Number(lease.target.0), Number(cache.0));
     let mut all_gone = true;
-    for (find_last, delete) in FORGET_ROWS {
-        let rows = tx.rows(find_last, &[target, cache, Number(i64::from(limit.max(1)) - 1)]).await?;
-        let last: Option<(Vec<u8>, Vec<u8>)> = match rows.first() {
-            Some(row) => Some((row.column(0, "publish_caches")?, row.column(1, "publish_caches")?)),
-            None => None,
-        };
-        let (first, second) = match &last {
-            Some((first, second)) => (first.as_slice(), second.as_slice()),
-            None => (AFTER_ALL_KEYS, AFTER_ALL_KEYS),
-        };
-        tx.run(delete, &[target, cache, Bytes(first), Bytes(second)]).await?;
-        all_gone &= last.is_none();
+    for forget in FORGET_ROWS {
+        all_gone &= forget_rows(tx, forget, (target, cache), limit).await?;
     }
     if all_gone {
         tx.run(END_SCAN, &[target, cache]).await?;
         tx.run(FORGET_COUNTS, &[target, cache]).await?;
         tx.run(FORGET_CACHE, &[target, cache]).await?;
+    }
+    Ok(all_gone)
+}
+
+/// Forgets a page of rows of one kind. Returns whether it was the last one.
+async fn forget_rows(
+    tx: &mut impl Transaction,
+    (find_last, delete): (Sql, Sql),
+    (target, cache): (Argument<'_>, Argument<'_>),
+    limit: u32,
+) -> Result<bool> {
+    let rows = tx.rows(find_last, &[target, cache, Number(i64::from(limit.max(1)) - 1)]).await?;
+    let last: Option<(Vec<u8>, Vec<u8>)> = match rows.first() {
+        Some(row) => Some((row.column(0, "publish_caches")?, row.column(1, "publish_caches")?)),
+        None => None,
+    };
+    let (first, second) = match &last {
+        Some((first, second)) => (first.as_slice(), second.as_slice()),
+        None => (AFTER_ALL_KEYS, AFTER_ALL_KEYS),
+    };
+    tx.run(delete, &[target, cache, Bytes(first), Bytes(second)]).await?;
+    Ok(last.is_none())
+}
+
+pub(crate) async fn forget_pending(
+    tx: &mut impl Transaction,
+    lease: &Lease,
+    cache: CacheId,
+    limit: u32,
+) -> Result<bool> {
+    hold_lease(tx, lease).await?;
+    let (target, cache) = (Number(lease.target.0), Number(cache.0));
+    let all_gone = forget_rows(tx, FORGET_ROWS[PENDING_ROWS], (target, cache), limit).await?;
+    if all_gone {
+        tx.run(END_SCAN, &[target, cache]).await?;
     }
     Ok(all_gone)
 }

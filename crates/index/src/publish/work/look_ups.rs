@@ -7,9 +7,10 @@ use dormer_nix::{NarHash, StorePathHash};
 
 use super::{KEYS_MAX, after_bytes, keys, read_published, read_published_nar};
 use crate::Result;
+use crate::columns::nar_hash;
 use crate::contract::{CacheId, FoundObject, UnixSeconds};
 use crate::publish::contract::{PublishedNar, PublishedObject, TargetId};
-use crate::rows::read_found;
+use crate::rows::{Row as _, read_found};
 use crate::sql::{Argument, Sql, Transaction, both, damaged};
 
 use Argument::{Bytes, List, Number};
@@ -73,6 +74,15 @@ pub(super) const LIST_NARS: Sql = Sql {
             AND (substr(n.nar, 32, 1), n.nar, n.tag) > ($3, $4, $5) AND substr(n.nar, 32, 1) <= $6
         ORDER BY substr(n.nar, 32, 1), n.nar, n.tag LIMIT $7",
 };
+// What the lab serves is what `find_nar_in_cache` finds.
+pub(super) const FIND_SERVED: Sql = both!(
+    "SELECT n.hash FROM", list 2, "AS k CROSS JOIN nars AS n
+     WHERE n.hash = k.item AND EXISTS (
+         SELECT 1 FROM objects AS o WHERE o.nar = n.id AND o.cache = $1
+         UNION ALL SELECT 1 FROM graces AS g WHERE g.nar = n.id AND g.cache = $1 AND g.ends_at > $3
+         UNION ALL SELECT 1 FROM aliases AS a WHERE a.nar = n.id AND a.cache = $1)
+         AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
+);
 pub(super) const DUE_NARS: Sql = both!(
     "SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after FROM publish_nars AS n
      WHERE n.target = $1 AND n.cache = $2 AND n.delete_after <= $3
@@ -92,6 +102,21 @@ pub(crate) async fn find_objects(
     }
     let rows = tx.rows(FIND_OBJECTS, &[Number(cache.0), List(&keys(hashes))]).await?;
     rows.iter().map(read_found).collect()
+}
+
+pub(crate) async fn find_served_nars(
+    tx: &mut impl Transaction,
+    cache: CacheId,
+    nars: &[NarHash],
+    now: UnixSeconds,
+) -> Result<Vec<NarHash>> {
+    assert!(nars.len() <= KEYS_MAX, "too many NARs in one look-up");
+    if nars.is_empty() {
+        return Ok(Vec::new());
+    }
+    let keys: Vec<&[u8]> = nars.iter().map(|nar| nar.as_bytes().as_slice()).collect();
+    let rows = tx.rows(FIND_SERVED, &[Number(cache.0), List(&keys), Number(now)]).await?;
+    rows.iter().map(|row| nar_hash(row.column(0, "nars")?)).collect()
 }
 
 pub(crate) async fn find_published(

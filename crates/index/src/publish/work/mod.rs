@@ -21,14 +21,16 @@ use dormer_format::EncodingTag;
 use dormer_nix::{NarHash, StorePathHash};
 
 pub(crate) use self::caches::{
-    forget_published_cache, publish_backlog, publish_counts, published_caches, write_published_cache,
+    forget_pending, forget_published_cache, publish_backlog, publish_counts, published_caches,
+    write_published_cache,
 };
 pub(crate) use self::documents::{
     find_build_ids, find_needed_documents, find_owned_documents, find_published_documents,
     forget_published_documents, list_published_documents, note_document_drift, write_published_documents,
 };
 pub(crate) use self::look_ups::{
-    due_nars, find_objects, find_published, find_published_nars, list_published, list_published_nars,
+    due_nars, find_objects, find_published, find_published_nars, find_served_nars, list_published,
+    list_published_nars,
 };
 pub(crate) use self::pending::{
     find_removed, forget_removed, note_cache_step, note_pending, pending_absent, pending_objects,

@@ -1,100 +1,159 @@
 //! Publishing's statements, for tests of their plans.
 
 use super::{caches, documents, look_ups, pending, removing, writing};
+use crate::publish::work;
 use crate::sql::Sql;
+
+/// A statement and its name.
+pub(crate) type Named = (&'static str, Sql);
+
+macro_rules! named {
+    ($module:ident::$name:ident) => {
+        (concat!(stringify!($module), "::", stringify!($name)), $module::$name)
+    };
+}
 
 /// Statements that go on where the last page ended, with what shows that in the plans of SQLite and
 /// of PostgreSQL.
-pub(crate) const PAGES: &[(Sql, &str, &str)] = &[
+pub(crate) const PAGES: &[(Named, &str, &str)] = &[
     (
-        pending::PENDING,
+        named!(pending::PENDING),
         "publish_pending_by_age (target=? AND cache=? AND (since,hash)>(?,?))",
         "(ROW(since, hash) > ROW($3, $4))",
     ),
-    (pending::PENDING_ABSENT, "PRIMARY KEY (target=? AND cache=? AND hash>?)", "(hash > $3)"),
-    (pending::LAST_OBJECT, "(cache=? AND hash>?)", "(hash > $2)"),
-    (pending::LAST_PUBLISHED, "PRIMARY KEY (target=? AND cache=? AND hash>?)", "(hash > $3)"),
+    (named!(pending::PENDING_ABSENT), "PRIMARY KEY (target=? AND cache=? AND hash>?)", "(hash > $3)"),
+    (named!(pending::LAST_OBJECT), "(cache=? AND hash>?)", "(hash > $2)"),
+    (named!(pending::LAST_PUBLISHED), "PRIMARY KEY (target=? AND cache=? AND hash>?)", "(hash > $3)"),
     (
-        look_ups::LIST_PUBLISHED,
+        named!(look_ups::LIST_PUBLISHED),
         "publish_objects_by_name (<expr>=? AND <expr>=? AND hash>?)",
         "publish_objects_by_name",
     ),
     (
-        look_ups::LIST_NARS,
+        named!(look_ups::LIST_NARS),
         "publish_nars_by_name (<expr>=? AND <expr>=? AND (nar,tag)>(?,?))",
         "publish_nars_by_name",
     ),
     (
-        documents::LIST_DOCUMENTS,
+        named!(documents::LIST_DOCUMENTS),
         "publish_documents_by_name (target=? AND cache=? AND (name,hash)>(?,?) AND name<?)",
         "publish_documents_by_name",
     ),
     (
-        removing::FIND_SPREADING,
+        named!(removing::FIND_SPREADING),
         "publish_objects_leaving (target=? AND cache=? AND state=? AND referrers_taken=?)",
         "publish_objects_leaving",
     ),
     (
-        removing::REMOVABLE,
+        named!(removing::REMOVABLE),
         "publish_objects_leaving (target=? AND cache=? AND state=? AND referrers_taken=? AND hash>?)",
         "publish_objects_leaving",
     ),
 ];
 
-/// All others that touch many rows.
-pub(crate) const LOOK_UPS: &[Sql] = &[
-    pending::NOTE_OBJECTS,
-    pending::NOTE_PUBLISHED,
-    pending::NOTE_PENDING,
-    pending::NOTE_CHANGED,
-    pending::NOTE_WAITING,
-    pending::SET_LOST,
-    pending::FIND_REMOVED,
-    pending::OLD_REMOVED,
-    look_ups::FIND_OBJECTS,
-    look_ups::FIND_PUBLISHED,
-    look_ups::FIND_NARS,
-    look_ups::DUE_NARS,
-    removing::FIND_REFERRERS,
-    removing::FIND_REFERRERS_OF,
-    removing::SET_AFTER,
-    removing::NOTE_LOST,
-    removing::BEGIN_REMOVING,
-    removing::SET_TAKEN,
-    removing::DELETE_OBJECTS,
-    removing::DELETE_REFS,
-    removing::LEAVE_NARS,
-    removing::LEAVE_NARS_OF,
-    removing::END_GRACES,
-    removing::BEGIN_DELETING,
-    removing::FORGET_NARS,
-    removing::DRIFTED_OBJECTS,
-    removing::NOTE_NAMING,
-    removing::DRIFTED_NAMING,
-    writing::BEGIN_OBJECTS,
-    writing::BEGIN_NARS,
-    writing::ADD_REFS,
-    writing::NOTE_UPLOADED,
-    writing::FINISH_OBJECTS,
-    writing::FIND_REFS,
-    writing::DROP_REFS,
-    writing::LEAVE_NARS,
-    caches::FORGET_ROWS[0].1,
-    caches::FORGET_ROWS[1].1,
-    caches::FORGET_ROWS[2].1,
-    caches::FORGET_ROWS[3].1,
-    caches::FORGET_ROWS[4].1,
-    caches::FORGET_ROWS[5].1,
-    documents::FIND_OWNED,
-    documents::FIND_BUILD_IDS,
-    documents::FIND_DOCUMENTS,
-    documents::FIND_NEEDED,
-    documents::WRITE_DOCUMENTS,
-    documents::DRIFTED,
-    documents::FORGET_DOCUMENTS,
+/// All others that touch many rows, but those of [`FORGET_ROWS`](caches::FORGET_ROWS).
+pub(crate) const LOOK_UPS: &[Named] = &[
+    named!(pending::NOTE_OBJECTS),
+    named!(pending::NOTE_PUBLISHED),
+    named!(pending::NOTE_PENDING),
+    named!(pending::NOTE_CHANGED),
+    named!(pending::NOTE_WAITING),
+    named!(pending::SET_LOST),
+    named!(pending::FIND_REMOVED),
+    named!(pending::OLD_REMOVED),
+    named!(pending::NOTE_REMOVED),
+    named!(pending::FORGET_REMOVED),
+    named!(work::DROP_PENDING),
+    named!(work::FIND_NARS_OF),
+    named!(look_ups::FIND_OBJECTS),
+    named!(look_ups::FIND_PUBLISHED),
+    named!(look_ups::FIND_NARS),
+    named!(look_ups::DUE_NARS),
+    named!(look_ups::FIND_SERVED),
+    named!(removing::FIND_REFERRERS),
+    named!(removing::FIND_REFERRERS_OF),
+    named!(removing::SET_AFTER),
+    named!(removing::NOTE_LOST),
+    named!(removing::BEGIN_REMOVING),
+    named!(removing::SET_TAKEN),
+    named!(removing::DELETE_OBJECTS),
+    named!(removing::DELETE_REFS),
+    named!(removing::LEAVE_NARS),
+    named!(removing::LEAVE_NARS_OF),
+    named!(removing::END_GRACES),
+    named!(removing::BEGIN_DELETING),
+    named!(removing::FORGET_NARS),
+    named!(removing::DRIFTED_OBJECTS),
+    named!(removing::NOTE_NAMING),
+    named!(removing::DRIFTED_NAMING),
+    named!(writing::BEGIN_OBJECTS),
+    named!(writing::BEGIN_NARS),
+    named!(writing::ADD_REFS),
+    named!(writing::NOTE_UPLOADED),
+    named!(writing::FINISH_OBJECTS),
+    named!(writing::FIND_REFS),
+    named!(writing::DROP_REFS),
+    named!(writing::LEAVE_NARS),
+    named!(writing::DROP_REMOVED),
+    named!(caches::COUNTS),
+    named!(caches::LIST_BACKLOG),
+    named!(documents::FIND_OWNED),
+    named!(documents::FIND_BUILD_IDS),
+    named!(documents::FIND_DOCUMENTS),
+    named!(documents::FIND_NEEDED),
+    named!(documents::WRITE_DOCUMENTS),
+    named!(documents::DRIFTED),
+    named!(documents::FORGET_DOCUMENTS),
 ];
 
-/// Whether a statement takes any rows of a cache, as many as its limit allows.
+/// Statements that touch one row by its key, or rows of a table that has one row for each target or
+/// published cache.
+pub(crate) const FEW_ROWS: &[&str] = &[
+    "work::HOLD",
+    "pending::MOVE_CURSOR",
+    "caches::LIST_CACHES",
+    "caches::WRITE_CACHE",
+    "caches::FORGET_CACHE",
+    "caches::OPEN_SCAN",
+    "caches::MOVE_SCAN",
+    "caches::END_SCAN",
+    "caches::FORGET_COUNTS",
+    "targets::FIND_TARGET",
+    "targets::LIST_TARGETS",
+    "targets::LIST_FOLLOWERS",
+    "targets::CREATE_TARGET",
+    "targets::FIND_HOLDER",
+    "targets::ACQUIRE",
+    "targets::RELEASE",
+    "targets::MOVE",
+    "targets::CLEAR_MISSED",
+    "targets::FIND_LOCATION",
+    "targets::FORGET_SCANS",
+];
+
+/// All statements that touch many rows.
+pub(crate) fn many_rows() -> Vec<Named> {
+    let pages = PAGES.iter().map(|(named, ..)| *named);
+    let forget = caches::FORGET_ROWS
+        .into_iter()
+        .flat_map(|(find_last, delete)| ["caches::FORGET_ROWS"; 2].into_iter().zip([find_last, delete]));
+    pages.chain(LOOK_UPS.iter().copied()).chain(forget).collect()
+}
+
+/// The source of each module that has statements.
+pub(crate) const SOURCES: &[(&str, &str)] = &[
+    ("work", include_str!("mod.rs")),
+    ("caches", include_str!("caches.rs")),
+    ("documents", include_str!("documents.rs")),
+    ("look_ups", include_str!("look_ups.rs")),
+    ("pending", include_str!("pending.rs")),
+    ("removing", include_str!("removing.rs")),
+    ("targets", include_str!("targets.rs")),
+    ("writing", include_str!("writing.rs")),
+];
+
+/// Whether a statement takes any rows of a cache, as many as its limit allows, or the first one.
 pub(crate) fn takes_any_rows(sql: Sql) -> bool {
-    caches::FORGET_ROWS.iter().any(|(_, forget)| *forget == sql)
+    let ends = [caches::COUNTS, caches::LIST_BACKLOG].contains(&sql);
+    ends || caches::FORGET_ROWS.iter().any(|(find_last, delete)| [*find_last, *delete].contains(&sql))
 }

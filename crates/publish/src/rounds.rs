@@ -1,0 +1,471 @@
+//! The caches of a target take turns, in rounds.
+//!
+//! A run goes through its caches one after the other. A cache with much to do keeps its turn for
+//! half a minute at most ([`TargetSettings::turn`](crate::TargetSettings::turn)). Then a new round
+//! begins: the run looks again which caches there are and which of them are public, and the caches
+//! that changed come first. So what a cache removes for cause leaves the target within about a
+//! minute, however long another cache takes. Each cache keeps its place between two turns.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use dormer_api::CacheName;
+use dormer_index::{Cache, CacheId, CacheScan, OutboxPosition, PendingObject, PublishedCache, UnixSeconds};
+use dormer_nix::StorePathHash;
+
+use crate::bring::PAGE_OBJECTS;
+use crate::documents;
+use crate::plan::Wait;
+use crate::publisher::{Mode, Run};
+use crate::report::{CacheOutcome, Counts};
+use crate::{Error, Result};
+
+/// Waiting paths read together when most of them are passed over.
+const PASSED_OVER_PAGE: u32 = 4 * PAGE_OBJECTS;
+
+/// Changed paths of a cache that a run remembers, about 4 MB. With more, it looks at all paths.
+const CHANGED_MAX: usize = 100_000;
+
+/// How far a run has come with a cache.
+#[derive(Debug)]
+pub(crate) struct CacheTurns {
+    /// Turns that were over before the cache was up to date.
+    cut: u32,
+    /// Whether the cache was up to date once in this run.
+    is_finished: bool,
+    /// Whether the comparison with a listing has begun in this run.
+    is_compared: bool,
+    /// Whether the removals of everything noted before this run were begun.
+    removals_begun: bool,
+    /// What changed since the last turn.
+    changed: ChangedPaths,
+    /// What changed or was published in this run.
+    moved: ChangedPaths,
+    pass: Pass,
+}
+
+/// A way through the paths that have to be looked at.
+#[derive(Debug, Default)]
+struct Pass {
+    /// Behind the last page.
+    after: Option<(UnixSeconds, StorePathHash)>,
+    /// Paths that need not be looked at any more.
+    progress: u64,
+    /// Paths that wait.
+    waiting: u64,
+}
+
+/// Paths of a cache, or all of them if there are too many to remember.
+#[derive(Debug, Default)]
+struct ChangedPaths {
+    hashes: HashSet<StorePathHash>,
+    is_all: bool,
+}
+
+impl ChangedPaths {
+    fn add(&mut self, hash: StorePathHash) {
+        if self.hashes.len() >= CHANGED_MAX {
+            *self = Self { hashes: HashSet::new(), is_all: true };
+        }
+        if !self.is_all {
+            self.hashes.insert(hash);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.hashes.is_empty() && !self.is_all
+    }
+}
+
+impl CacheTurns {
+    fn new(looks_at_all: bool) -> Self {
+        Self {
+            cut: 0,
+            is_finished: false,
+            is_compared: false,
+            removals_begun: false,
+            changed: ChangedPaths::default(),
+            moved: ChangedPaths { hashes: HashSet::new(), is_all: looks_at_all },
+            pass: Pass::default(),
+        }
+    }
+
+    /// Records that a path changed in the lab.
+    pub(crate) fn note_changed(&mut self, hash: StorePathHash) {
+        self.changed.add(hash);
+        self.moved.add(hash);
+    }
+
+    /// All paths are looked at in this run: a scan noted them.
+    fn look_at_all(&mut self) {
+        self.moved = ChangedPaths { hashes: HashSet::new(), is_all: true };
+        self.removals_begun = false;
+    }
+
+    /// Those of a page that are worth a look, and those that wait for one of them.
+    fn worth_a_look(&self, mut page: Vec<PendingObject>) -> Vec<PendingObject> {
+        if self.moved.is_all {
+            return page;
+        }
+        let (chosen, passed): (Vec<_>, Vec<_>) =
+            page.iter().partition(|pending| self.is_worth_a_look(pending));
+        let mut behind: HashMap<StorePathHash, Vec<StorePathHash>> = HashMap::new();
+        for pending in passed {
+            if let Some(reference) = pending.reason.as_deref().and_then(Wait::reference_in) {
+                behind.entry(reference).or_default().push(pending.hash);
+            }
+        }
+        let mut unfollowed: Vec<StorePathHash> = chosen.iter().map(|pending| pending.hash).collect();
+        let mut chosen: HashSet<StorePathHash> = unfollowed.iter().copied().collect();
+        while let Some(hash) = unfollowed.pop() {
+            for behind in behind.remove(&hash).unwrap_or_default() {
+                if chosen.insert(behind) {
+                    unfollowed.push(behind);
+                }
+            }
+        }
+        page.retain(|pending| chosen.contains(&pending.hash));
+        page
+    }
+
+    /// Whether looking at a path may come to something new: it was not looked at since it was
+    /// noted, or it or what it waits for changed.
+    fn is_worth_a_look(&self, pending: &PendingObject) -> bool {
+        let Some(reason) = &pending.reason else { return true };
+        self.moved.is_all
+            || self.moved.hashes.contains(&pending.hash)
+            || Wait::reference_in(reason).is_some_and(|reference| self.moved.hashes.contains(&reference))
+    }
+}
+
+/// What a turn came to.
+struct Turn {
+    outcome: CacheOutcome,
+    /// Whether the cache is up to date.
+    is_done: bool,
+}
+
+impl Run<'_> {
+    /// How far this run has come with a cache.
+    pub(crate) fn turns_of(&mut self, cache: CacheId) -> &mut CacheTurns {
+        let looks_at_all = self.looks_at_all;
+        self.caches.entry(cache).or_insert_with(|| CacheTurns::new(looks_at_all))
+    }
+
+    /// Gives the caches their turns until each was up to date once, or the run is asked to end.
+    pub(crate) async fn all_caches(&mut self) -> Result<Vec<CacheOutcome>> {
+        let mut outcomes: BTreeMap<CacheId, CacheOutcome> = BTreeMap::new();
+        while !self.round(&mut outcomes).await? && !self.publisher.is_stopping() {}
+        let mut outcomes: Vec<CacheOutcome> = outcomes.into_values().collect();
+        outcomes.sort_by(|a, b| a.cache.cmp(&b.cache));
+        Ok(outcomes)
+    }
+
+    /// One round. Returns whether everything is done.
+    async fn round(&mut self, outcomes: &mut BTreeMap<CacheId, CacheOutcome>) -> Result<bool> {
+        let selected = self.publisher.selected().await?;
+        let published = self.state().published_caches(self.target()).await?;
+        let published: HashMap<CacheId, PublishedCache> =
+            published.into_iter().map(|row| (row.cache, row)).collect();
+        let is_selected = |id: CacheId| selected.iter().any(|(cache, _)| cache.id == id);
+        self.followed = published.keys().copied().filter(|id| is_selected(*id)).collect();
+        self.follow().await?;
+        // Their names may be taken by others, which have to wait until they are gone.
+        let mut leaving: HashSet<String> = HashSet::new();
+        let mut rows: Vec<&PublishedCache> =
+            published.values().filter(|row| !is_selected(row.cache)).collect();
+        rows.sort_unstable_by_key(|row| row.cache);
+        for row in rows {
+            let turn = self.leave(row).await?;
+            if !turn.is_done {
+                leaving.insert(row.name.clone());
+            }
+            merge(outcomes, row.cache, turn.outcome);
+        }
+        let names: Vec<CacheName> =
+            selected.iter().filter(|(cache, _)| cache.is_public).map(|(_, name)| name.clone()).collect();
+        documents::write_catalog(self, names).await?;
+        let readable = self.readable_by_anybody(&selected).await?;
+        let mut in_line = Vec::new();
+        for (cache, name) in &selected {
+            if self.publisher.is_stopping() {
+                return Ok(false);
+            }
+            if !cache.is_public && readable {
+                let turn = self.refuse(cache, published.get(&cache.id)).await?;
+                if !turn.is_done {
+                    leaving.insert(cache.name.clone());
+                }
+                merge(outcomes, cache.id, turn.outcome);
+            } else if !leaving.contains(&cache.name) {
+                in_line.push((cache, name));
+            }
+        }
+        in_line.retain(|(cache, _)| {
+            self.caches.get(&cache.id).is_none_or(|turns| !turns.is_finished || !turns.changed.is_empty())
+        });
+        // A cache that has used up its turns comes behind the others, and changes come first.
+        in_line.sort_by_key(|(cache, _)| {
+            self.caches.get(&cache.id).map_or((0, true), |turns| (turns.cut, turns.changed.is_empty()))
+        });
+        for (cache, name) in in_line {
+            if self.publisher.is_stopping() {
+                return Ok(false);
+            }
+            self.begin_turn();
+            let turn = self.cache(cache, name, published.get(&cache.id).cloned()).await?;
+            self.untouched = None;
+            merge(outcomes, cache.id, turn.outcome);
+            let turns = self.turns_of(cache.id);
+            turns.is_finished = turn.is_done;
+            if !turn.is_done {
+                turns.cut += 1;
+                return Ok(false);
+            }
+        }
+        Ok(leaving.is_empty())
+    }
+
+    /// Whether private caches must not be published here.
+    async fn readable_by_anybody(&self, selected: &[(Cache, CacheName)]) -> Result<bool> {
+        if selected.iter().all(|(cache, _)| cache.is_public) {
+            return Ok(false);
+        }
+        // The catalogue names public caches only, so it is a harmless thing to try with.
+        let catalog = dormer_edge::EdgeKey::Catalog.to_string();
+        Ok(self.store().is_public(&catalog).await?.unwrap_or(false))
+    }
+
+    /// A private cache in a target that anybody can read.
+    async fn refuse(&mut self, cache: &Cache, published: Option<&PublishedCache>) -> Result<Turn> {
+        let location = self.store().location().to_owned();
+        let refused = Error::PublicTarget { cache: cache.name.clone(), location };
+        let mut outcome = CacheOutcome { cache: cache.name.clone(), ..CacheOutcome::default() };
+        outcome.error = Some(refused.to_string());
+        let mut is_done = true;
+        if let Some(published) = published {
+            // It was public, or the target was not: what is there goes.
+            let (counts, is_gone) = self.withdraw(published).await?;
+            outcome.add(counts);
+            is_done = is_gone;
+        }
+        Ok(Turn { outcome, is_done })
+    }
+
+    /// A cache that is published and is not selected any more.
+    async fn leave(&mut self, published: &PublishedCache) -> Result<Turn> {
+        let caches = self.publisher.index().list_caches().await?;
+        let cache = caches.iter().find(|cache| cache.id == published.cache);
+        // It is private now, and only a pattern fits it.
+        let named =
+            |cache: &Cache| cache.name.parse().is_ok_and(|name| self.publisher.settings.selects(&name, true));
+        let mut outcome = CacheOutcome { cache: published.name.clone(), ..CacheOutcome::default() };
+        let mut is_done = true;
+        match cache {
+            Some(cache) if self.mode != Mode::Reconcile && !named(cache) => {
+                self.set_aside(published).await?;
+                outcome.note = Some(
+                    "is not among the target's caches any more and is left as it is; --reconcile takes it away"
+                        .to_owned(),
+                );
+            }
+            _ => {
+                let (counts, is_gone) = self.withdraw(published).await?;
+                outcome.add(counts);
+                is_done = is_gone;
+                outcome.note = is_gone.then(|| "was taken away".to_owned());
+            }
+        }
+        Ok(Turn { outcome, is_done })
+    }
+
+    /// The turn of a cache.
+    async fn cache(
+        &mut self,
+        cache: &Cache,
+        name: &CacheName,
+        published: Option<PublishedCache>,
+    ) -> Result<Turn> {
+        let mut outcome = CacheOutcome { cache: cache.name.clone(), ..CacheOutcome::default() };
+        let mut row = self.cache_row(cache, published).await?;
+        let is_first = self.mode == Mode::Reconcile && !self.turns_of(cache.id).is_compared;
+        // The access rules take effect before the contents.
+        documents::write_before(self, cache, name, &mut row, is_first).await?;
+        self.untouched = Some(PublishedCache { scan: None, ..row.clone() });
+        let compares =
+            matches!(row.scan, Some(CacheScan::Narinfos(_) | CacheScan::Nars(_) | CacheScan::Documents(_)));
+        let turns = self.turns_of(cache.id);
+        turns.is_compared |= compares;
+        if row.scan.is_some() {
+            turns.look_at_all();
+        }
+        let (counts, is_done) = self.scan_cache(cache, name, &mut row).await?;
+        outcome.add(counts);
+        if !is_done {
+            return Ok(Turn { outcome, is_done });
+        }
+        if is_first && !compares {
+            let turns = self.turns_of(cache.id);
+            turns.is_compared = true;
+            turns.look_at_all();
+            self.store().delete_abandoned(name.as_str()).await?;
+            row.scan = Some(CacheScan::Narinfos(None));
+            self.state().write_published_cache(&self.lease(), &row, self.now()).await?;
+            let (counts, is_done) = self.scan_cache(cache, name, &mut row).await?;
+            outcome.add(counts);
+            if !is_done {
+                return Ok(Turn { outcome, is_done });
+            }
+        }
+        let (counts, is_done) = self.bring_up_to_date(cache, name).await?;
+        outcome.add(counts);
+        outcome.waiting = self.turns_of(cache.id).pass.waiting;
+        // What is taken away after this is another cache's.
+        self.untouched = None;
+        documents::write_after(self, cache, name, &mut row, &outcome).await?;
+        Ok(Turn { outcome, is_done })
+    }
+
+    /// The cache's row. If the cache is new here, or its keys are others, all of it has to be
+    /// looked at: the row says so from now on, whatever becomes of this run.
+    async fn cache_row(
+        &mut self,
+        cache: &Cache,
+        published: Option<PublishedCache>,
+    ) -> Result<PublishedCache> {
+        let basis = documents::basis(cache, &self.publisher.settings);
+        let (scan, document) = match published {
+            Some(row) if row.basis == basis => return Ok(row),
+            Some(PublishedCache { scan: Some(scan @ CacheScan::Past(_)), document, .. }) => (scan, document),
+            // Nobody followed its changes while it was set aside.
+            Some(row) if row.basis.is_empty() => (CacheScan::Past(OutboxPosition::START), row.document),
+            Some(row) => (CacheScan::Objects(None), row.document),
+            None => (CacheScan::Past(OutboxPosition::START), Vec::new()),
+        };
+        let row = PublishedCache {
+            cache: cache.id,
+            name: cache.name.clone(),
+            basis,
+            document,
+            published_at: self.now(),
+            scan: Some(scan),
+        };
+        self.state().write_published_cache(&self.lease(), &row, self.now()).await?;
+        self.followed.insert(cache.id);
+        Ok(row)
+    }
+
+    /// Removes and brings what has to be looked at, from where the last turn ended. Returns whether
+    /// all is done; if not, the turn is over.
+    async fn bring_up_to_date(&mut self, cache: &Cache, name: &CacheName) -> Result<(Counts, bool)> {
+        let mut counts = Counts::default();
+        self.forget_old_removals(cache).await?;
+        let turns = self.turns_of(cache.id);
+        if turns.pass.after.is_none() {
+            turns.pass = Pass::default();
+        }
+        // An earlier turn may have ended while it removed something.
+        let mut is_urgent = turns.cut > 0;
+        loop {
+            is_urgent |= self.begin_new_removals(cache).await?;
+            if is_urgent && !self.remove_noted(cache, name, &mut counts).await? {
+                return Ok((counts, false));
+            }
+            is_urgent = false;
+            loop {
+                let turns = self.turns_of(cache.id);
+                let after = turns.pass.after;
+                let limit = if turns.moved.is_all { PAGE_OBJECTS } else { PASSED_OVER_PAGE };
+                let pending = self.state().pending_objects(self.target(), cache.id, after, limit).await?;
+                let Some(last) = pending.last().map(|last| (last.since, last.hash)) else { break };
+                if after.is_none() && pending.len() == limit as usize {
+                    let backlog = self.state().publish_counts(self.target(), cache.id).await?;
+                    self.publisher.reporter.backlog(&cache.name, backlog.pending);
+                }
+                let turns = self.turns_of(cache.id);
+                let all = pending.len();
+                let pending = turns.worth_a_look(pending);
+                let mut waiting = (all - pending.len()) as u64;
+                if !turns.moved.is_all && !self.remove_absent(cache, name, &pending, &mut counts).await? {
+                    return Ok((counts, false));
+                }
+                for page in pending.chunks(PAGE_OBJECTS as usize) {
+                    let page = self.publish_page(cache, name, page).await?;
+                    counts += page.counts;
+                    let turns = self.turns_of(cache.id);
+                    page.published.into_iter().for_each(|hash| turns.moved.add(hash));
+                    turns.pass.progress += page.done;
+                    if page.is_cut {
+                        return Ok((counts, false));
+                    }
+                    waiting += page.waiting;
+                }
+                let turns = self.turns_of(cache.id);
+                turns.pass.after = Some(last);
+                turns.pass.waiting += waiting;
+                // What is removed meanwhile, for cause perhaps, does not wait for the end of a long
+                // run.
+                self.follow().await?;
+                if self.begin_new_removals(cache).await?
+                    && !self.remove_noted(cache, name, &mut counts).await?
+                {
+                    return Ok((counts, false));
+                }
+                if self.has_to_pause() {
+                    return Ok((counts, false));
+                }
+            }
+            if !self.remove_noted(cache, name, &mut counts).await? {
+                return Ok((counts, false));
+            }
+            let turns = self.turns_of(cache.id);
+            turns.pass.after = None;
+            if turns.pass.progress == 0 || turns.pass.waiting == 0 {
+                return Ok((counts, true));
+            }
+            turns.pass = Pass::default();
+        }
+    }
+
+    /// Begins the removals of what changed since the last look, or of everything that was noted.
+    /// Returns whether some of it has to leave the target at once.
+    async fn begin_new_removals(&mut self, cache: &Cache) -> Result<bool> {
+        let turns = self.turns_of(cache.id);
+        let changed = std::mem::take(&mut turns.changed);
+        let is_first = !std::mem::replace(&mut turns.removals_begun, true);
+        if (is_first && turns.moved.is_all) || changed.is_all {
+            self.begin_removals(cache).await
+        } else {
+            let changed: Vec<StorePathHash> = changed.hashes.into_iter().collect();
+            self.begin_removals_among(cache, &changed).await
+        }
+    }
+
+    /// Begins the removals of those of these paths that the cache no longer has: the last run may
+    /// have noted them at its end. Returns whether all of it is gone that has to go at once.
+    async fn remove_absent(
+        &mut self,
+        cache: &Cache,
+        name: &CacheName,
+        pending: &[PendingObject],
+        counts: &mut Counts,
+    ) -> Result<bool> {
+        let hashes: Vec<StorePathHash> = pending.iter().map(|pending| pending.hash).collect();
+        let is_urgent = self.begin_removals_among(cache, &hashes).await?;
+        Ok(!is_urgent || self.remove_noted(cache, name, counts).await?)
+    }
+
+    /// Removes what is to be removed. Returns whether all of it is gone.
+    async fn remove_noted(&mut self, cache: &Cache, name: &CacheName, counts: &mut Counts) -> Result<bool> {
+        let (removed, is_done) = self.remove_all(cache.id, name, Some(cache)).await?;
+        *counts += removed;
+        Ok(is_done)
+    }
+}
+
+/// Adds what a turn came to.
+fn merge(outcomes: &mut BTreeMap<CacheId, CacheOutcome>, cache: CacheId, turn: CacheOutcome) {
+    match outcomes.entry(cache) {
+        std::collections::btree_map::Entry::Vacant(entry) => drop(entry.insert(turn)),
+        std::collections::btree_map::Entry::Occupied(mut entry) => entry.get_mut().add_turn(turn),
+    }
+}
