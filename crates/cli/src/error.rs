@@ -47,6 +47,8 @@ pub(crate) enum Error {
     Publish(#[from] dormer_publish::Error),
     #[error("there is no installation here: no server ever made {}", path.display())]
     NoInstallation { path: PathBuf },
+    #[error("{count} build traces could not be pushed; the paths were")]
+    TracesLost { count: usize },
     #[error("{waiting} removed paths still have bytes in the store")]
     BytesLeft { waiting: u64 },
     #[error("the cache does not know the bytes of {}, so it removed none of them", listed(paths))]
@@ -183,6 +185,7 @@ impl Error {
             | Self::NotExported { .. }
             | Self::NotImported { .. }
             | Self::DocumentsNotImported { .. }
+            | Self::TracesLost { .. }
             | Self::QueueNotEmpty { .. }
             | Self::NotInCache { .. } => EXIT_PATHS_LOST,
             Self::Client(error) => client_exit_code(error),

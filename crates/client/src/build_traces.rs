@@ -4,11 +4,14 @@
 //! Nix tells the trace of the derivation that was built, in which the paths of all inputs stand. A
 //! reader gets to the same derivation, because it finds the traces of the inputs first.
 //!
-//! Invariant: the traces of the paths that the user named come last. So a cache that has those has
-//! the others, also if an earlier push was interrupted.
+//! The traces of the paths that the user named come last: if nothing else is new and the cache has
+//! those, this push ended before. A trace of a path that the cache had before is sent only if the
+//! cache lacks it: other derivations may have led to the same path.
+
+use std::collections::BTreeSet;
 
 use dormer_api::CacheName;
-use dormer_nix::{BuildTrace, DocumentName};
+use dormer_nix::{BuildTrace, DocumentName, StorePath};
 use futures::StreamExt as _;
 
 use crate::api::ApiClient;
@@ -26,6 +29,8 @@ pub struct TraceSummary {
     pub sent: Vec<DocumentName>,
     /// Traces that give way to what the cache has: there the output is another path.
     pub kept: Vec<DocumentName>,
+    /// Whether the server takes no build traces.
+    pub is_unsupported: bool,
     /// Traces that were refused.
     pub failed: Vec<(DocumentName, Error)>,
 }
@@ -50,18 +55,37 @@ pub async fn push_traces(
     if unless_known && !last.is_empty() && has_all(api, cache, &last).await? {
         return Ok(summary);
     }
+    let known: BTreeSet<&StorePath> =
+        others.iter().filter(|output| !output.is_new).map(|output| &output.path).collect();
     for traces in [store.build_traces(&others).await?, last] {
         let mut answers = futures::stream::iter(traces)
-            .map(|trace| async move {
-                let sent = api.put_trace(cache, &trace).await;
-                (DocumentName::Trace(trace.key), sent)
+            .map(|trace| {
+                let is_known = known.contains(&trace.out_path);
+                async move {
+                    let name = DocumentName::Trace(trace.key.clone());
+                    let sent = match is_known {
+                        true => match api.has_document(cache, &name).await {
+                            Ok(true) => return None,
+                            Ok(false) => api.put_trace(cache, &trace).await,
+                            Err(error) => Err(error),
+                        },
+                        false => api.put_trace(cache, &trace).await,
+                    };
+                    Some((name, sent))
+                }
             })
             .buffer_unordered(TRACES_AT_ONCE);
-        while let Some((name, sent)) = answers.next().await {
+        while let Some(answer) = answers.next().await {
+            let Some((name, sent)) = answer else { continue };
             match sent {
                 Ok(true) => summary.sent.push(name),
                 Ok(false) => summary.kept.push(name),
                 Err(error) if error.is_fatal_for_push() => return Err(error),
+                // Attic knows no build traces, and answers what it answers to any unknown address.
+                Err(Error::Refused { status: 404 | 405, name: None, .. } | Error::Refused { status: 501, .. }) => {
+                    summary.is_unsupported = true;
+                    return Ok(summary);
+                }
                 Err(error) => summary.failed.push((name, error)),
             }
         }

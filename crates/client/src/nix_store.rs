@@ -23,6 +23,10 @@ const PATHS_PER_CALL: usize = 2_000;
 /// then halves are asked about.
 const OUTPUTS_PER_CALL: usize = 100;
 
+/// Outputs without a trace after which no more are asked for: one may cost as many calls as its
+/// batch can be halved.
+const OUTPUTS_WITHOUT_MAX: usize = 32;
+
 /// Most symbolic links followed for one argument. Linux follows 40.
 const LINKS_MAX: usize = 40;
 
@@ -227,7 +231,7 @@ impl NixStore {
             .iter()
             .filter(|output| !invalid.contains(&output.derivation) && output.output().is_some())
             .collect();
-        let mut traces: Vec<BuildTrace> = Vec::new();
+        let (mut traces, mut without): (Vec<BuildTrace>, usize) = (Vec::new(), 0);
         let mut batches: Vec<&[&AddressedOutput]> = outputs.chunks(OUTPUTS_PER_CALL).rev().collect();
         while let Some(batch) = batches.pop() {
             match self.traces_of_batch(batch).await? {
@@ -236,8 +240,14 @@ impl NixStore {
                     let (first, rest) = batch.split_at(batch.len() / 2);
                     batches.extend([rest, first]);
                 }
-                // It has none.
-                None => {}
+                // It has none. Where many have none, each more costs several calls.
+                None => {
+                    without += 1;
+                    if without == OUTPUTS_WITHOUT_MAX {
+                        tracing::debug!("many outputs have no build trace; the others are not asked for");
+                        break;
+                    }
+                }
             }
         }
         let paths: BTreeSet<&StorePath> = outputs.iter().map(|output| &output.path).collect();
@@ -260,6 +270,10 @@ impl NixStore {
                 }
             }));
             let output = self.run(command, &[], &self.program).await?;
+            // A `nix` that was killed has told nothing.
+            if output.status.code().is_none() {
+                return Err(failed("nix realisation info", &output));
+            }
             if !output.status.success() {
                 continue;
             }
@@ -624,7 +638,7 @@ mod tests {
 
     fn output(path: &str, derivation: &str) -> AddressedOutput {
         let [path, derivation] = [path, derivation].map(|text| text.parse().unwrap());
-        AddressedOutput { path, derivation, is_root: true }
+        AddressedOutput { path, derivation, is_root: true, is_new: true }
     }
 
     /// A `nix` of either age. It knows a trace of every derivation but one, for which it fails.

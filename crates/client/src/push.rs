@@ -175,6 +175,9 @@ pub async fn plan_push(
         let hashes: Vec<StorePathHash> = batch.iter().map(|info| info.path.hash()).collect();
         lacking.extend(api.get_missing_paths(cache, hashes).await?);
     }
+    for output in &mut addressed {
+        output.is_new = lacking.contains(&output.path.hash());
+    }
     let (mut missing, present): (Vec<_>, Vec<_>) =
         ours.into_iter().partition(|info| lacking.contains(&info.path.hash()));
     for info in missing.iter_mut().filter(|info| info.nar_size == 0) {

@@ -41,6 +41,8 @@ pub struct AddressedOutput {
     pub derivation: StorePath,
     /// Whether the user named the path: its trace is sent after those of its closure.
     pub is_root: bool,
+    /// Whether the cache lacked the path.
+    pub is_new: bool,
 }
 
 impl AddressedOutput {
@@ -49,7 +51,7 @@ impl AddressedOutput {
         let derivation = info.deriver.clone().filter(|path| path.name().strip_suffix(".drv").is_some())?;
         let is_addressed = info.ca.as_ref().is_some_and(|ca| ca.starts_with("fixed:"));
         let (path, is_root) = (info.path.clone(), roots.contains(&info.path));
-        is_addressed.then_some(Self { path, derivation, is_root })
+        is_addressed.then_some(Self { path, derivation, is_root, is_new: false })
     }
 
     /// The name of the output, which the path's name ends with: `out` if with nothing.

@@ -211,7 +211,9 @@ fn listen() -> Result<mpsc::Receiver<Came>> {
         for origin in coming.forever() {
             let Some(signal) = Signal::from_named_raw(origin.signal) else { continue };
             // More than a few at once say nothing new.
-            let _ = sender.try_send(Came { signal, has_sender: origin.process.is_some() });
+            // macOS names a process 0 for keys.
+            let has_sender = origin.process.is_some_and(|process| process.pid > 0);
+            let _ = sender.try_send(Came { signal, has_sender });
         }
     };
     // It waits until the process ends.

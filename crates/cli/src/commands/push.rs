@@ -274,11 +274,11 @@ impl<'a> Planned<'a> {
         }
         let cache = &self.cache.cache;
         let traces = push_traces(&self.api, store, cache, &self.addressed, self.is_known).await?;
-        said.traces(traces)?;
+        let traces = said.traces(traces);
         if with_logs {
             push_logs(&self.api, &self.cache.cache, &self.derivers, said).await?;
         }
-        Ok(())
+        traces
     }
 }
 
@@ -405,7 +405,7 @@ impl Said<'_> {
 
     /// Build traces. The first reason for which one was refused is the answer.
     fn traces(&self, traces: TraceSummary) -> Result<()> {
-        let TraceSummary { sent, kept, mut failed } = traces;
+        let TraceSummary { sent, kept, is_unsupported, failed } = traces;
         let line = |name: &DocumentName, state: &str, error: Option<&str>| {
             let name = name.to_string();
             self.printer.message(
@@ -427,7 +427,10 @@ impl Said<'_> {
         if !sent.is_empty() {
             self.printer.say(&format!("pushed {} build traces", sent.len()));
         }
-        if failed.is_empty() { Ok(()) } else { Err(failed.swap_remove(0).1.into()) }
+        if is_unsupported {
+            self.printer.detail("this server takes no build traces");
+        }
+        if failed.is_empty() { Ok(()) } else { Err(Error::TracesLost { count: failed.len() }) }
     }
 
     fn plan(&self, cache: &CacheRef, plan: &PushPlan) -> Result<()> {

@@ -177,7 +177,6 @@ pub struct ExaminedPage {
     pub objects: Vec<ExaminedObject>,
 }
 
-/// What the collector asks of the index.
 /// A pack of the store that has no row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowlessPack {
@@ -198,6 +197,7 @@ pub enum PackFate {
     Doomed,
 }
 
+/// What the collector asks of the index.
 #[async_trait]
 pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Opens the collector's job ([`JobKind::Collect`](crate::JobKind::Collect)) unless one was
