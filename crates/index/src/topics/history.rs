@@ -36,7 +36,8 @@ pub(crate) const LAST_OF_PAGE: Sql = both!(
 );
 
 /// The caches behind `$1` up to `$2`, on day `$3`, if they hold something else than when it was
-/// written last, at `$4` or later.
+/// written last, at `$4` or later. A value and no EXISTS: PostgreSQL would join with the days of
+/// all caches.
 macro_rules! record_sizes {
     ($paths:literal, $bytes:literal) => {
         concat!(
@@ -46,10 +47,9 @@ macro_rules! record_sizes {
             " AS paths, ",
             $bytes,
             " AS bytes FROM caches AS c WHERE c.id > $1 AND c.id <= $2 AND c.deleted_at IS NULL) AS k
-             WHERE NOT EXISTS (SELECT 1 FROM cache_days AS b WHERE b.cache = k.id
-                 AND b.day = (SELECT max(l.day) FROM cache_days AS l
-                     WHERE l.cache = k.id AND l.day >= $4 AND l.day <= $3 AND l.paths IS NOT NULL)
-                 AND b.paths = k.paths AND b.path_bytes = k.bytes)
+             WHERE coalesce((SELECT b.paths <> k.paths OR b.path_bytes <> k.bytes FROM cache_days AS b
+                 WHERE b.cache = k.id AND b.day >= $4 AND b.day <= $3 AND b.paths IS NOT NULL
+                 ORDER BY b.day DESC LIMIT 1), 1 = 1)
              ORDER BY k.id
              ON CONFLICT (cache, day) DO UPDATE SET paths = excluded.paths, path_bytes = excluded.path_bytes"
         )

@@ -986,11 +986,7 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex) {
         ),
         (counters::PATHS_OF_CACHE, "1".to_owned(), &["counters_pkey", "counter_changes_by_cache"]),
         (history::HISTORY, "1, 2, 3".to_owned(), &["cache_days_pkey"]),
-        (
-            history::RECORD_SIZES,
-            "1, 2, 3, 4".to_owned(),
-            &["caches_pkey", "counters_pkey", "cache_days_pkey"],
-        ),
+        (history::RECORD_SIZES, "1, 2, 3, 4".to_owned(), &["counters_pkey", "cache_days_pkey"]),
         (history::TRIM, "1, 2".to_owned(), &["cache_days_by_day"]),
         (recount::LAST_OBJECT, "1, 2".to_owned(), &["objects_pkey"]),
         (recount::NARS, "1, 2".to_owned(), &["nars_pkey"]),
