@@ -138,12 +138,11 @@ impl BuildTrace {
         let entries: Vec<serde_json::Value> = read(json)?;
         let keyed = entries.iter().filter_map(|entry| {
             let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
-            let key = match text(&entry["id"]) {
-                Some(id) => TraceKey::parse_id(&id),
-                None => {
-                    let derivation = text(&entry["key"]["drvPath"])?;
-                    TraceKey::of_derivation(&derivation, &text(&entry["key"]["outputName"])?)
-                }
+            let key = if let Some(id) = text(&entry["id"]) {
+                TraceKey::parse_id(&id)
+            } else {
+                let derivation = text(&entry["key"]["drvPath"])?;
+                TraceKey::of_derivation(&derivation, &text(&entry["key"]["outputName"])?)
             };
             Some((key?, entry.to_string()))
         });
