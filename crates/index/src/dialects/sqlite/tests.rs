@@ -866,11 +866,11 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         (objects::FIND_ALIAS, &["SEARCH a USING PRIMARY KEY (cache=? AND file_name=?)"]),
         (
             objects::DELETE_ALIASES_OF_NAR,
-            &["SEARCH aliases USING COVERING INDEX aliases_by_nar (nar=? AND cache=?)"],
+            &["SEARCH aliases USING COVERING INDEX aliases_by_nar (nar=?)"],
         ),
         (
             objects::DELETE_GRACES_OF_NAR,
-            &["SEARCH graces USING COVERING INDEX graces_by_nar (nar=? AND cache=?)"],
+            &["SEARCH graces USING COVERING INDEX graces_by_nar (nar=?)"],
         ),
         (objects::DELETE_GRACES_OF_PATH, &["SEARCH graces USING PRIMARY KEY (cache=? AND hash=?)"]),
         (collect::EXPIRE_GRACES, &["SEARCH graces USING COVERING INDEX graces_to_expire (<expr><?)"]),
