@@ -84,8 +84,8 @@ async fn owner(path: &Path) -> sqlx::Result<String> {
     Ok(if attic { "Attic" } else { "another program" }.to_owned())
 }
 
-/// The lock beside a database. Dropping it gives the lock back at once, even while a child that this
-/// process is starting still has a copy of the open file.
+/// The lock beside a database. Dropping it gives the lock back at once, even while a child that
+/// this process is starting still has a copy of the open file.
 #[derive(Debug)]
 pub(super) struct DatabaseLock(File);
 
