@@ -182,20 +182,18 @@ impl Publisher {
 
     /// Fails unless this is where the last run published to, or this run compares the two.
     fn check_location(&self, target: &PublishTarget, mode: Mode) -> Result<()> {
-        let now = self.store.location();
-        let target_name = target.name.clone();
-        match mode {
-            Mode::Reconcile => Ok(()),
-            Mode::Follow if target.location != now => Err(Error::Moved {
-                target: target_name,
-                before: target.location.clone(),
-                now: now.to_owned(),
-            }),
-            Mode::Follow if !target.compared => {
-                Err(Error::Moving { target: target_name, now: now.to_owned() })
-            }
-            Mode::Follow => Ok(()),
+        if mode == Mode::Reconcile {
+            return Ok(());
         }
+        let (target_name, now) = (target.name.clone(), self.store.location().to_owned());
+        if target.location != now {
+            let before = target.location.clone();
+            return Err(Error::Moved { target: target_name, before, now });
+        }
+        if !target.compared {
+            return Err(Error::Moving { target: target_name, now });
+        }
+        Ok(())
     }
 
     /// Whether a run would find anything to do. Costs three statements or four.

@@ -32,7 +32,7 @@ pub(crate) async fn first_files(
     }
     let walk = move || {
         let mut page = Vec::new();
-        add_files(&root, &prefix, after, limit, DEPTH_MAX, &mut page)?;
+        add_files(&root, &prefix, after.as_deref(), limit, DEPTH_MAX, &mut page)?;
         Ok(page)
     };
     let walked = tokio::task::spawn_blocking(walk).await;
@@ -47,7 +47,7 @@ pub(crate) async fn first_files(
 fn add_files(
     root: &Path,
     folder: &str,
-    mut after: Option<String>,
+    after: Option<&str>,
     limit: usize,
     depth: usize,
     page: &mut Vec<FileEntry>,
@@ -55,30 +55,34 @@ fn add_files(
     if depth == 0 {
         return Err(io::Error::other("too many folders lie in each other"));
     }
+    // The last name of this folder that was looked at.
+    let mut behind: Option<String> = None;
     loop {
-        let (names, is_cut) = first_names(&root.join(folder), folder, after.as_deref(), limit - page.len())?;
+        let wanted = limit - page.len();
+        let (names, is_cut) = first_names(&root.join(folder), folder, (after, behind.as_deref()), wanted)?;
         for name in &names {
             if page.len() == limit {
                 return Ok(());
             }
             if name.ends_with('/') {
-                add_files(root, name, after.clone(), limit, depth - 1, page)?;
+                add_files(root, name, after, limit, depth - 1, page)?;
             } else {
                 page.extend(entry(root, name)?);
             }
         }
         let Some(last) = names.last().filter(|_| is_cut && page.len() < limit) else { return Ok(()) };
-        // Some were folders without a file. All names in the last one come before this one.
-        after = Some(if last.ends_with('/') { format!("{last}{}", char::MAX) } else { last.clone() });
+        // Some were folders without a file.
+        behind = Some(last.clone());
     }
 }
 
 /// The first names in one folder that are files after a name, or folders that may hold some; those
-/// of folders end with a slash. Also returns whether there are more.
+/// of folders end with a slash. Names up to `behind` were looked at. Also returns whether there are
+/// more.
 fn first_names(
     path: &Path,
     folder: &str,
-    after: Option<&str>,
+    (after, behind): (Option<&str>, Option<&str>),
     limit: usize,
 ) -> io::Result<(BTreeSet<String>, bool)> {
     let mut names = BTreeSet::new();
@@ -100,9 +104,10 @@ fn first_names(
             }
         }
         let name = if kind.is_dir() { format!("{folder}{own}/") } else { format!("{folder}{own}") };
-        let is_passed = after.is_some_and(|after| {
+        let is_before = after.is_some_and(|after| {
             name.as_str() <= after && !(kind.is_dir() && after.starts_with(name.as_str()))
         });
+        let is_passed = is_before || behind.is_some_and(|behind| name.as_str() <= behind);
         if is_passed || (!kind.is_dir() && is_staged(&own)) {
             continue;
         }

@@ -106,10 +106,16 @@ const WRITE_GRACE: Sql = both!(
 
 // A statement for each NAR that the path has or had: joined by OR, both databases would read all
 // aliases of the cache. A path had few NARs in the time of a grace.
-pub(crate) const DELETE_ALIASES_OF_NAR: Sql =
-    both!("DELETE FROM aliases WHERE nar = $2 AND cache = $1 RETURNING file_name");
+// The plus keeps SQLite from choosing the primary key, which begins with the cache.
+pub(crate) const DELETE_ALIASES_OF_NAR: Sql = Sql {
+    sqlite: "DELETE FROM aliases WHERE nar = $2 AND +cache = $1 RETURNING file_name",
+    postgres: "DELETE FROM aliases WHERE nar = $2 AND cache = $1 RETURNING file_name",
+};
 
-pub(crate) const DELETE_GRACES_OF_NAR: Sql = both!("DELETE FROM graces WHERE nar = $2 AND cache = $1");
+pub(crate) const DELETE_GRACES_OF_NAR: Sql = Sql {
+    sqlite: "DELETE FROM graces WHERE nar = $2 AND +cache = $1",
+    postgres: "DELETE FROM graces WHERE nar = $2 AND cache = $1",
+};
 
 pub(crate) const DELETE_GRACES_OF_PATH: Sql =
     both!("DELETE FROM graces WHERE cache = $1 AND hash = $2 RETURNING nar");

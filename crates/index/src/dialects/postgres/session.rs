@@ -372,9 +372,9 @@ pub(super) fn failed(attempt: &'static str, source: sqlx::Error) -> Error {
     /// connections), operator intervention (time-out, shut down), system errors; a wrong password
     /// or a database that went: both change without us.
     const UNAVAILABLE_CLASSES: [&str; 7] = ["08", "28", "3D", "40", "53", "57", "58"];
-    /// A lock was not granted in time; the server is a standby; a pooler's own errors have no code
-    /// of their own.
-    const UNAVAILABLE: [&str; 4] = ["55P03", "25006", "25P03", "55006"];
+    /// A lock was not granted in time; the server is a standby, which refuses a writing transaction
+    /// as a feature that it lacks; a pooler's own errors have no code of their own.
+    const UNAVAILABLE: [&str; 5] = ["55P03", "25006", "0A000", "25P03", "55006"];
     let unavailable = match &source {
         sqlx::Error::Database(_) => {
             let code = code(&source);

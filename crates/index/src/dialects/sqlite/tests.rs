@@ -895,14 +895,8 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         (journal::DOCUMENT_SIZES, &["SEARCH documents USING INTEGER PRIMARY KEY (rowid>?)"]),
         (journal::DOCUMENTS_AFTER, &["SEARCH documents USING INTEGER PRIMARY KEY (rowid>?)"]),
         (objects::FIND_ALIAS, &["SEARCH a USING PRIMARY KEY (cache=? AND file_name=?)"]),
-        (
-            objects::DELETE_ALIASES_OF_NAR,
-            &["SEARCH aliases USING COVERING INDEX aliases_by_nar (nar=? AND cache=?)"],
-        ),
-        (
-            objects::DELETE_GRACES_OF_NAR,
-            &["SEARCH graces USING COVERING INDEX graces_by_nar (nar=? AND cache=?)"],
-        ),
+        (objects::DELETE_ALIASES_OF_NAR, &["SEARCH aliases USING INDEX aliases_by_nar (nar=?)"]),
+        (objects::DELETE_GRACES_OF_NAR, &["SEARCH graces USING INDEX graces_by_nar (nar=?)"]),
         (objects::DELETE_GRACES_OF_PATH, &["SEARCH graces USING PRIMARY KEY (cache=? AND hash=?)"]),
         (collect::EXPIRE_GRACES, &["SEARCH graces USING COVERING INDEX graces_to_expire (<expr><?)"]),
         (collect::EXPIRE_ALIASES, &["SEARCH aliases USING COVERING INDEX aliases_to_expire (<expr><?)"]),
