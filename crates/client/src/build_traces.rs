@@ -82,7 +82,9 @@ pub async fn push_traces(
                 Ok(false) => summary.kept.push(name),
                 Err(error) if error.is_fatal_for_push() => return Err(error),
                 // Attic knows no build traces, and answers what it answers to any unknown address.
-                Err(Error::Refused { status: 404 | 405, name: None, .. } | Error::Refused { status: 501, .. }) => {
+                Err(
+                    Error::Refused { status: 404 | 405, name: None, .. } | Error::Refused { status: 501, .. },
+                ) => {
                     summary.is_unsupported = true;
                     return Ok(summary);
                 }

@@ -23,6 +23,34 @@ struct Counts {
     pulls: u64,
 }
 
+/// What was taken to be written. Dropped before it was written, it counts again: also when the
+/// caller gave up.
+#[derive(Debug)]
+pub struct Taken<'a> {
+    activity: &'a Activity,
+    all: Vec<CacheActivity>,
+}
+
+impl Taken<'_> {
+    /// All of it, in the order of the caches.
+    pub fn all(&self) -> &[CacheActivity] {
+        &self.all
+    }
+
+    /// Says that it was written.
+    pub(crate) fn forget(mut self) {
+        self.all.clear();
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        for of in &self.all {
+            self.activity.add(of.cache, Counts { pushes: of.pushes, pulls: of.pulls });
+        }
+    }
+}
+
 impl Activity {
     pub(crate) fn note_push(&self, cache: CacheId) {
         self.add(cache, Counts { pushes: 1, pulls: 0 });
@@ -32,21 +60,14 @@ impl Activity {
         self.add(cache, Counts { pushes: 0, pulls: 1 });
     }
 
-    /// Takes everything, in the order of the caches.
-    pub fn take(&self) -> Vec<CacheActivity> {
+    /// Takes everything, in the order of the caches. What is not forgotten counts again.
+    pub fn take(&self) -> Taken<'_> {
         let counts = std::mem::take(&mut *self.counts.lock().unwrap_or_else(PoisonError::into_inner));
         let activity =
             |(cache, of): (CacheId, Counts)| CacheActivity { cache, pushes: of.pushes, pulls: of.pulls };
         let mut taken: Vec<CacheActivity> = counts.into_iter().map(activity).collect();
         taken.sort_unstable_by_key(|of| of.cache);
-        taken
-    }
-
-    /// Counts again what could not be written.
-    pub(crate) fn put_back(&self, taken: &[CacheActivity]) {
-        for of in taken {
-            self.add(of.cache, Counts { pushes: of.pushes, pulls: of.pulls });
-        }
+        Taken { activity: self, all: taken }
     }
 
     fn add(&self, cache: CacheId, more: Counts) {
@@ -65,17 +86,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_taken_and_put_back_is_counted_once() {
+    fn what_was_taken_and_not_written_counts_again() {
         let activity = Activity::default();
         activity.note_push(CacheId(2));
         activity.note_pull(CacheId(1));
         let taken = activity.take();
         let of = |cache, pushes, pulls| CacheActivity { cache: CacheId(cache), pushes, pulls };
-        assert_eq!(taken, [of(1, 0, 1), of(2, 1, 0)]);
-        assert_eq!(activity.take(), []);
+        assert_eq!(taken.all(), [of(1, 0, 1), of(2, 1, 0)]);
+        assert_eq!(activity.take().all(), []);
         activity.note_pull(CacheId(1));
-        activity.put_back(&taken);
-        assert_eq!(activity.take(), [of(1, 0, 2), of(2, 1, 0)]);
+        drop(taken);
+        let taken = activity.take();
+        assert_eq!(taken.all(), [of(1, 0, 2), of(2, 1, 0)]);
+        taken.forget();
+        assert_eq!(activity.take().all(), []);
     }
 
     #[test]
@@ -86,6 +110,6 @@ mod tests {
         }
         activity.note_pull(CacheId(0));
         let taken = activity.take();
-        assert_eq!((taken.len(), taken[0].pulls), (CACHES_MAX, 2));
+        assert_eq!((taken.all().len(), taken.all()[0].pulls), (CACHES_MAX, 2));
     }
 }

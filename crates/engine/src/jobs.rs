@@ -216,9 +216,7 @@ impl JobRunner {
             () = shutdown => {}
             ((), ()) = async { tokio::join!(self.work(), self.tend()) } => {}
         }
-        if tokio::time::timeout(RELEASE_MAX, self.write_activity()).await.is_err() {
-            tracing::warn!("no time to write down the last minute of pushes and pulls");
-        }
+        self.finish().await;
         let held = self.hold(None);
         let Some(lease) = held else { return };
         match tokio::time::timeout(RELEASE_MAX, self.jobs.release_job(&lease)).await {
@@ -332,10 +330,19 @@ impl JobRunner {
     async fn write_activity(&self) {
         let Some(activity) = &self.activity else { return };
         let taken = activity.take();
-        if let Err(error) = self.jobs.add_activity(Day::of(self.clock.now()), &taken).await {
-            activity.put_back(&taken);
-            let error = with_causes(&error);
-            tracing::warn!(error, "failed to write down pushes and pulls; the runner tries again");
+        match self.jobs.add_activity(Day::of(self.clock.now()), taken.all()).await {
+            Ok(()) => taken.forget(),
+            Err(error) => {
+                let error = with_causes(&error);
+                tracing::warn!(error, "failed to write down pushes and pulls; the runner tries again");
+            }
+        }
+    }
+
+    /// Writes down the pushes and pulls of the requests that ended after [`run`](Self::run) had.
+    pub async fn finish(&self) {
+        if tokio::time::timeout(RELEASE_MAX, self.write_activity()).await.is_err() {
+            tracing::warn!("no time to write down the last pushes and pulls");
         }
     }
 

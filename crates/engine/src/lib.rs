@@ -58,7 +58,7 @@ use crate::read::{BlockCache, ENCODING_UPDATES_MAX, PlanKey, ReadPlan};
 use crate::sessions::{ReadableChunks, Verifications};
 use crate::use_recorder::UseRecorder;
 
-pub use activity::Activity;
+pub use activity::{Activity, Taken};
 pub use caches::{CreateCache, KeyChange, UpdateCache};
 pub use clock::{Clock, SystemClock};
 pub use collect::{

@@ -146,7 +146,10 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
     notify(State::Ready);
     let (stop_jobs, jobs_stopped) = tokio::sync::oneshot::channel::<()>();
     // The sender is dropped when the stop is asked for, which is the signal.
-    let running_jobs = tokio::spawn(async move { runner.run(async { drop(jobs_stopped.await) }).await });
+    let running_jobs = tokio::spawn(async move {
+        runner.run(async { drop(jobs_stopped.await) }).await;
+        runner
+    });
     let shutdown = async move {
         stopping_after(shutdown).await;
         drop(stop_jobs);
@@ -160,8 +163,10 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
     if let Err(error) = running_journal.await {
         voice.warn(&format!("the journal ended badly: {error}"));
     }
-    if let Err(error) = running_jobs.await {
-        voice.warn(&format!("the job runner ended badly: {error}"));
+    match running_jobs.await {
+        // The jobs ended before the last requests did.
+        Ok(runner) => runner.finish().await,
+        Err(error) => voice.warn(&format!("the job runner ended badly: {error}")),
     }
     if let Err(error) = served {
         // The end was requested. The aborted requests were not acknowledged.

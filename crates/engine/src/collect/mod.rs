@@ -34,8 +34,8 @@ use std::time::{Duration, Instant};
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::PackId;
 use dormer_index::{
-    CollectIndex, DoomedPack, ExpiryDefaults, JobIndex, JobKind, JobLease, NarId, PackFate, PackNumber, PackRow,
-    UnixSeconds,
+    CollectIndex, DoomedPack, ExpiryDefaults, JobIndex, JobKind, JobLease, NarId, PackFate, PackNumber,
+    PackRow, UnixSeconds,
 };
 use dormer_nix::with_causes;
 use serde::{Deserialize, Serialize};

@@ -12,8 +12,8 @@ use super::fixtures::{
 };
 use crate::{
     ChunkMove, ChunkRow, CollectIndex, CommitTarget, CompactedPack, Error, Index, JobIndex, JobKind,
-    MarkedNar, NarId, NarSource, PackFate, PackNumber, PackRow, PurgeCounts, PurgeId, Removal, Result, StampLimits,
-    StoredListing,
+    MarkedNar, NarId, NarSource, PackFate, PackNumber, PackRow, PurgeCounts, PurgeId, Removal, Result,
+    StampLimits, StoredListing,
 };
 
 /// What every case works on: the contracts of one adapter.

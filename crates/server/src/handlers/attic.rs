@@ -352,7 +352,12 @@ pub(crate) fn may_read(claims: Option<&TokenClaims>, cache: &CacheVisibility) ->
 /// Whether the token reads every cache that exists, existed or will exist. Then nothing needs to be
 /// looked up.
 pub(crate) fn may_pull_everything(claims: &TokenClaims) -> bool {
+    may_everywhere(claims, Permission::Pull)
+}
+
+/// Whether the token has a permission on every cache that exists, existed or will exist.
+pub(crate) fn may_everywhere(claims: &TokenClaims, permission: Permission) -> bool {
     let caches = &claims.access.caches;
     caches.iter().any(|(pattern, _)| pattern.as_str() == "*")
-        && caches.iter().all(|(_, permissions)| permissions.allows(Permission::Pull))
+        && caches.iter().all(|(_, permissions)| permissions.allows(permission))
 }

@@ -2,7 +2,7 @@
 //! date.
 
 use dormer_api::v2::{CacheStatsResponse, ObjectEntry, StatsResponse};
-use dormer_api::{CacheName, Permission};
+use dormer_api::{CacheName, Permission, TokenClaims};
 use dormer_index::{CacheId, ObjectOrder, StoredCounts};
 use http::{Response, StatusCode};
 
@@ -10,7 +10,8 @@ use crate::app::App;
 use crate::body::{self, Body};
 use crate::call::Call;
 use crate::failure::Failure;
-use crate::handlers::attic::may_pull_everything;
+use crate::handlers::attic::{may_everywhere, may_pull_everything};
+use crate::handlers::browse::OWNER;
 use crate::handlers::history::{self, Present, wanted_days};
 
 /// Paths that an answer names in each order.
@@ -68,22 +69,24 @@ async fn named(app: &App, cache: CacheId, order: ObjectOrder) -> Result<Vec<Obje
 
 /// Shows what the whole installation holds, to a caller that may read every cache.
 pub(crate) async fn show_stats(app: &App, call: &Call) -> Result<Response<Body>, Failure> {
-    match app.claims(call) {
-        Some(claims) if may_pull_everything(&claims) => {}
+    let claims = match app.claims(call) {
+        Some(claims) if may_pull_everything(&claims) => claims,
         Some(_) => return Err(Failure::Forbidden(Permission::Pull)),
         None => return Err(Failure::Unauthorized),
-    }
+    };
     let counts = app.engine.index().stored_counts().await.map_err(dormer_engine::Error::from)?;
     let history = match wanted_days(call)? {
-        Some(days) => Some(history::read(app, None, present(&counts), days).await?),
+        Some(days) => Some(history::read(app, None, present(&counts, &claims), days).await?),
         None => None,
     };
     Ok(body::json(StatusCode::OK, &StatsResponse { history, ..answer(&counts) }))
 }
 
-/// What the history of the installation says of today.
-pub(super) fn present(counts: &StoredCounts) -> Present {
-    Present { counts: counts.paths, stored_bytes: Some(counts.pack_bytes), shows_activity: true }
+/// What the history of the installation says of today, to a caller with these claims.
+pub(super) fn present(counts: &StoredCounts, claims: &TokenClaims) -> Present {
+    // As in each cache: those that may list paths may know how much they are used.
+    let shows_activity = OWNER.into_iter().any(|one| may_everywhere(claims, one));
+    Present { counts: counts.paths, stored_bytes: Some(counts.pack_bytes), shows_activity }
 }
 
 pub(super) fn answer(counts: &StoredCounts) -> StatsResponse {

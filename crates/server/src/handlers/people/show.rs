@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use dormer_api::v2::{HistoryEntry, name_fits};
-use dormer_api::{CacheName, Permission, Permissions};
+use dormer_api::{CacheName, Permission, Permissions, TokenClaims};
 use dormer_edge::{foreign_signatures, hash_in, key_names, provenance};
 use dormer_index::{Cache, FoundObject, ListedObject, ObjectOrder, ObjectPlace, PathCounts, Pin};
 use dormer_nix::{DocumentName, StoreDir, StorePath, StorePathHash};
@@ -89,7 +89,7 @@ pub(super) async fn home(app: &App, call: &Call) -> Result<Response<Body>, Failu
     let operates = claims.as_deref().is_some_and(may_operate) && app.operations.get().is_some();
     let (savings, history) = match claims.as_deref() {
         Some(claims) if may_pull_everything(claims) => {
-            let (savings, history) = whole_store(app).await?;
+            let (savings, history) = whole_store(app, claims).await?;
             (Some(savings), history)
         }
         _ => (None, Vec::new()),
@@ -99,10 +99,10 @@ pub(super) async fn home(app: &App, call: &Call) -> Result<Response<Body>, Failu
 }
 
 /// What the store saves, and its last days. Two statements.
-async fn whole_store(app: &App) -> Result<(Savings, Vec<PastDay>), Failure> {
+async fn whole_store(app: &App, claims: &TokenClaims) -> Result<(Savings, Vec<PastDay>), Failure> {
     let counts = app.engine.index().stored_counts().await.map_err(index)?;
     let stats = crate::handlers::stats::answer(&counts);
-    let present = crate::handlers::stats::present(&counts);
+    let present = crate::handlers::stats::present(&counts, claims);
     let days = history::read(app, None, present, history::PAGE_DAYS).await?;
     let savings = Savings {
         path_bytes: stats.path_bytes,
