@@ -6,9 +6,6 @@ mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.."
 version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"$/\1/p' Cargo.toml)
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-# Nothing else: tests and the Worker have lock files of their own.
-cp Cargo.toml Cargo.lock "$work/"
-SYFT_CHECK_FOR_APP_UPDATE=false syft scan --quiet "dir:$work" --source-name dormer \
+# The one file: tests and the Worker have lock files of their own.
+SYFT_CHECK_FOR_APP_UPDATE=false syft scan --quiet file:Cargo.lock --source-name dormer \
     --source-version "$version" --output "cyclonedx-json=$folder/dormer-$version.cdx.json"
