@@ -91,7 +91,7 @@ trait Dialect {
     /// A table `n` of the numbers from 1 to `count`, before an `INSERT`.
     fn numbers(&self, count: u64) -> String;
     /// What an `INSERT` reads these numbers from.
-    fn from_numbers(&self, count: u64) -> String;
+    fn source_of_numbers(&self, count: u64) -> String;
     /// A key of so many bytes that ascends with a number.
     fn key(&self, number: &str, bytes: usize) -> String;
     fn empty(&self) -> &'static str;
@@ -104,7 +104,7 @@ impl Dialect for Sqlite {
     fn numbers(&self, count: u64) -> String {
         format!("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})")
     }
-    fn from_numbers(&self, _: u64) -> String {
+    fn source_of_numbers(&self, _: u64) -> String {
         "n".to_owned()
     }
     fn key(&self, number: &str, bytes: usize) -> String {
@@ -119,7 +119,7 @@ impl Dialect for Postgresql {
     fn numbers(&self, _: u64) -> String {
         String::new()
     }
-    fn from_numbers(&self, count: u64) -> String {
+    fn source_of_numbers(&self, count: u64) -> String {
         format!("generate_series(1, {count}) AS n (i)")
     }
     fn key(&self, number: &str, bytes: usize) -> String {
@@ -136,8 +136,8 @@ impl Dialect for Postgresql {
 fn rows(dialect: &impl Dialect, objects: u64) -> String {
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
     let (cache, empty) = ("(SELECT min(id) FROM caches)", dialect.empty());
-    let (from, days) = (dialect.from_numbers(objects), dialect.from_numbers(365));
-    let (numbers, hundred) = (dialect.numbers(objects), dialect.from_numbers(100));
+    let (from, days) = (dialect.source_of_numbers(objects), dialect.source_of_numbers(365));
+    let (numbers, hundred) = (dialect.numbers(objects), dialect.source_of_numbers(100));
     let (nar_hash, tag) = (dialect.key("i", 32), dialect.key("i", 16));
     let path_hash = dialect.key("i", 20);
     let largest = dialect.key(&objects.to_string(), 20);

@@ -63,13 +63,11 @@ pub async fn push_traces(
                 let is_known = known.contains(&trace.out_path);
                 async move {
                     let name = DocumentName::Trace(trace.key.clone());
-                    let sent = match is_known {
-                        true => match api.has_document(cache, &name).await {
-                            Ok(true) => return None,
-                            Ok(false) => api.put_trace(cache, &trace).await,
-                            Err(error) => Err(error),
-                        },
-                        false => api.put_trace(cache, &trace).await,
+                    let has_it = if is_known { api.has_document(cache, &name).await } else { Ok(false) };
+                    let sent = match has_it {
+                        Ok(true) => return None,
+                        Ok(false) => api.put_trace(cache, &trace).await,
+                        Err(error) => Err(error),
                     };
                     Some((name, sent))
                 }

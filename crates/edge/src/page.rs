@@ -102,10 +102,9 @@ impl Query {
         for (name, value) in decode_form(query)? {
             match name.as_str() {
                 "after" => read.after = Some(value.parse().ok()?),
-                "q" if value.len() > WANTED_BYTES_MAX => return None,
+                "q" | "at" if value.len() > WANTED_BYTES_MAX => return None,
                 "q" => value.trim().clone_into(&mut read.wanted),
                 "from" => read.begin.from = Some(value.parse().ok()?),
-                "at" if value.len() > WANTED_BYTES_MAX => return None,
                 "at" => read.begin.at = value,
                 _ => {}
             }

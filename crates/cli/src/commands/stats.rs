@@ -76,10 +76,10 @@ fn growth(history: &[HistoryEntry]) -> Vec<String> {
         human_size(first.nar_bytes),
         human_size(last.nar_bytes)
     )];
-    let of: [(&str, fn(&HistoryEntry) -> Option<u64>); 2] =
-        [("pushes", |day| day.pushes), ("pulls", |day| day.pulls)];
-    for (name, count) in of {
-        if let Some(counts) = history.iter().map(count).collect::<Option<Vec<u64>>>() {
+    let pushes: Option<Vec<u64>> = history.iter().map(|day| day.pushes).collect();
+    let pulls: Option<Vec<u64>> = history.iter().map(|day| day.pulls).collect();
+    for (name, counts) in [("pushes", pushes), ("pulls", pulls)] {
+        if let Some(counts) = counts {
             let width = lines[0].find("  ").unwrap_or(0);
             lines.push(format!("{name:<width$}  {}  {}", columns_of(&counts), sum(&counts)));
         }
