@@ -208,7 +208,13 @@ pub(crate) fn for_recovery(opened: &OpenIndex) -> RecoveryIndex {
 
 fn collector(settings: &Settings, index: Arc<dyn CollectIndex>, blobs: Arc<dyn Blobs>) -> Collector {
     let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+    // The last try may begin when the time for tries is over.
+    let put_seconds_max = settings.remote_storage.as_ref().map_or(0, |remote| {
+        let last_try = remote.store.connect_timeout + remote.store.request_timeout;
+        seconds(remote.retries.time_max + last_try)
+    });
     let collect_settings = CollectSettings {
+        put_seconds_max,
         interval_seconds: Some(seconds(settings.collect_interval)).filter(|interval| *interval > 0),
         upload_seconds_max: seconds(settings.upload_timeout),
         alias_seconds: settings.engine.alias_seconds,

@@ -100,6 +100,8 @@ pub struct CollectSettings {
     pub listing_seconds: i64,
     /// The longest upload that the server allows, in seconds. What an upload may use stays longer.
     pub upload_seconds_max: i64,
+    /// The longest time that the store's client tries to store an object, in seconds.
+    pub put_seconds_max: i64,
     /// Seconds for which an upload alias resolves.
     pub alias_seconds: i64,
     /// What caches without rules of their own keep; for the plan.
@@ -118,6 +120,7 @@ impl Default for CollectSettings {
             interval_seconds: Some(3_600),
             listing_seconds: 7 * 86_400,
             upload_seconds_max: 86_400,
+            put_seconds_max: 0,
             alias_seconds: 30 * 86_400,
             expiry_defaults: ExpiryDefaults {
                 retention_seconds: 0,

@@ -42,7 +42,7 @@ const PURGES_MAX: u32 = 256;
 const CLOCKS_DIFFER: i64 = 600;
 
 /// A compaction that noted a new pack so long ago, in seconds, is over or has crashed, and the
-/// store has the pack or never gets it.
+/// store has the pack or never gets it. A client of the store may try for longer.
 const NEW_PACK_SECONDS: i64 = 600;
 
 /// The first round condemns, the second removes. More are needed only when pushes bring chunks of
@@ -136,7 +136,8 @@ impl Collector {
     /// Lets the packs be deleted that crashed compactions left, and that may hold copies.
     async fn hasten(&self) -> Result<()> {
         let now = self.clock.now();
-        let hastened = self.index.hasten_new_packs(now + DOOMED_SECONDS - NEW_PACK_SECONDS, now).await?;
+        let over_after = NEW_PACK_SECONDS.max(self.settings.put_seconds_max);
+        let hastened = self.index.hasten_new_packs(now + DOOMED_SECONDS - over_after, now).await?;
         if hastened > 0 {
             tracing::info!(packs = hastened, "packs that compactions left go at once, for a purge");
         }

@@ -563,7 +563,7 @@ fn lag(journal: &Journal) -> f64 {
     found.expect("it is a metric").get_metric()[0].get_gauge().get_value()
 }
 
-/// A transaction that somebody forgot hides every later change from the journal. The lag says so.
+/// A transaction that was left open hides every later change from the journal. The lag says so.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_lag_grows_while_a_long_transaction_hides_changes() {
     let url = create_postgres_index(Postgres::shared()).await;
@@ -580,7 +580,7 @@ async fn the_lag_grows_while_a_long_transaction_hides_changes() {
     let cache = create_main(&engine).await;
     journal.write().await.expect(ANSWERS);
 
-    let statements = "BEGIN; SELECT pg_current_xact_id(); SELECT pg_sleep(2); COMMIT";
+    let statements = "BEGIN; SELECT pg_current_xact_id(); SELECT pg_sleep(600); COMMIT";
     let long_url = url.clone();
     let long = std::thread::spawn(move || Postgres::shared().sql(&long_url, statements));
     let is_running = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
@@ -592,7 +592,10 @@ async fn the_lag_grows_while_a_long_transaction_hides_changes() {
     clock.pass(90);
     journal.write().await.expect(ANSWERS);
     assert!((lag(&journal) - 90.0).abs() < 0.5, "{}", lag(&journal));
-    long.join().expect("it ends");
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+               WHERE datname = current_database() AND wait_event = 'PgSleep'";
+    assert_eq!(Postgres::shared().sql(&url, end), "1");
+    assert!(long.join().is_err(), "its connection was ended");
     // Tests beside this one hide changes for a moment.
     let begun = std::time::Instant::now();
     while lag(&journal) > 0.0 {

@@ -299,7 +299,7 @@ pub(super) async fn packs_without_a_row_are_doomed_later(three: Three) -> Result
     assert!(doomed.iter().map(|pack| (pack.id, pack.not_before)).eq(expected), "{doomed:?}");
     three.collect.forget_doomed(&later).await?;
     assert!(!may_have_copies(Some(NOW + 9)).await?, "a pack that is never deleted does not count");
-    assert_eq!(three.collect.release_packs(&all, NOW + 20).await?, 1, "unless somebody says so");
+    assert_eq!(three.collect.release_packs(&all, NOW + 20).await?, 1, "unless they are let go");
     assert_eq!(three.collect.release_packs(&all, NOW + 30).await?, 0);
     assert!(three.doomed(NOW + 20).await?.contains(&pack_id(2)) && may_have_copies(Some(NOW + 9)).await?);
     Ok(())
