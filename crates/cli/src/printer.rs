@@ -95,7 +95,7 @@ impl Printer {
     /// Data that comes as bytes: a file. A terminal shows what it would obey.
     pub(crate) fn file_data(&self) -> FileData {
         let shown = io::stdout().is_terminal().then(ShownFile::default);
-        FileData { is_silent: self.level == Level::Silent, shown }
+        FileData { is_silent: self.level == Level::Silent && shown.is_some(), shown }
     }
 
     /// Several lines of data.

@@ -128,6 +128,7 @@ impl Publisher {
                 followed: HashSet::new(),
                 caches: HashMap::new(),
                 looks_at_all,
+                looks_at_all_since: self.engine.now(),
                 turn_ends_at: Instant::now(),
                 untouched: None,
                 mode,
@@ -225,7 +226,7 @@ impl Publisher {
 
     /// Whether it is time to look at all paths that wait, though nothing that they wait for
     /// changed, if this was done then.
-    fn is_due(&self, looked_at: Option<UnixSeconds>) -> bool {
+    pub(crate) fn is_due(&self, looked_at: Option<UnixSeconds>) -> bool {
         let now = self.engine.now();
         // A time in the future is that of a clock that was wrong.
         looked_at.is_none_or(|at| at + self.look_again_seconds() <= now || at > now)
@@ -324,6 +325,8 @@ pub(crate) struct Run<'a> {
     pub(crate) caches: HashMap<CacheId, CacheTurns>,
     /// Whether paths that wait are looked at though nothing changed that they wait for.
     pub(crate) looks_at_all: bool,
+    /// When this run last began to look at all paths that wait.
+    pub(crate) looks_at_all_since: UnixSeconds,
     /// When the cache at hand lets others have their turn.
     pub(crate) turn_ends_at: Instant,
     /// The row of the cache at hand, until something of it is changed in the target.

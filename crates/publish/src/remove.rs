@@ -87,15 +87,20 @@ impl Run<'_> {
             return Ok(());
         }
         self.state().begin_removing(&self.lease(), cache, hashes).await?;
-        self.take_referrers(cache).await
+        // `remove_all` goes on with it.
+        self.take_referrers(cache).await.map(drop)
     }
 
-    async fn take_referrers(&self, cache: CacheId) -> Result<()> {
-        // Nothing goes before this has come to its end, also in a later run.
-        while self.state().take_referrers(&self.lease(), cache, self.now()).await?.more
-            && !self.publisher.is_stopping()
-        {}
-        Ok(())
+    /// Takes along all that refers to what is being removed. Returns whether that has come to its
+    /// end, before which nothing goes; if not, the turn of the cache is over. Each turn takes a
+    /// step.
+    async fn take_referrers(&self, cache: CacheId) -> Result<bool> {
+        while self.state().take_referrers(&self.lease(), cache, self.now()).await?.more {
+            if self.has_to_pause() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Begins to remove paths that the cache has with another NAR by now, while the lab no longer
@@ -170,7 +175,9 @@ impl Run<'_> {
         cache: Option<&Cache>,
     ) -> Result<(Counts, bool)> {
         // Also of what an earlier run recorded before it ended.
-        self.take_referrers(cache_id).await?;
+        if !self.take_referrers(cache_id).await? {
+            return Ok((Counts::default(), false));
+        }
         let mut counts = Counts::default();
         // In passes over what is being removed: what is removed in one lets others go in the next.
         // When a pass removes nothing, the rest is in circles: those refer to each other only, and
@@ -284,26 +291,11 @@ impl Run<'_> {
         let name: CacheName =
             published.name.parse().map_err(|_| Error::CacheName { name: published.name.clone() })?;
         self.untouched = None;
-        // If the cache is published again before this is done, nothing counts as written.
-        let unknown = PublishedCache { basis: Vec::new(), document: Vec::new(), ..published.clone() };
-        self.state().write_published_cache(&self.lease(), &unknown, self.now()).await?;
-        documents::remove_state(self, &name).await?;
-        let mut after = None;
-        loop {
-            if self.publisher.is_stopping() {
-                return Ok((Counts::default(), false));
-            }
-            let rows = self
-                .state()
-                .list_published(self.target(), published.cache, 0..=u8::MAX, after, SCANNED_PAGE)
-                .await?;
-            let Some(last) = rows.last() else { break };
-            after = Some(last.hash);
-            let hashes: Vec<StorePathHash> = rows.iter().map(|row| row.hash).collect();
-            self.state().begin_removing(&self.lease(), published.cache, &hashes).await?;
-        }
-        // Only now: the listing begins anew with each turn, and may take longer than one.
         self.begin_turn();
+        if !self.turns_of(published.cache).is_withdrawal_noted && !self.note_withdrawal(published, &name).await? {
+            return Ok((Counts::default(), false));
+        }
+        self.turns_of(published.cache).is_withdrawal_noted = true;
         let (mut counts, mut is_done) = self.remove_all(published.cache, &name, None).await?;
         if is_done {
             // Also those that were in grace.
@@ -321,6 +313,29 @@ impl Run<'_> {
             }
         }
         Ok((counts, true))
+    }
+
+    /// Notes that all of a cache goes, and takes its state document away. Returns `false` if the run
+    /// is to end.
+    async fn note_withdrawal(&mut self, published: &PublishedCache, name: &CacheName) -> Result<bool> {
+        // If the cache is published again before this is done, nothing counts as written.
+        let unknown = PublishedCache { basis: Vec::new(), document: Vec::new(), ..published.clone() };
+        self.state().write_published_cache(&self.lease(), &unknown, self.now()).await?;
+        documents::remove_state(self, name).await?;
+        let mut after = None;
+        loop {
+            if self.publisher.is_stopping() {
+                return Ok(false);
+            }
+            let rows = self
+                .state()
+                .list_published(self.target(), published.cache, 0..=u8::MAX, after, SCANNED_PAGE)
+                .await?;
+            let Some(last) = rows.last() else { return Ok(true) };
+            after = Some(last.hash);
+            let hashes: Vec<StorePathHash> = rows.iter().map(|row| row.hash).collect();
+            self.state().begin_removing(&self.lease(), published.cache, &hashes).await?;
+        }
     }
 
     /// Sets a cache aside that the settings no longer name: nothing of it is looked at any more.

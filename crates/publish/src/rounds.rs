@@ -2,9 +2,10 @@
 //!
 //! A run goes through its caches one after the other. A cache with much to do keeps its turn for
 //! half a minute at most ([`TargetSettings::turn`](crate::TargetSettings::turn)). Then a new round
-//! begins: the run looks again which caches there are and which of them are public, and the caches
-//! that changed come first. So what a cache removes for cause leaves the target within about a
-//! minute, however long another cache takes. Each cache keeps its place between two turns.
+//! begins: the run looks again which caches there are and which of them are public, and removes
+//! first what they removed for cause. So that leaves the target within about a minute, however long
+//! another cache takes. Of the caches with equally many turns, those that changed come first. Each
+//! cache keeps its place between two turns.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -36,6 +37,12 @@ pub(crate) struct CacheTurns {
     is_compared: bool,
     /// Whether the removals of everything noted before this run were begun.
     removals_begun: bool,
+    /// Whether a withdrawal of the whole cache was noted in this run.
+    pub(crate) is_withdrawal_noted: bool,
+    /// Whether something is being removed that the lab no longer serves.
+    is_urgent: bool,
+    /// What changed since a round last looked for removals.
+    unseen: ChangedPaths,
     /// What changed since the last turn.
     changed: ChangedPaths,
     /// What changed or was published in this run.
@@ -83,6 +90,9 @@ impl CacheTurns {
             is_finished: false,
             is_compared: false,
             removals_begun: false,
+            is_withdrawal_noted: false,
+            is_urgent: false,
+            unseen: ChangedPaths::default(),
             changed: ChangedPaths::default(),
             moved: ChangedPaths { hashes: HashSet::new(), is_all: looks_at_all },
             pass: Pass::default(),
@@ -91,6 +101,7 @@ impl CacheTurns {
 
     /// Records that a path changed in the lab.
     pub(crate) fn note_changed(&mut self, hash: StorePathHash) {
+        self.unseen.add(hash);
         self.changed.add(hash);
         self.moved.add(hash);
     }
@@ -200,6 +211,14 @@ impl Run<'_> {
                 in_line.push((cache, name));
             }
         }
+        self.look_again();
+        for (cache, name) in &in_line {
+            if let Some(row) = published.get(&cache.id) {
+                let counts = self.remove_urgent(cache, name, row).await?;
+                let outcome = || CacheOutcome { cache: cache.name.clone(), ..CacheOutcome::default() };
+                outcomes.entry(cache.id).or_insert_with(outcome).add(counts);
+            }
+        }
         in_line.retain(|(cache, _)| {
             self.caches.get(&cache.id).is_none_or(|turns| !turns.is_finished || !turns.changed.is_empty())
         });
@@ -223,6 +242,49 @@ impl Run<'_> {
             }
         }
         Ok(leaving.is_empty())
+    }
+
+    /// After a while, looks at all paths that wait, also of caches that were up to date in this run:
+    /// the time of some has come.
+    fn look_again(&mut self) {
+        if !self.publisher.is_due(Some(self.looks_at_all_since)) {
+            return;
+        }
+        self.looks_at_all_since = self.now();
+        for turns in self.caches.values_mut().filter(|turns| turns.pass.waiting > 0) {
+            turns.is_finished = false;
+            turns.moved = ChangedPaths { hashes: HashSet::new(), is_all: true };
+        }
+    }
+
+    /// Removes what a cache removed for cause, before any cache has its turn.
+    async fn remove_urgent(
+        &mut self,
+        cache: &Cache,
+        name: &CacheName,
+        row: &PublishedCache,
+    ) -> Result<Counts> {
+        let mut counts = Counts::default();
+        let turns = self.turns_of(cache.id);
+        let unseen = std::mem::take(&mut turns.unseen);
+        if (!unseen.is_empty() || turns.is_urgent) && !self.publisher.is_stopping() {
+            self.begin_turn();
+            let is_urgent = if unseen.is_all {
+                self.begin_removals(cache).await?
+            } else {
+                let unseen: Vec<StorePathHash> = unseen.hashes.into_iter().collect();
+                self.begin_removals_among(cache, &unseen).await?
+            };
+            let turns = self.turns_of(cache.id);
+            turns.is_urgent |= is_urgent;
+            if turns.is_urgent {
+                self.untouched = Some(PublishedCache { scan: None, ..row.clone() });
+                let is_gone = self.remove_noted(cache, name, &mut counts).await?;
+                self.untouched = None;
+                self.turns_of(cache.id).is_urgent = !is_gone;
+            }
+        }
+        Ok(counts)
     }
 
     /// Whether private caches must not be published here.
@@ -286,6 +348,7 @@ impl Run<'_> {
         published: Option<PublishedCache>,
     ) -> Result<Turn> {
         let mut outcome = CacheOutcome { cache: cache.name.clone(), ..CacheOutcome::default() };
+        self.turns_of(cache.id).is_withdrawal_noted = false;
         let mut row = self.cache_row(cache, published).await?;
         let is_first = self.mode == Mode::Reconcile && !self.turns_of(cache.id).is_compared;
         // The access rules take effect before the contents.

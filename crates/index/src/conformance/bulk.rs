@@ -46,6 +46,10 @@ const LOAD_OBJECTS: Sql = both!(
     "INSERT INTO objects (cache, hash, nar, created_at, last_used_at, name, sigs, refs)
      SELECT $3, substr(hash, 13, 20), id, $4, $4, 'package', $5, $6 FROM nars WHERE id BETWEEN $1 AND $2"
 );
+// The loaded rows are of no generation, so no trigger counts them one by one.
+const LOAD_COUNTERS: Sql = both!(
+    "INSERT INTO counters (cache, generation, paths, path_bytes) SELECT $1, generation, $2, $3 FROM counter_state"
+);
 const LOAD_OUTBOX: Sql = Sql {
     sqlite: "
         INSERT INTO outbox (cache, hash, at)
@@ -98,6 +102,8 @@ pub(crate) async fn load<D: Dialect>(index: &SqlIndex<D>, name: &str, objects: u
         assert_eq!(load.await?, (last - first + 1).unsigned_abs());
         first = last + 1;
     }
+    let counted = [Number(cache.0), Number(objects), Number(objects * NAR_BYTES.cast_signed())];
+    index.write("load counters", async |mut tx| tx.run(LOAD_COUNTERS, &counted).await).await?;
     Ok(cache)
 }
 

@@ -74,10 +74,15 @@ const RECORD_INSTALLATION: Sql = both!(
      ON CONFLICT (cache, day) DO UPDATE SET paths = excluded.paths, path_bytes = excluded.path_bytes,
          stored_bytes = excluded.stored_bytes"
 );
-pub(crate) const HISTORY: Sql = both!(
-    "SELECT d.day, d.paths, d.path_bytes, d.stored_bytes, d.pushes, d.pulls FROM cache_days AS d
-     WHERE d.cache = $1 AND d.day > $2 ORDER BY d.day LIMIT $3"
-);
+// PostgreSQL would rather walk through the days of all caches than sort those of one.
+pub(crate) const HISTORY: Sql = Sql {
+    sqlite: "
+        SELECT d.day, d.paths, d.path_bytes, d.stored_bytes, d.pushes, d.pulls FROM cache_days AS d
+        WHERE d.cache = $1 AND d.day > $2 ORDER BY d.day LIMIT $3",
+    postgres: "
+        SELECT d.day, d.paths, d.path_bytes, d.stored_bytes, d.pushes, d.pulls FROM cache_days AS d
+        WHERE d.cache = $1 AND d.day > $2 ORDER BY d.day + 0 LIMIT $3",
+};
 pub(crate) const TRIM: Sql = both!(
     "DELETE FROM cache_days WHERE (cache, day) IN
          (SELECT d.cache, d.day FROM cache_days AS d WHERE d.day <= $1 ORDER BY d.day LIMIT $2)"

@@ -10,7 +10,8 @@ use dormer_publish::Mode;
 use dormer_stores::{CallPolicy, RetryPolicy};
 use dormer_testkit::{Freeze, MemoryTarget};
 
-const LEASE: Duration = Duration::from_secs(1);
+/// Long enough for the writes of a dozen publishers on a machine that has other things to do.
+const LEASE: Duration = Duration::from_secs(6);
 
 /// Returns how many writes there were.
 async fn writes_nothing_after_a_pause(at: u64) -> u64 {

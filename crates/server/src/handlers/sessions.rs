@@ -38,6 +38,9 @@ const COMMIT_PATHS_MAX: usize = 512;
 /// table and the trailer.
 const PART_OVERHEAD_BYTES: u64 = 16 * 1024;
 
+/// Memory that a part takes at a time.
+const PART_STEP_BYTES: u64 = 64 * 1024;
+
 /// How long a commit waits for its checks before it answers what is done. Many proxies give up
 /// after 60 s, and a client shows progress with each answer.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(8);
@@ -114,17 +117,23 @@ pub(crate) async fn put_part(
     // Address space alone: the system gives memory when bytes come.
     let length = body.known_length().unwrap_or_default().min(max);
     let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
+    let mut counted = 0;
     while let Some(piece) = body.next().await.map_err(|error| match error {
         BodyError::TooLong { .. } => Failure::TooLong { what, max },
         error => Failure::Body(error),
     })? {
-        if memory.grow(piece.len() as u64).await? {
-            body.hurry(small_body::LAST_RESORT_TIMEOUT);
+        // In steps: each may count for a little more than its bytes.
+        let needed = (bytes.len() + piece.len()) as u64;
+        if needed > counted {
+            let step = (needed - counted).next_multiple_of(PART_STEP_BYTES);
+            counted += step;
+            if memory.grow(step).await? {
+                body.hurry(small_body::LAST_RESORT_TIMEOUT);
+            }
         }
         bytes.extend_from_slice(&piece);
     }
-    let length = bytes.len() as u64;
-    memory.grow(part_memory_bytes(length) - length).await?;
+    memory.grow(part_memory_bytes(bytes.len() as u64).saturating_sub(counted)).await?;
     let bytes = Bytes::from(bytes);
     // The engine goes on when the caller leaves, and keeps turn and memory until it has ended.
     let hold = (turn, memory.into_hold());

@@ -590,7 +590,8 @@ fn the_first_page_and_those_of_a_cache_and_a_path_cost_four_statements_at_most()
         };
         server.block_on(server.engine.create_cache(new)).unwrap();
     }
-    let member = token(&json!({"hidden-*": {}, "hidden-249": {"r": 1}, "*": {"r": 1, "cq": 1}}));
+    let all = json!({"r": 1, "cq": 1});
+    let member = token(&json!({"hidden-*": {}, "hidden-249": {"r": 1}, "m*": all, "t*": all}));
     let home = browse(&server, Some(&member), "/").text();
     for (name, is_there) in [("main", true), ("team-a", true), ("hidden-249", true), ("hidden-248", false)] {
         assert_eq!(home.contains(&format!("href=\"./{name}/\"")), is_there, "{name}");

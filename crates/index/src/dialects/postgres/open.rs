@@ -36,7 +36,7 @@ const MIGRATION_WAIT: Duration = Duration::from_mins(10);
 const SERVER_VERSION_MIN: i32 = 130_000;
 
 /// How long a connection to a standby is used. Then its address is asked again: it may lead to a
-/// primary by now, and a standby that lags says "not here" of what was just pushed.
+/// primary by now.
 const STANDBY_USED: Duration = Duration::from_secs(10);
 
 /// The tables that make a database ours.
@@ -137,10 +137,11 @@ pub(super) fn pool_options(options: &PostgresOptions, shared: &std::sync::Arc<Sh
         .test_before_acquire(false)
         .before_acquire(move |connection, state| {
             let (doubts, may_be_standby) = (shared.doubts(&state), shared.may_be_standby(&state));
+            let is_wanted = state.age < STANDBY_USED && !shared.is_older_than_primary(&state);
             Box::pin(async move {
                 if may_be_standby {
                     let row = connection.fetch_one("SELECT pg_is_in_recovery()").await?;
-                    return Ok(!row.try_get::<bool, _>(0)? || state.age < STANDBY_USED);
+                    return Ok(!row.try_get::<bool, _>(0)? || is_wanted);
                 }
                 if doubts {
                     connection.ping().await?;
@@ -153,12 +154,12 @@ pub(super) fn pool_options(options: &PostgresOptions, shared: &std::sync::Arc<Sh
             Box::pin(async move {
                 begin_session(connection, &options).await?;
                 match check_server(connection).await {
-                    Ok(server) => {
-                        if server.is_standby {
-                            shared.note_standby();
-                        }
+                    Ok(server) if !server.is_standby => {
+                        shared.note_primary();
                         Ok(())
                     }
+                    Ok(_) if shared.accepts_standby() => Ok(()),
+                    Ok(_) => Err(sqlx::Error::Configuration("the server is a standby".into())),
                     Err(Error::Unavailable { source, .. } | Error::Database { source, .. }) => Err(source),
                     Err(unfit) => Err(sqlx::Error::Configuration(unfit.into())),
                 }

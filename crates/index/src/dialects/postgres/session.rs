@@ -46,11 +46,19 @@ pub(super) struct Shared {
     /// When a connection to a standby was last made, in milliseconds since `begun`, plus one. 0:
     /// never.
     standby_at_ms: AtomicU64,
+    /// When a connection to a primary was last made, counted in the same way.
+    primary_at_ms: AtomicU64,
+    /// Since when all new connections led to standbys, counted in the same way. 0: the last one did
+    /// not.
+    standbys_since_ms: AtomicU64,
     /// Whether a pooler between us and the server gives every transaction another connection.
     pooled: bool,
     /// What a pooled transaction sets for itself.
     transaction_settings: String,
 }
+
+/// How long a process that knew a primary tries to reach one before it uses a standby.
+const PRIMARY_SOUGHT: Duration = Duration::from_secs(3);
 
 impl Shared {
     pub(super) fn new(answer_max: Duration, pooled: bool, transaction_settings: String) -> Self {
@@ -62,6 +70,8 @@ impl Shared {
             begun: Instant::now(),
             lost_at_ms: AtomicU64::new(0),
             standby_at_ms: AtomicU64::new(0),
+            primary_at_ms: AtomicU64::new(0),
+            standbys_since_ms: AtomicU64::new(0),
             pooled,
             transaction_settings,
         }
@@ -85,10 +95,34 @@ impl Shared {
         self.lost_at_ms.fetch_max(now, Ordering::Relaxed);
     }
 
-    /// Notes that a connection leads to a standby.
-    pub(super) fn note_standby(&self) {
-        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.standby_at_ms.fetch_max(now.saturating_add(1), Ordering::Relaxed);
+    /// Notes that a new connection leads to a primary.
+    pub(super) fn note_primary(&self) {
+        self.primary_at_ms.store(self.now_ms(), Ordering::Relaxed);
+        self.standbys_since_ms.store(0, Ordering::Relaxed);
+    }
+
+    /// Notes that a new connection leads to a standby. Returns whether it may be used: a process
+    /// that knew a primary tries to reach one for a while, because a standby that lags says "not
+    /// here" of what was just pushed.
+    pub(super) fn accepts_standby(&self) -> bool {
+        let now = self.now_ms();
+        self.standby_at_ms.fetch_max(now, Ordering::Relaxed);
+        if self.primary_at_ms.load(Ordering::Relaxed) == 0 {
+            return true;
+        }
+        let since = self.standbys_since_ms.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        since.is_err_and(|since| Duration::from_millis(now.saturating_sub(since)) >= PRIMARY_SOUGHT)
+    }
+
+    /// Whether a connection was made before one to a primary was.
+    pub(super) fn is_older_than_primary(&self, connection: &PoolConnectionMetadata) -> bool {
+        let primary_at = Duration::from_millis(self.primary_at_ms.load(Ordering::Relaxed));
+        self.begun.elapsed().saturating_sub(connection.age) <= primary_at
+    }
+
+    /// Milliseconds since `begun`, plus one.
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
     }
 
     /// Whether a connection may lead to a standby: no later one did.
@@ -374,12 +408,13 @@ pub(super) fn failed(attempt: &'static str, source: sqlx::Error) -> Error {
     const UNAVAILABLE_CLASSES: [&str; 7] = ["08", "28", "3D", "40", "53", "57", "58"];
     /// A lock was not granted in time; the server is a standby, which refuses a writing transaction
     /// as a feature that it lacks; a pooler's own errors have no code of their own.
-    const UNAVAILABLE: [&str; 5] = ["55P03", "25006", "0A000", "25P03", "55006"];
+    const UNAVAILABLE: [&str; 4] = ["55P03", "25006", "25P03", "55006"];
     let unavailable = match &source {
-        sqlx::Error::Database(_) => {
+        sqlx::Error::Database(error) => {
             let code = code(&source);
             UNAVAILABLE_CLASSES.iter().any(|class| code.starts_with(class))
                 || UNAVAILABLE.contains(&code.as_str())
+                || (code == "0A000" && error.message().contains("recovery"))
         }
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)

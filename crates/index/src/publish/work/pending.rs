@@ -59,7 +59,7 @@ pub(super) const NOTE_CHANGED: Sql = records!(
     "INSERT INTO publish_pending (target, cache, hash, since)
      SELECT $1, k.cache, k.hash, max(k.since) FROM", 2 { cache: number 0, hash: bytes 1, since: number 2 }, "AS k
      WHERE true GROUP BY k.cache, k.hash
-     ON CONFLICT (target, cache, hash) DO UPDATE SET
+     ON CONFLICT (target, cache, hash) DO UPDATE SET reason = NULL,
          since = CASE WHEN excluded.since > publish_pending.since THEN excluded.since ELSE publish_pending.since END"
 );
 pub(super) const NOTE_WAITING: Sql = records!(
