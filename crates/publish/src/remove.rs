@@ -292,7 +292,9 @@ impl Run<'_> {
             published.name.parse().map_err(|_| Error::CacheName { name: published.name.clone() })?;
         self.untouched = None;
         self.begin_turn();
-        if !self.turns_of(published.cache).is_withdrawal_noted && !self.note_withdrawal(published, &name).await? {
+        if !self.turns_of(published.cache).is_withdrawal_noted
+            && !self.note_withdrawal(published, &name).await?
+        {
             return Ok((Counts::default(), false));
         }
         self.turns_of(published.cache).is_withdrawal_noted = true;

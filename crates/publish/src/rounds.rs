@@ -41,9 +41,9 @@ pub(crate) struct CacheTurns {
     pub(crate) is_withdrawal_noted: bool,
     /// Whether something is being removed that the lab no longer serves.
     is_urgent: bool,
-    /// What changed since a round last looked for removals.
-    unseen: ChangedPaths,
-    /// What changed since the last turn.
+    /// Whether something changed since the last turn.
+    has_changed: bool,
+    /// What changed and was not looked at for removals.
     changed: ChangedPaths,
     /// What changed or was published in this run.
     moved: ChangedPaths,
@@ -92,7 +92,7 @@ impl CacheTurns {
             removals_begun: false,
             is_withdrawal_noted: false,
             is_urgent: false,
-            unseen: ChangedPaths::default(),
+            has_changed: false,
             changed: ChangedPaths::default(),
             moved: ChangedPaths { hashes: HashSet::new(), is_all: looks_at_all },
             pass: Pass::default(),
@@ -101,7 +101,7 @@ impl CacheTurns {
 
     /// Records that a path changed in the lab.
     pub(crate) fn note_changed(&mut self, hash: StorePathHash) {
-        self.unseen.add(hash);
+        self.has_changed = true;
         self.changed.add(hash);
         self.moved.add(hash);
     }
@@ -220,11 +220,11 @@ impl Run<'_> {
             }
         }
         in_line.retain(|(cache, _)| {
-            self.caches.get(&cache.id).is_none_or(|turns| !turns.is_finished || !turns.changed.is_empty())
+            self.caches.get(&cache.id).is_none_or(|turns| !turns.is_finished || turns.has_changed)
         });
         // A cache that has used up its turns comes behind the others, and changes come first.
         in_line.sort_by_key(|(cache, _)| {
-            self.caches.get(&cache.id).map_or((0, true), |turns| (turns.cut, turns.changed.is_empty()))
+            self.caches.get(&cache.id).map_or((0, true), |turns| (turns.cut, !turns.has_changed))
         });
         for (cache, name) in in_line {
             if self.publisher.is_stopping() {
@@ -266,15 +266,10 @@ impl Run<'_> {
     ) -> Result<Counts> {
         let mut counts = Counts::default();
         let turns = self.turns_of(cache.id);
-        let unseen = std::mem::take(&mut turns.unseen);
-        if (!unseen.is_empty() || turns.is_urgent) && !self.publisher.is_stopping() {
+        if (!turns.changed.is_empty() || turns.is_urgent) && !self.publisher.is_stopping() {
             self.begin_turn();
-            let is_urgent = if unseen.is_all {
-                self.begin_removals(cache).await?
-            } else {
-                let unseen: Vec<StorePathHash> = unseen.hashes.into_iter().collect();
-                self.begin_removals_among(cache, &unseen).await?
-            };
+            let changed = std::mem::take(&mut self.turns_of(cache.id).changed);
+            let is_urgent = self.begin_removals_of(cache, changed).await?;
             let turns = self.turns_of(cache.id);
             turns.is_urgent |= is_urgent;
             if turns.is_urgent {
@@ -348,7 +343,8 @@ impl Run<'_> {
         published: Option<PublishedCache>,
     ) -> Result<Turn> {
         let mut outcome = CacheOutcome { cache: cache.name.clone(), ..CacheOutcome::default() };
-        self.turns_of(cache.id).is_withdrawal_noted = false;
+        let turns = self.turns_of(cache.id);
+        (turns.is_withdrawal_noted, turns.has_changed) = (false, false);
         let mut row = self.cache_row(cache, published).await?;
         let is_first = self.mode == Mode::Reconcile && !self.turns_of(cache.id).is_compared;
         // The access rules take effect before the contents.
@@ -495,12 +491,19 @@ impl Run<'_> {
         let turns = self.turns_of(cache.id);
         let changed = std::mem::take(&mut turns.changed);
         let is_first = !std::mem::replace(&mut turns.removals_begun, true);
-        if (is_first && turns.moved.is_all) || changed.is_all {
+        if is_first && turns.moved.is_all {
             self.begin_removals(cache).await
         } else {
-            let changed: Vec<StorePathHash> = changed.hashes.into_iter().collect();
-            self.begin_removals_among(cache, &changed).await
+            self.begin_removals_of(cache, changed).await
         }
+    }
+
+    async fn begin_removals_of(&mut self, cache: &Cache, changed: ChangedPaths) -> Result<bool> {
+        if changed.is_all {
+            return self.begin_removals(cache).await;
+        }
+        let changed: Vec<StorePathHash> = changed.hashes.into_iter().collect();
+        self.begin_removals_among(cache, &changed).await
     }
 
     /// Begins the removals of those of these paths that the cache no longer has: the last run may

@@ -65,6 +65,36 @@ async fn a_large_cache_keeps_no_other_waiting() {
     assert!(!publisher.has_work().await.unwrap());
 }
 
+/// A path waits for one that may be upstream's. Its time comes while a large cache is published.
+async fn a_path_whose_time_comes_waits_for_no_large_cache() {
+    let mut lab = Lab::new().await;
+    lab.settings.concurrency = 1;
+    lab.settings.turn = Duration::ZERO;
+    let team = create_cache(&lab.engine, "team", true).await;
+    let main = std::mem::replace(&mut lab.cache, team);
+    lab.push(1, 1, &[99]).await;
+    assert_eq!(lab.publish().await.unwrap().waiting(), 1);
+    lab.cache = main;
+    for number in 11..=20 {
+        lab.push(number, number.into(), &[]).await;
+    }
+    let settle = i64::try_from(lab.settings.settle.as_secs()).unwrap();
+    let lab = Arc::new(lab);
+    let busy = Arc::clone(&lab);
+    let (publisher, _) = lab.publisher_meanwhile(Box::new(move |call| {
+        if call == 30 {
+            busy.clock.advance(settle + 1);
+        }
+        Box::pin(async {})
+    }));
+    publisher.run(Mode::Follow).await.unwrap();
+    let came = lab.target.events();
+    let narinfo = format!("team/{}.narinfo", path(1).hash());
+    let came = came.iter().position(|event| matches!(event, FileEvent::Put(put, _) if *put == narinfo));
+    let last = last_put(&lab, "main/nar/").unwrap();
+    assert!(came.is_some_and(|at| at < last), "it came at {came:?}, the last NAR at {last}");
+}
+
 /// A comparison that ends in many turns is one comparison.
 async fn a_comparison_goes_on_from_turn_to_turn() {
     let mut lab = Lab::new().await;
@@ -197,6 +227,7 @@ async fn a_run_costs_what_changed_and_not_what_waits() {
 
 on_both_databases! {
     a_large_cache_keeps_no_other_waiting,
+    a_path_whose_time_comes_waits_for_no_large_cache,
     a_comparison_goes_on_from_turn_to_turn,
     a_run_that_is_asked_to_stop_ends_soon,
     a_run_that_waits_for_a_dead_one_stops_at_once,
