@@ -25,6 +25,9 @@ pub struct Attacked<'a> {
     /// Names of what the host has read since the last call, if that can be told: checks that
     /// nothing is read in vain.
     pub reads: &'a dyn Fn() -> Option<Vec<String>>,
+    /// Whether the host knows its own address. If not, its pages show what the client says, and no
+    /// cache may keep them.
+    pub knows_address: bool,
 }
 
 impl std::fmt::Debug for Attacked<'_> {
@@ -195,7 +198,7 @@ fn pages(host: &Attacked<'_>) {
             ("content-type", "text/html; charset=utf-8"),
             ("x-content-type-options", "nosniff"),
             ("referrer-policy", "same-origin"),
-            ("cache-control", "public, max-age=60"),
+            ("cache-control", if host.knows_address { "public, max-age=60" } else { "no-store" }),
         ] {
             assert_eq!(page.header(name), Some(value), "{rest}: {page:?}");
         }

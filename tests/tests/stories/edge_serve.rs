@@ -51,6 +51,7 @@ fn attacks_fail(address: &str, published: &Published) {
         sign: &|claims| encode(&Header::new(Algorithm::HS256), claims, &key).expect("claims can be signed"),
         forged: vec![encode(&Header::new(Algorithm::HS256), &claims, &forged).expect("claims can be signed")],
         reads: &|| None,
+        knows_address: false,
     });
 }
 

@@ -79,6 +79,15 @@ fn several_caches_get_what_they_lack() {
     assert_eq!(two.get(&narinfo).status, 200);
 }
 
+/// Runs `dormer` in a machine, and kills it after so many seconds if it still runs. A machine has
+/// no `timeout`, only a shell.
+fn killed_after(machine: &Machine, seconds: &str, arguments: &[&str]) -> Run {
+    const SCRIPT: &str = "seconds=$1; shift; \"$@\" & push=$!; \
+        (busybox sleep \"$seconds\"; kill -9 \"$push\" 2>/dev/null) & wait \"$push\"";
+    let dormer = machine.dormer_path();
+    machine.run("sh", &[&["-c", SCRIPT, "sh", seconds, &dormer][..], arguments].concat())
+}
+
 /// A proxy that refuses bodies over 32 MB, behind one that cuts every request that is still being
 /// sent after a second: a minute, for a line that is sixty times as fast.
 #[test]
@@ -95,10 +104,12 @@ fn a_proxy_that_limits_bodies_and_time_passes_chunks() {
     let small = builder.build("noise", &[("salt", "late"), ("megabytes", "20")]);
     let before = hasty.late_requests();
     let whole = ["push", "main", &small, "--api", "attic", "--limit-rate", "10M"];
-    let dormer = builder.dormer_path();
-    let cut = builder.run("timeout", &[&["-s", "KILL", "2", &dormer][..], &whole].concat());
+    let cut = killed_after(&builder, "2", &whole);
     assert!(!cut.is_success() && hasty.late_requests() > before, "the time counts: {cut}");
-    builder.dormer(&["push", "main", &noise, &small, "--part-size", "4M", "--limit-rate", "30M"]).succeeds();
+    let before = hasty.late_requests();
+    let parts = ["push", "main", &noise, &small, "-j", "1", "--part-size", "4M", "--limit-rate", "30M"];
+    builder.dormer(&parts).succeeds();
+    assert_eq!(hasty.late_requests(), before, "no part was cut");
     let puller = lab.machine("puller", Nix::OLDEST);
     substitutes_and_verifies(&lab, &puller, &noise);
     substitutes_and_verifies(&lab, &puller, &small);
@@ -162,29 +173,13 @@ fn a_client_that_is_killed_again_and_again_gets_there() {
         .succeeds();
     let noise = builder.build("noise", &[("salt", "killed-client"), ("megabytes", "24")]);
     let crowd = builder.build("crowd", &[("salt", "killed-client"), ("leaves", "12")]);
-    let dormer = builder.dormer_path();
     let mut random = rand::rng();
     let (mut kills, before) = (0, lab.stored_bytes());
     for _ in 0..times(3) {
         let seconds = format!("{:.3}", random.random_range(0.05..1.2));
-        let arguments = [
-            "-s",
-            "KILL",
-            &seconds,
-            &dormer,
-            "push",
-            "main",
-            &noise,
-            &crowd,
-            "--limit-rate",
-            "20M",
-            "-j",
-            "1",
-            "--part-size",
-            "1M",
-        ];
+        let push = ["push", "main", &noise, &crowd, "--limit-rate", "20M", "-j", "1", "--part-size", "1M"];
         // It may also be fast enough.
-        kills += u64::from(!builder.run("timeout", &arguments).is_success());
+        kills += u64::from(!killed_after(&builder, &seconds, &push).is_success());
         // Whatever is visible is whole: nothing refers to what is not there.
         for path in builder.closure(&crowd) {
             let narinfo = lab.get(&format!("/main/{}.narinfo", &path["/nix/store/".len()..][..32]));

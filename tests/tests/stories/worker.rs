@@ -175,6 +175,7 @@ fn attacks_fail_and_a_request_costs_two_calls_at_most() {
             sign: &|claims| sign(claims, algorithm, key),
             forged,
             reads: &|| Some(worker.calls().into_iter().map(|(_, key)| key).collect()),
+            knows_address: true,
         });
     }
 }

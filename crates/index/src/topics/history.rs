@@ -81,7 +81,7 @@ pub(crate) const HISTORY: Sql = Sql {
         WHERE d.cache = $1 AND d.day > $2 ORDER BY d.day LIMIT $3",
     postgres: "
         SELECT d.day, d.paths, d.path_bytes, d.stored_bytes, d.pushes, d.pulls FROM cache_days AS d
-        WHERE d.cache = $1 AND d.day > $2 ORDER BY d.day + 0 LIMIT $3",
+        WHERE d.cache = $1 AND d.day + 0 > $2 ORDER BY d.day + 0 LIMIT $3",
 };
 pub(crate) const TRIM: Sql = both!(
     "DELETE FROM cache_days WHERE (cache, day) IN

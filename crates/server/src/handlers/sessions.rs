@@ -39,7 +39,7 @@ const COMMIT_PATHS_MAX: usize = 512;
 const PART_OVERHEAD_BYTES: u64 = 16 * 1024;
 
 /// Memory that a part takes at a time.
-const PART_STEP_BYTES: u64 = 64 * 1024;
+const PART_STEP_BYTES: u64 = 4 * 1024;
 
 /// How long a commit waits for its checks before it answers what is done. Many proxies give up
 /// after 60 s, and a client shows progress with each answer.

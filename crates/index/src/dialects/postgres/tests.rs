@@ -488,7 +488,11 @@ async fn a_standby_is_read_and_takes_no_writes() {
     server.restart_as_standby();
     let restarted = open(&url).await;
     for index in [&before, &restarted] {
-        index.ping().await.unwrap();
+        // A process that knew the primary seeks it for some seconds.
+        let begun = std::time::Instant::now();
+        while let Err(error) = index.ping().await {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{error:?}");
+        }
         assert!(index.find_object(cache, &object).await.unwrap().is_some());
         assert!(!index.outbox_after(OutboxPosition::START, 9).await.unwrap().is_empty());
         let refused = index.check_ready().await;
