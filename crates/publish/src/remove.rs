@@ -317,8 +317,8 @@ impl Run<'_> {
         Ok((counts, true))
     }
 
-    /// Notes that all of a cache goes, and takes its state document away. Returns `false` if the run
-    /// is to end.
+    /// Notes that all of a cache goes, and takes its state document away. Returns `false` if the
+    /// run is to end.
     async fn note_withdrawal(&mut self, published: &PublishedCache, name: &CacheName) -> Result<bool> {
         // If the cache is published again before this is done, nothing counts as written.
         let unknown = PublishedCache { basis: Vec::new(), document: Vec::new(), ..published.clone() };

@@ -28,6 +28,7 @@ const CHANGED_MAX: usize = 100_000;
 
 /// How far a run has come with a cache.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "they are steps of a run that come in any order")]
 pub(crate) struct CacheTurns {
     /// Turns that were over before the cache was up to date.
     cut: u32,
@@ -244,8 +245,8 @@ impl Run<'_> {
         Ok(leaving.is_empty())
     }
 
-    /// After a while, looks at all paths that wait, also of caches that were up to date in this run:
-    /// the time of some has come.
+    /// After a while, looks at all paths that wait, also of caches that were up to date in this
+    /// run: the time of some has come.
     fn look_again(&mut self) {
         if !self.publisher.is_due(Some(self.looks_at_all_since)) {
             return;
