@@ -3,8 +3,8 @@
 # byte by byte. Both builds use the same folder, as builds of the image do: the messages of panics
 # name the files of the sources.
 #
-# SAME_BINARY_PROFILE is a profile of Cargo: release by default. `dev` takes a third of the time,
-# and proves the same of build scripts, macros and the linker; only the optimiser is not asked.
+# SAME_BINARY_PROFILE is a profile of Cargo: release by default. `dev` takes less time, and
+# proves the same of build scripts, macros and the linker; only the optimiser is not asked.
 set -eu
 cd "$(dirname "$0")/.."
 profile=${SAME_BINARY_PROFILE:-release}
