@@ -95,6 +95,24 @@ async fn a_path_whose_time_comes_waits_for_no_large_cache() {
     assert!(came.is_some_and(|at| at < last), "it came at {came:?}, the last NAR at {last}");
 }
 
+/// A chain of paths leaves, one path a turn. What is done once for the whole cache is not repeated.
+async fn a_withdrawal_of_many_turns_is_noted_once() {
+    let mut lab = Lab::new().await;
+    lab.settings.turn = Duration::ZERO;
+    for number in 1..=6 {
+        lab.push(number, number.into(), if number > 1 { &[number - 1] } else { &[] }).await;
+    }
+    lab.publish().await.unwrap();
+    lab.set_public(false).await;
+    let before = lab.target.events().len();
+    lab.publish().await.unwrap();
+    let events = lab.target.events().split_off(before);
+    let is_state =
+        |event: &&FileEvent| matches!(event, FileEvent::Delete(name) if name.ends_with("dormer-state.json"));
+    assert_eq!(events.iter().filter(is_state).count(), 1, "{events:?}");
+    assert!(lab.published().is_empty());
+}
+
 /// A comparison that ends in many turns is one comparison.
 async fn a_comparison_goes_on_from_turn_to_turn() {
     let mut lab = Lab::new().await;
@@ -228,6 +246,7 @@ async fn a_run_costs_what_changed_and_not_what_waits() {
 on_both_databases! {
     a_large_cache_keeps_no_other_waiting,
     a_path_whose_time_comes_waits_for_no_large_cache,
+    a_withdrawal_of_many_turns_is_noted_once,
     a_comparison_goes_on_from_turn_to_turn,
     a_run_that_is_asked_to_stop_ends_soon,
     a_run_that_waits_for_a_dead_one_stops_at_once,
