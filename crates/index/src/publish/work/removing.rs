@@ -37,14 +37,15 @@ pub(super) const DELETE_OBJECTS: Sql = both!(
     keyed 3,
     "AS k)"
 );
-// The NAR that an object's row named.
+// The NAR that an object's row named. A scalar look-up: from NOT EXISTS, PostgreSQL may make a table
+// of all rows of the cache.
 pub(super) const LEAVE_NARS: Sql = records!(
     "UPDATE publish_nars SET delete_after = k.delete_after, path = k.hash FROM",
     keyed 3 { hash: bytes 0, nar: bytes 1, tag: bytes 2, delete_after: number 3 },
     "AS k WHERE publish_nars.target = k.target AND publish_nars.cache = k.cache AND publish_nars.nar = k.nar
          AND publish_nars.tag = k.tag AND publish_nars.delete_after IS NULL
-         AND NOT EXISTS (SELECT 1 FROM publish_objects AS o WHERE o.target = $1 AND o.cache = $2
-             AND o.nar = publish_nars.nar AND o.tag = publish_nars.tag)"
+         AND (SELECT o.hash FROM publish_objects AS o WHERE o.target = $1 AND o.cache = $2
+             AND o.nar = publish_nars.nar AND o.tag = publish_nars.tag LIMIT 1) IS NULL"
 );
 // And those that it named last: an intent may never have become more.
 pub(super) const LEAVE_NARS_OF: Sql = records!(
@@ -52,8 +53,8 @@ pub(super) const LEAVE_NARS_OF: Sql = records!(
     keyed 3 { hash: bytes 0, nar: bytes 1, tag: bytes 2, delete_after: number 3 },
     "AS k WHERE publish_nars.target = k.target AND publish_nars.cache = k.cache AND publish_nars.path = k.hash
          AND publish_nars.delete_after IS NULL
-         AND NOT EXISTS (SELECT 1 FROM publish_objects AS o WHERE o.target = $1 AND o.cache = $2
-             AND o.nar = publish_nars.nar AND o.tag = publish_nars.tag)"
+         AND (SELECT o.hash FROM publish_objects AS o WHERE o.target = $1 AND o.cache = $2
+             AND o.nar = publish_nars.nar AND o.tag = publish_nars.tag LIMIT 1) IS NULL"
 );
 pub(super) const BEGIN_REMOVING: Sql = both!(
     "UPDATE publish_objects SET state = 2, referrers_taken = 0, referrers_after = NULL WHERE (target, cache, hash) IN
