@@ -37,8 +37,8 @@ pub(super) const DELETE_OBJECTS: Sql = both!(
     keyed 3,
     "AS k)"
 );
-// The NAR that an object's row named. A scalar look-up: from NOT EXISTS, PostgreSQL may make a table
-// of all rows of the cache.
+// The NAR that an object's row named. A scalar look-up: from NOT EXISTS, PostgreSQL may make a
+// table of all rows of the cache.
 pub(super) const LEAVE_NARS: Sql = records!(
     "UPDATE publish_nars SET delete_after = k.delete_after, path = k.hash FROM",
     keyed 3 { hash: bytes 0, nar: bytes 1, tag: bytes 2, delete_after: number 3 },

@@ -62,8 +62,8 @@ pub(super) const LEAVE_NARS: Sql = records!(
     "UPDATE publish_nars SET delete_after = $4, path = k.hash FROM", keyed 3 { hash: bytes 0, nar: bytes 1, tag: bytes 2 }, "AS k
      WHERE publish_nars.target = k.target AND publish_nars.cache = k.cache AND publish_nars.nar = k.nar AND publish_nars.tag = k.tag
          AND publish_nars.delete_after IS NULL
-         AND NOT EXISTS (SELECT 1 FROM publish_objects AS o WHERE o.target = $1 AND o.cache = $2
-             AND o.nar = publish_nars.nar AND o.tag = publish_nars.tag)"
+         AND (SELECT o.hash FROM publish_objects AS o WHERE o.target = $1 AND o.cache = $2
+             AND o.nar = publish_nars.nar AND o.tag = publish_nars.tag LIMIT 1) IS NULL"
 );
 
 pub(crate) async fn begin_publishing(
