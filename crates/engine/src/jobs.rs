@@ -49,8 +49,8 @@ const RUNNABLE: [JobKind; 6] = [
 /// How long a scrub works before other jobs get a turn.
 const SCRUB_SLICE: Duration = Duration::from_secs(2);
 
-/// How long giving a lease back may take when the runner stops. After that the lease has to end by
-/// itself.
+/// How long giving a lease back, or writing the last activity, may take when the runner stops.
+/// After that the lease has to end by itself.
 const RELEASE_MAX: Duration = Duration::from_millis(500);
 
 /// A failed job is tried again after 2 s, 4 s and so on, but at least this often.

@@ -325,7 +325,7 @@ pub(crate) struct Run<'a> {
     pub(crate) caches: HashMap<CacheId, CacheTurns>,
     /// Whether paths that wait are looked at though nothing changed that they wait for.
     pub(crate) looks_at_all: bool,
-    /// When this run last began to look at all paths that wait.
+    /// When this run last began to look at all paths that wait, or when it began.
     pub(crate) looks_at_all_since: UnixSeconds,
     /// When the cache at hand lets others have their turn.
     pub(crate) turn_ends_at: Instant,

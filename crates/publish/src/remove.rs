@@ -67,10 +67,9 @@ impl Run<'_> {
         if absent.is_empty() {
             return Ok(false);
         }
-        let mut urgent = false;
         let there = self.state().find_published(self.target(), cache.id, absent).await?;
         let served = self.served_nars(cache, there.iter().map(|row| row.nar.0)).await?;
-        urgent |= there.iter().any(|row| !served.contains(&row.nar.0));
+        let mut urgent = there.iter().any(|row| !served.contains(&row.nar.0));
         let gone: HashSet<StorePathHash> = there.iter().map(|row| row.hash).collect();
         self.remove_with_referrers(cache.id, &gone.iter().copied().collect::<Vec<_>>()).await?;
         urgent |= self.end_graces(cache, absent).await?;

@@ -78,6 +78,11 @@ impl AddAssign for Counts {
 }
 
 impl CacheOutcome {
+    /// Of a cache of which nothing was done yet.
+    pub(crate) fn of(name: &str) -> Self {
+        Self { cache: name.to_owned(), ..Self::default() }
+    }
+
     /// Adds what a part of the run changed.
     pub(crate) fn add(&mut self, counts: Counts) {
         self.published += counts.published;

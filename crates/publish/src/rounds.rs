@@ -38,7 +38,7 @@ pub(crate) struct CacheTurns {
     is_compared: bool,
     /// Whether the removals of everything noted before this run were begun.
     removals_begun: bool,
-    /// Whether a withdrawal of the whole cache was noted in this run.
+    /// Whether a withdrawal of the whole cache was noted, and the cache had no turn since.
     pub(crate) is_withdrawal_noted: bool,
     /// Whether something is being removed that the lab no longer serves.
     is_urgent: bool,
@@ -70,9 +70,13 @@ struct ChangedPaths {
 }
 
 impl ChangedPaths {
+    fn all() -> Self {
+        Self { hashes: HashSet::new(), is_all: true }
+    }
+
     fn add(&mut self, hash: StorePathHash) {
         if self.hashes.len() >= CHANGED_MAX {
-            *self = Self { hashes: HashSet::new(), is_all: true };
+            *self = Self::all();
         }
         if !self.is_all {
             self.hashes.insert(hash);
@@ -109,7 +113,7 @@ impl CacheTurns {
 
     /// All paths are looked at in this run: a scan noted them.
     fn look_at_all(&mut self) {
-        self.moved = ChangedPaths { hashes: HashSet::new(), is_all: true };
+        self.moved = ChangedPaths::all();
         self.removals_begun = false;
     }
 
@@ -143,8 +147,7 @@ impl CacheTurns {
     /// noted, or it or what it waits for changed.
     fn is_worth_a_look(&self, pending: &PendingObject) -> bool {
         let Some(reason) = &pending.reason else { return true };
-        self.moved.is_all
-            || self.moved.hashes.contains(&pending.hash)
+        self.moved.hashes.contains(&pending.hash)
             || Wait::reference_in(reason).is_some_and(|reference| self.moved.hashes.contains(&reference))
     }
 }
@@ -216,8 +219,7 @@ impl Run<'_> {
         for (cache, name) in &in_line {
             if let Some(row) = published.get(&cache.id) {
                 let counts = self.remove_urgent(cache, name, row).await?;
-                let outcome = || CacheOutcome { cache: cache.name.clone(), ..CacheOutcome::default() };
-                outcomes.entry(cache.id).or_insert_with(outcome).add(counts);
+                outcomes.entry(cache.id).or_insert_with(|| CacheOutcome::of(&cache.name)).add(counts);
             }
         }
         in_line.retain(|(cache, _)| {
@@ -254,7 +256,7 @@ impl Run<'_> {
         self.looks_at_all_since = self.now();
         for turns in self.caches.values_mut().filter(|turns| turns.pass.waiting > 0) {
             turns.is_finished = false;
-            turns.moved = ChangedPaths { hashes: HashSet::new(), is_all: true };
+            turns.moved = ChangedPaths::all();
         }
     }
 
@@ -297,7 +299,7 @@ impl Run<'_> {
     async fn refuse(&mut self, cache: &Cache, published: Option<&PublishedCache>) -> Result<Turn> {
         let location = self.store().location().to_owned();
         let refused = Error::PublicTarget { cache: cache.name.clone(), location };
-        let mut outcome = CacheOutcome { cache: cache.name.clone(), ..CacheOutcome::default() };
+        let mut outcome = CacheOutcome::of(&cache.name);
         outcome.error = Some(refused.to_string());
         let mut is_done = true;
         if let Some(published) = published {
@@ -316,7 +318,7 @@ impl Run<'_> {
         // It is private now, and only a pattern fits it.
         let named =
             |cache: &Cache| cache.name.parse().is_ok_and(|name| self.publisher.settings.selects(&name, true));
-        let mut outcome = CacheOutcome { cache: published.name.clone(), ..CacheOutcome::default() };
+        let mut outcome = CacheOutcome::of(&published.name);
         let mut is_done = true;
         match cache {
             Some(cache) if self.mode != Mode::Reconcile && !named(cache) => {
@@ -343,7 +345,7 @@ impl Run<'_> {
         name: &CacheName,
         published: Option<PublishedCache>,
     ) -> Result<Turn> {
-        let mut outcome = CacheOutcome { cache: cache.name.clone(), ..CacheOutcome::default() };
+        let mut outcome = CacheOutcome::of(&cache.name);
         let turns = self.turns_of(cache.id);
         (turns.is_withdrawal_noted, turns.has_changed) = (false, false);
         let mut row = self.cache_row(cache, published).await?;
@@ -351,8 +353,7 @@ impl Run<'_> {
         // The access rules take effect before the contents.
         documents::write_before(self, cache, name, &mut row, is_first).await?;
         self.untouched = Some(PublishedCache { scan: None, ..row.clone() });
-        let compares =
-            matches!(row.scan, Some(CacheScan::Narinfos(_) | CacheScan::Nars(_) | CacheScan::Documents(_)));
+        let compares = row.scan.as_ref().is_some_and(CacheScan::is_comparison);
         let turns = self.turns_of(cache.id);
         turns.is_compared |= compares;
         if row.scan.is_some() {
@@ -531,8 +532,6 @@ impl Run<'_> {
 
 /// Adds what a turn came to.
 fn merge(outcomes: &mut BTreeMap<CacheId, CacheOutcome>, cache: CacheId, turn: CacheOutcome) {
-    match outcomes.entry(cache) {
-        std::collections::btree_map::Entry::Vacant(entry) => drop(entry.insert(turn)),
-        std::collections::btree_map::Entry::Occupied(mut entry) => entry.get_mut().add_turn(turn),
-    }
+    let added = outcomes.entry(cache).or_insert_with(|| CacheOutcome::of(&turn.cache));
+    added.add_turn(turn);
 }

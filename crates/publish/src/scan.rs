@@ -32,8 +32,7 @@ impl Run<'_> {
             let kind = std::mem::discriminant(&scan);
             // The end of a comparison is not written down, so a turn goes on to what comes after
             // it.
-            let compares =
-                matches!(scan, CacheScan::Narinfos(_) | CacheScan::Nars(_) | CacheScan::Documents(_));
+            let compares = scan.is_comparison();
             row.scan = match scan {
                 CacheScan::Narinfos(byte) => {
                     let (next, repaired) = self.compare_narinfos(cache, name, byte).await?;

@@ -151,7 +151,7 @@ pub(super) async fn run(args: ExecArgs, context: &Context) -> Result<ExitCode> {
 /// A drain, until a signal comes.
 async fn stoppable(
     drain: impl Future<Output = Result<DrainEnd>>,
-    signals: &mut mpsc::Receiver<Came>,
+    signals: &mut mpsc::Receiver<ReceivedSignal>,
 ) -> Result<DrainEnd> {
     let ending = async { while signals.recv().await.is_some_and(|came| !ENDING.contains(&came.signal)) {} };
     tokio::select! {
@@ -196,39 +196,39 @@ const PASSED_ON: [Signal; 7] =
 
 /// A signal that came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Came {
+struct ReceivedSignal {
     signal: Signal,
     /// Whether a process sent it. Keys of a terminal have no sender.
     has_sender: bool,
 }
 
 /// The signals of [`PASSED_ON`], each as it comes.
-fn listen() -> Result<mpsc::Receiver<Came>> {
+fn listen() -> Result<mpsc::Receiver<ReceivedSignal>> {
     let failed = |source| Error::Io { attempt: "listen for signals".to_owned(), source };
     let (sender, signals) = mpsc::channel(16);
     let mut coming = SignalsInfo::<WithOrigin>::new(PASSED_ON.map(Signal::as_raw)).map_err(failed)?;
     let pass_on = move || {
         for origin in coming.forever() {
             let Some(signal) = Signal::from_named_raw(origin.signal) else { continue };
-            // More than a few at once say nothing new.
             // macOS names a process 0 for keys.
             let has_sender = origin.process.is_some_and(|process| process.pid > 0);
-            let _ = sender.try_send(Came { signal, has_sender });
+            // More than a few at once say nothing new.
+            let _ = sender.try_send(ReceivedSignal { signal, has_sender });
         }
     };
-    // It waits until the process ends.
+    // The thread waits until the process ends.
     std::thread::Builder::new().name("signals".to_owned()).spawn(pass_on).map_err(failed)?;
     Ok(signals)
 }
 
 /// Waits for the command, and passes signals on to it. A key of the terminal reaches the command by
 /// itself, and a second signal would tell many programs to end at once.
-async fn wait(mut child: Child, signals: &mut mpsc::Receiver<Came>) -> std::io::Result<ExitStatus> {
+async fn wait(mut child: Child, signals: &mut mpsc::Receiver<ReceivedSignal>) -> std::io::Result<ExitStatus> {
     let process = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
     loop {
         tokio::select! {
             status = child.wait() => return status,
-            Some(Came { signal, has_sender }) = signals.recv() => {
+            Some(ReceivedSignal { signal, has_sender }) = signals.recv() => {
                 let is_key = !has_sender && matches!(signal, Signal::INT | Signal::QUIT) && is_in_foreground();
                 if let Some(process) = process.filter(|_| !is_key) {
                     // The command may have ended meanwhile.

@@ -32,7 +32,7 @@ const PAGE_CACHES: u32 = 256;
 /// What the rules of caches let go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExpiryTotals {
-    /// Caches that keep something no longer.
+    /// Caches that let something go.
     pub caches: u64,
     /// Paths that expire when the server looks through their caches next. Their NARs stay readable
     /// for the grace.

@@ -55,7 +55,7 @@ impl CollectMetrics {
             ),
             strays_kept: gauge(
                 "dormer_gc_strays_kept",
-                "Packs without a row that the last listing did not let go, because they are most of the store",
+                "Packs without a row that the last listing did not let go: they are most of the store, or older than its database",
             ),
             seconds: gauge("dormer_gc_last_duration_seconds", "How long the last collection took"),
             succeeded_at: gauge(

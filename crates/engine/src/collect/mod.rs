@@ -775,6 +775,7 @@ impl Collector {
 
     /// Lists the store, and finds the packs without a row.
     pub async fn find_strays(&self) -> Result<Strays> {
+        self.progress.begin(CollectionPhase::Listing);
         let listed = self.blobs.list().await?;
         self.strays_among(&listed, None).await
     }
@@ -840,7 +841,7 @@ enum Listing {
 pub struct Strays {
     /// Those of which nothing is noted.
     pub new: Vec<PackId>,
-    /// Those that are never deleted.
+    /// Those that were there before the database.
     pub kept: Vec<PackId>,
     /// Packs in the store.
     pub listed: u64,

@@ -29,8 +29,8 @@ const OPENING_BYTES: u64 = 512 * 1024;
 /// damaged NAR, any more.
 const WRITE_WAIT: Duration = Duration::from_millis(500);
 
-/// New tags that are being written at once. When there are more, the next opening of the NAR writes
-/// the tag.
+/// New tags and marks of damage that are being written at once. When there are more, the next read
+/// of the NAR writes them.
 pub(crate) const ENCODING_UPDATES_MAX: usize = 8;
 
 /// The key of a remembered read plan. It contains the state of the cache, so a change of an object

@@ -216,7 +216,7 @@ pub(crate) async fn open_due(
     tx.run(OPEN_DUE, &[Number(at), Number(since), retention, Number(signed(defaults.quota_bytes))]).await
 }
 
-/// Caches after one, by number, that have a job when one is due.
+/// Caches after one, by number, with rules by which something may expire.
 pub(crate) async fn caches_with_rules(
     tx: &mut impl Transaction,
     defaults: &ExpiryDefaults,

@@ -98,6 +98,11 @@ pub enum CacheScan {
 }
 
 impl CacheScan {
+    /// Whether it compares what is written down with a listing of the target.
+    pub fn is_comparison(&self) -> bool {
+        matches!(self, Self::Narinfos(_) | Self::Nars(_) | Self::Documents(_))
+    }
+
     /// As the cursor of a job.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let after = |tag: u8, bytes: &[u8]| [&[tag], bytes].concat();

@@ -125,7 +125,7 @@ impl Shared {
         u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
     }
 
-    /// Whether a connection may lead to a standby: no later one did.
+    /// Whether a connection may lead to a standby: one that was made with it or later did.
     pub(super) fn may_be_standby(&self, connection: &PoolConnectionMetadata) -> bool {
         let standby_at = Duration::from_millis(self.standby_at_ms.load(Ordering::Relaxed));
         let made = self.begun.elapsed().saturating_sub(connection.age);
@@ -406,14 +406,15 @@ pub(super) fn failed(attempt: &'static str, source: sqlx::Error) -> Error {
     /// connections), operator intervention (time-out, shut down), system errors; a wrong password
     /// or a database that went: both change without us.
     const UNAVAILABLE_CLASSES: [&str; 7] = ["08", "28", "3D", "40", "53", "57", "58"];
-    /// A lock was not granted in time; the server is a standby, which refuses a writing transaction
-    /// as a feature that it lacks; a pooler's own errors have no code of their own.
+    /// A lock was not granted in time; the server is a standby; a pooler's own errors have no code
+    /// of their own.
     const UNAVAILABLE: [&str; 4] = ["55P03", "25006", "25P03", "55006"];
     let unavailable = match &source {
         sqlx::Error::Database(error) => {
             let code = code(&source);
             UNAVAILABLE_CLASSES.iter().any(|class| code.starts_with(class))
                 || UNAVAILABLE.contains(&code.as_str())
+                // A standby refuses a writing transaction as a feature that it lacks.
                 || (code == "0A000" && error.message().contains("recovery"))
         }
         sqlx::Error::Io(_)

@@ -172,7 +172,7 @@ async fn commits_that_share_a_fresh_pack_do_not_wait_for_each_other() {
 }
 
 /// A removal waits for a commit that names the same derivation, and then sees its object. The
-/// commit is held up between its look and its writes: its pack is locked.
+/// commit is held up before its writes: nothing can be put into the table of NARs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_stays_for_an_object_whose_commit_has_not_ended() {
     let url = Server::shared().create_database();
