@@ -7,7 +7,7 @@ default:
 check:
     scripts/check-prose.sh
     cargo fmt --all --check
-    cargo clippy --workspace --all-targets -- --deny warnings
+    cargo clippy --workspace --all-targets --features dormer-tests/kubernetes -- --deny warnings
     RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps
     cargo test --workspace --exclude dormer-tests
     cargo test --package dormer-tests layers::

@@ -37,7 +37,6 @@ const SERVERS: &str = "app.kubernetes.io/component=server";
 const PUBLISHER: &str = "app.kubernetes.io/component=publisher";
 
 #[test]
-#[ignore = "`./test --long` builds a Kubernetes for it"]
 fn the_lab_overlay_runs_in_kubernetes() {
     let node = node_with_images();
     apply_the_lab(&node);

@@ -21,6 +21,7 @@ mod fuzzing;
 mod helm;
 mod http_caches;
 mod http_proxies;
+#[cfg(feature = "kubernetes")]
 mod kubernetes;
 mod layers;
 mod machines;

@@ -422,7 +422,8 @@ fn killed_hooks_queue_all_or_nothing() {
         let mut command = Command::new(binary());
         command.args(["hook", "main", "--queue-dir"]).arg(&queue).env_clear().env("OUT_PATHS", &path);
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        thread::sleep(Duration::from_micros(random.random_range(0..8_000)));
+        // Longer and longer, so that some end by themselves on a slow machine too.
+        thread::sleep(Duration::from_micros(random.random_range(0..8_000 * (1 + round as u64 % 10))));
         let _ = child.kill();
         let status = child.wait().unwrap();
         match status.signal() {
@@ -431,7 +432,7 @@ fn killed_hooks_queue_all_or_nothing() {
             Some(_) => killed += 1,
         }
     }
-    // The race is real in both directions, or the pauses above are wrong for this machine.
+    // At least this one, which nothing kills, is accepted.
     let mut command = Command::new(binary());
     let last = format!("{PATH}-last");
     command.args(["hook", "main", "--queue-dir"]).arg(&queue).env_clear().env("OUT_PATHS", &last);

@@ -168,7 +168,7 @@ async fn survives(before: Before, published: &[u8], nars: usize) {
     }
 }
 
-/// Planted defects are caught by the checks of these tests.
+/// A planted defect is caught by the checks of these tests.
 #[tokio::test]
 async fn a_target_that_drops_puts_is_caught() {
     let lab = Before::Nothing.prepare().await;
@@ -178,8 +178,9 @@ async fn a_target_that_drops_puts_is_caught() {
     assert!(caught.is_err(), "a link or a narinfo leads to a NAR that is not there");
 }
 
+/// What a planted defect of the lease does, which every other test would notice.
 #[tokio::test]
-async fn an_index_that_ignores_leases_is_caught() {
+async fn an_index_that_ignores_leases_takes_the_lease_of_a_live_run() {
     let lab = Before::Nothing.prepare().await;
     let target = lab.index.open_target("edge", "memory").await.expect("it answers");
     let now = lab.clock.now();

@@ -237,7 +237,7 @@ async fn a_run_costs_what_changed_and_not_what_waits() {
     assert_eq!((outcome.caches[0].published, outcome.waiting()), (1, 11));
     // One more pass, because something may wait for what was published.
     assert!(beside <= alone + 6, "{alone} calls alone, {beside} beside paths that wait");
-    // What they wait for comes, and one goes that another waits for.
+    // What they wait for comes.
     lab.push(99, 99, &[]).await;
     let (_, outcome) = run().await;
     assert_eq!((outcome.caches[0].published, outcome.waiting()), (12, 0));
