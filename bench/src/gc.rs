@@ -41,6 +41,15 @@ const AGE: i64 = 60 * 86_400;
 /// Of so many NARs, one has no name.
 const UNNAMED_ONE_IN: u64 = 100;
 
+/// The cache that is filled, in SQL.
+const FIRST_CACHE: &str = "(SELECT min(id) FROM caches)";
+
+/// How far two keys of one kind are apart, so that no two kinds meet.
+const KEY_STEP: u64 = 400_000_000_000;
+
+/// The kind of the keys of objects.
+const PATH_HASHES: u64 = 3;
+
 /// What a plan cost.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct PlanCost {
@@ -100,13 +109,13 @@ pub(crate) fn measure(work: &Path, objects: u64, chunks: u64, on_postgres: bool)
     std::fs::create_dir_all(&folder).context(|| format!("make {}", folder.display()))?;
     let file = folder.join("index.sqlite");
     let scale = Scale { objects, chunks: chunks / objects };
-    runtime()?.block_on(scale.fill_sqlite(&file))?;
+    runtime()?.block_on(scale.make_sqlite(&file))?;
     costs.0.push(plan_apart(&file.display().to_string(), scale, None)?);
     std::fs::remove_dir_all(&folder).context(|| format!("remove {}", folder.display()))?;
     if on_postgres {
         let server = Postgres::start_with(&["max_wal_size=4GB", "shared_buffers=256MB"]);
         let url = server.create_database();
-        runtime()?.block_on(scale.fill_postgres(&server, &url))?;
+        runtime()?.block_on(scale.make_postgres(&server, &url))?;
         costs.0.push(plan_apart(&url, scale, Some(server.process_id()))?);
     }
     Ok(costs)
@@ -170,7 +179,7 @@ pub(crate) fn plan(database: &str) -> Result<PlanCost> {
     })
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime> {
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -180,10 +189,10 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 
 /// How much an index holds.
 #[derive(Debug, Clone, Copy)]
-struct Scale {
-    objects: u64,
+pub(crate) struct Scale {
+    pub(crate) objects: u64,
     /// Of each object.
-    chunks: u64,
+    pub(crate) chunks: u64,
 }
 
 impl Scale {
@@ -194,6 +203,15 @@ impl Scale {
     /// The number of a chunk, counted over all packs from 0.
     fn chunk(place: u64) -> u64 {
         (place / PACK_CHUNKS + 1) * 65_536 + place % PACK_CHUNKS
+    }
+
+    /// The hash in the store path of an object, counted from 0.
+    pub(crate) fn path_hash(place: u64) -> String {
+        let named = UNNAMED_ONE_IN - 1;
+        let number = place / named * UNNAMED_ONE_IN + place % named + 1;
+        let mut bytes = [0; 20];
+        bytes[..8].copy_from_slice(&(number * KEY_STEP + PATH_HASHES).to_be_bytes());
+        dormer_nix::StorePathHash::from_bytes(bytes).to_string()
     }
 
     /// Rows of NARs as JSON: number and recipe. All other columns follow from the number.
@@ -208,13 +226,18 @@ impl Scale {
         format!("[{}]", rows.collect::<Vec<_>>().join(","))
     }
 
-    async fn fill_sqlite(self, file: &Path) -> Result<()> {
+    async fn make_sqlite(self, file: &Path) -> Result<()> {
         let index = SqliteIndex::open(file.to_owned(), SqliteOptions::default())
             .await
             .context(|| format!("make {}", file.display()))?;
-        let cache = make_cache(&index).await?;
+        make_cache(&index).await?;
         index.close().await.context(|| "close the index".to_owned())?;
         drop(index);
+        self.fill_sqlite(file).await
+    }
+
+    /// Fills the first cache of a database without paths.
+    pub(crate) async fn fill_sqlite(self, file: &Path) -> Result<()> {
         let attempt = || format!("fill {}", file.display());
         let mut database = sqlx::SqliteConnection::connect(&format!("sqlite://{}", file.display()))
             .await
@@ -225,7 +248,7 @@ impl Scale {
         };
         let key = |kind: u64, number: &str, bytes: usize| {
             let rest = "0".repeat(2 * bytes - 16);
-            format!("unhex(printf('%016x', ({number}) * 400000000000 + {kind}) || '{rest}')")
+            format!("unhex(printf('%016x', ({number}) * {KEY_STEP} + {kind}) || '{rest}')")
         };
         let Self { objects, .. } = self;
         let sql = format!(
@@ -236,7 +259,7 @@ impl Scale {
                  SELECT ((i - 1) / {PACK_CHUNKS} + 1) * 65536 + (i - 1) % {PACK_CHUNKS}, {chunk_id},
                      (i - 1) / {PACK_CHUNKS} + 1, 32 + (i - 1) % {PACK_CHUNKS} * 64000, i, x'{layout}' FROM n;
              {nars} INSERT INTO objects (id, cache, hash, nar, created_at, last_used_at, name, sigs, refs)
-                 SELECT i, {cache}, {path_hash}, i, {then}, {then}, 'package', x'00', x'' FROM n
+                 SELECT i, {FIRST_CACHE}, {path_hash}, i, {then}, {then}, 'package', x'', x'' FROM n
                  WHERE i % {UNNAMED_ONE_IN} <> 0;
              {nars} INSERT INTO listings (nar, body) SELECT i, x'00' FROM n;",
             packs = upto(self.packs()),
@@ -244,7 +267,7 @@ impl Scale {
             nars = upto(objects),
             pack_id = key(4, "i", 16),
             chunk_id = key(1, "i", 32),
-            path_hash = key(3, "i", 20),
+            path_hash = key(PATH_HASHES, "i", 20),
             layout = hex::encode(layout()),
         );
         raw_sql(AssertSqlSafe(sql)).execute(&mut database).await.context(attempt)?;
@@ -266,17 +289,22 @@ impl Scale {
         database.close().await.context(attempt)
     }
 
-    async fn fill_postgres(self, server: &Postgres, url: &str) -> Result<()> {
+    async fn make_postgres(self, server: &Postgres, url: &str) -> Result<()> {
         let index =
             PostgresIndex::open(url, PostgresOptions::default()).await.context(|| format!("make {url}"))?;
-        let cache = make_cache(&index).await?;
+        make_cache(&index).await?;
         index.close().await.context(|| "close the index".to_owned())?;
+        self.fill_postgres(server, url).await
+    }
+
+    /// Fills the first cache of a database without paths.
+    pub(crate) async fn fill_postgres(self, server: &Postgres, url: &str) -> Result<()> {
         let attempt = || format!("fill {url}");
         let then = SystemClock.now() - AGE;
         let key = |kind: u64, number: &str, bytes: usize| {
             let rest = "0".repeat(2 * bytes - 16);
             format!(
-                "decode(lpad(to_hex(({number})::bigint * 400000000000 + {kind}), 16, '0') || '{rest}', 'hex')"
+                "decode(lpad(to_hex(({number})::bigint * {KEY_STEP} + {kind}), 16, '0') || '{rest}', 'hex')"
             )
         };
         let Self { objects, .. } = self;
@@ -292,12 +320,12 @@ impl Scale {
                      SELECT p::bigint * 65536 + i, p, 32 + i * 64000, i, {chunk_id}, '\\x{layout}'
                      FROM generate_series(1, {packs}) AS p, generate_series(0, {PACK_CHUNKS} - 1) AS i;
                  INSERT INTO objects (cache, nar, created_at, last_used_at, hash, name, sigs, refs)
-                     SELECT {cache}, i, {then}, {then}, {path_hash}, 'package', '\\x00', ''
+                     SELECT {FIRST_CACHE}, i, {then}, {then}, {path_hash}, 'package', '', ''
                      FROM generate_series(1, {objects}) AS i WHERE i % {UNNAMED_ONE_IN} <> 0;
                  INSERT INTO listings (nar, body) SELECT i, '\\x00' FROM generate_series(1, {objects}) AS i;",
                 pack_id = key(4, "i", 16),
                 chunk_id = key(1, &format!("(p - 1)::bigint * {PACK_CHUNKS} + i + 1"), 32),
-                path_hash = key(3, "i", 20),
+                path_hash = key(PATH_HASHES, "i", 20),
                 layout = hex::encode(layout()),
             ),
         );
@@ -327,7 +355,7 @@ fn layout() -> Vec<u8> {
     dormer_format::ChunkLayout { raw_len: 131_072, holes: Vec::new(), frames: vec![64_000] }.encode()
 }
 
-async fn make_cache(index: &dyn Index) -> Result<i64> {
+async fn make_cache(index: &dyn Index) -> Result<()> {
     let cache = NewCache {
         master_key_proof: None,
         name: "main".to_owned(),
@@ -343,7 +371,7 @@ async fn make_cache(index: &dyn Index) -> Result<i64> {
         created_at: SystemClock.now(),
         allow_replacement: true,
     };
-    index.create_cache(&cache).await.map(|cache| cache.0).context(|| "make a cache".to_owned())
+    index.create_cache(&cache).await.map(drop).context(|| "make a cache".to_owned())
 }
 
 /// What recompression came to, at one level.

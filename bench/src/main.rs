@@ -6,6 +6,7 @@
 //! subcommands in order. Method: docs/PERFORMANCE.md.
 #![expect(clippy::cast_precision_loss, reason = "counts become figures in tables; 2^53 is far away")]
 
+mod beside;
 mod chunks;
 mod corpus;
 mod edge;
@@ -175,6 +176,15 @@ enum Command {
     },
     /// The database is lost and recovered from the store: wall time and CPU.
     Recover,
+    /// Pushes and pulls beside collections over a large index, and what the record of uses costs.
+    Beside {
+        /// Objects in the index, beside the corpus.
+        #[arg(long, default_value_t = 1_000_000)]
+        objects: u64,
+        /// SQLite only.
+        #[arg(long)]
+        no_postgres: bool,
+    },
     /// All tables of the results, as Markdown.
     Report,
 }
@@ -272,6 +282,20 @@ fn run(cli: &Cli) -> Result<()> {
             let recovery = recover::measure(&common.dormer, &common.work(), &generations, common.runs)?;
             save(&common.results(), "recover", &recovery)?;
             print(&recovery.markdown())
+        }
+        Command::Beside { objects, no_postgres } => {
+            let generations = Generation::load_all(&common.corpus(), common.quick)?;
+            let objects = if common.quick { objects / 100 } else { *objects };
+            let beside = beside::measure(
+                &common.dormer,
+                &common.work(),
+                &generations,
+                objects,
+                !no_postgres,
+                common.runs,
+            )?;
+            save(&common.results(), "beside", &beside)?;
+            print(&beside.markdown())
         }
         Command::Report => print(&tables::all(&common.results())?),
     }

@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, Connection as _, raw_sql};
 
 use crate::error::{Context, Error, Result};
 use crate::measure::{Samples, tree_cpu_seconds, wall_of};
+use crate::replicas::MASTER_KEY;
 use crate::report::{Table, note};
 use crate::server::Server;
 
@@ -71,7 +72,8 @@ pub(crate) fn measure(binary: &Path, work: &Path, objects: u64, on_postgres: boo
     if on_postgres {
         let database = Postgres::start_with(&["max_wal_size=4GB", "shared_buffers=256MB"]);
         let url = database.create_database();
-        let environment = [quiet, ("DORMER_DATABASE_URL", url.clone())];
+        let environment =
+            [quiet, ("DORMER_DATABASE_URL", url.clone()), (MASTER_KEY.0, MASTER_KEY.1.to_owned())];
         drop(Server::start(binary, &data, true, &environment)?);
         note(&format!("filling {url} with {objects} paths"));
         // Triggers that look rows up one by one are off: what is measured comes later.

@@ -16,9 +16,13 @@ use crate::server::{CACHE, free_address, terminate};
 /// Time limit for a server to start. After it, the benchmark fails.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// The master key of every server over PostgreSQL.
+pub(crate) const MASTER_KEY: (&str, &str) =
+    ("DORMER_MASTER_KEY", "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=");
+
 /// The shared secrets of the replicas. They do not outlive the benchmark.
 const SHARED: [(&str, &str); 2] = [
-    ("DORMER_MASTER_KEY", "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="),
+    MASTER_KEY,
     ("DORMER_JWT_SIGNING_TOKEN_HS256_SECRET_BASE64", "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="),
 ];
 

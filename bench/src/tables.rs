@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::beside::BesideAll;
 use crate::chunks::Chunks;
 use crate::edge::Edge;
 use crate::error::Result;
@@ -59,6 +60,10 @@ pub(crate) fn all(results: &Path) -> Result<String> {
     if let Some(memory) = load::<Memory>(results, "memory")? {
         text += "## Memory\n\n";
         text += &memory.markdown();
+    }
+    if let Some(beside) = load::<BesideAll>(results, "beside")? {
+        text += "## Beside collections\n\n";
+        text += &beside.markdown();
     }
     if let Some(recovery) = load::<Recovery>(results, "recover")? {
         text += "## Recovery\n\n";

@@ -1,0 +1,284 @@
+//! What work behind the scenes leaves to those that push and read: the rate of pushes and pulls
+//! beside a server that collects all the time, and what the record of uses adds to reads.
+//!
+//! The database holds as many objects as a large cache, filled by the database itself, and the
+//! corpus beside them. Each run starts from a copy, so that every push is new.
+
+use std::fs;
+use std::path::Path;
+use std::time::SystemTime;
+
+use dormer_testkit::services::Postgres;
+use serde::{Deserialize, Serialize};
+use sqlx::{AssertSqlSafe, Connection as _, raw_sql};
+
+use crate::corpus::Generation;
+use crate::error::{Context, Error, Result};
+use crate::gc::{Scale, runtime};
+use crate::measure::{Samples, wall_of};
+use crate::push::{self, in_parallel};
+use crate::reads::{fetch, nar_url, pull};
+use crate::replicas::Replicas;
+use crate::report::{Table, note};
+use crate::server::CACHE;
+
+/// Connections of pushes and pulls.
+const CONNECTIONS: usize = 5;
+
+/// How often a run pulls the first generation.
+const PASSES: usize = 4;
+
+/// Narinfos that a run asks for, each once.
+const NARINFOS: usize = 50_000;
+
+/// The same work alone and beside other work.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Compared {
+    alone: Samples,
+    beside: Samples,
+}
+
+impl Compared {
+    /// The rate beside, as a share of the rate alone. Both samples are times.
+    fn rate(&self) -> String {
+        format!("{:.2}", self.alone.median() / self.beside.median())
+    }
+}
+
+/// One database.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Beside {
+    database: String,
+    objects: u64,
+    /// Wall seconds of pushing the second generation.
+    push: Compared,
+    /// Wall seconds of pulling the first generation.
+    pull: Compared,
+    /// Collections that ended during pushes and pulls.
+    collections: Samples,
+    /// CPU seconds of the server for all narinfos, without and with a use to record.
+    narinfos: Compared,
+    narinfo_count: usize,
+    /// CPU seconds of the server for the narinfos and the NARs of the first generation.
+    pull_cpu: Samples,
+    paths: usize,
+}
+
+/// All databases.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct BesideAll(Vec<Beside>);
+
+impl BesideAll {
+    pub(crate) fn markdown(&self) -> String {
+        let mut rates =
+            Table::new(&["database", "objects", "what", "alone s", "beside s", "rate", "collections"]);
+        let mut uses =
+            Table::new(&["database", "narinfo, no use due, µs", "use due, µs", "a path pulled, µs", "share"]);
+        for one in &self.0 {
+            for (what, compared) in [("pushes", &one.push), ("pulls", &one.pull)] {
+                rates.row(&[
+                    one.database.clone(),
+                    one.objects.to_string(),
+                    what.to_owned(),
+                    compared.alone.spread(2),
+                    compared.beside.spread(2),
+                    compared.rate(),
+                    format!("{:.0}", one.collections.median()),
+                ]);
+            }
+            let each = |seconds: f64, count: usize| seconds * 1e6 / count as f64;
+            let (without, with) = (one.narinfos.alone.median(), one.narinfos.beside.median());
+            let path = each(one.pull_cpu.median(), one.paths);
+            let added = each(with - without, one.narinfo_count);
+            uses.row(&[
+                one.database.clone(),
+                format!("{:.1}", each(without, one.narinfo_count)),
+                format!("{:.1}", each(with, one.narinfo_count)),
+                format!("{path:.0}"),
+                format!("{:.2} %", 100.0 * added / path),
+            ]);
+        }
+        rates.finish() + &uses.finish()
+    }
+}
+
+/// Where a run finds its database and packs.
+struct Place<'a> {
+    postgres: Option<&'a Postgres>,
+    /// Data folders, one for the copy of each run.
+    work: &'a Path,
+    /// What every run starts from: a folder, and the URL of a database if there is one.
+    template: (std::path::PathBuf, Option<String>),
+}
+
+impl Place<'_> {
+    fn environment(folder: &Path, url: Option<&str>, interval: &str) -> Vec<(String, String)> {
+        let mut environment = vec![
+            ("DORMER_DATA_DIR".to_owned(), folder.display().to_string()),
+            ("DORMER_GARBAGE_COLLECTION_INTERVAL".to_owned(), interval.to_owned()),
+        ];
+        environment.extend(url.map(|url| ("DORMER_DATABASE_URL".to_owned(), url.to_owned())));
+        environment
+    }
+
+    /// Makes a copy, lets `prepare` change its database by SQL, and starts a server on it.
+    fn start(&self, binary: &Path, interval: &str, prepare: &str) -> Result<Replicas> {
+        let folder = self.work.join("run");
+        let _ = fs::remove_dir_all(&folder);
+        copy_folder(&self.template.0, &folder)?;
+        let mut url = None;
+        if let (Some(postgres), Some(template)) = (self.postgres, &self.template.1) {
+            let name = template.rsplit('/').next().unwrap_or_default();
+            postgres.sql(&postgres.url("postgres"), "DROP DATABASE IF EXISTS run");
+            postgres.sql(&postgres.url("postgres"), &format!("CREATE DATABASE run TEMPLATE {name}"));
+            url = Some(postgres.url("run"));
+        }
+        match (&url, self.postgres) {
+            (Some(url), Some(postgres)) => drop(postgres.sql(url, prepare)),
+            _ => runtime()?.block_on(sqlite(&folder.join("index.sqlite"), prepare))?,
+        }
+        Replicas::start(
+            binary,
+            &self.work.join("logs"),
+            Self::environment(&folder, url.as_deref(), interval),
+            1,
+        )
+    }
+}
+
+/// Fills an index on each database, and measures.
+pub(crate) fn measure(
+    binary: &Path,
+    work: &Path,
+    generations: &[Generation],
+    objects: u64,
+    on_postgres: bool,
+    runs: usize,
+) -> Result<BesideAll> {
+    let work = work.join("beside");
+    let _ = fs::remove_dir_all(&work);
+    let mut all = BesideAll::default();
+    all.0.push(measure_on("SQLite", None, binary, &work.join("sqlite"), generations, objects, runs)?);
+    if on_postgres {
+        let server = Postgres::start_with(&["max_wal_size=4GB", "shared_buffers=256MB"]);
+        let folder = work.join("postgresql");
+        all.0.push(measure_on("PostgreSQL", Some(&server), binary, &folder, generations, objects, runs)?);
+    }
+    fs::remove_dir_all(&work).context(|| format!("remove {}", work.display()))?;
+    Ok(all)
+}
+
+fn measure_on(
+    database: &str,
+    postgres: Option<&Postgres>,
+    binary: &Path,
+    work: &Path,
+    generations: &[Generation],
+    objects: u64,
+    runs: usize,
+) -> Result<Beside> {
+    let [first, second, ..] = generations else { return Err(Error::new("two generations are needed")) };
+    let folder = work.join("template");
+    fs::create_dir_all(&folder).context(|| format!("make {}", folder.display()))?;
+    let url = postgres.map(Postgres::create_database);
+    let environment = Place::environment(&folder, url.as_deref(), "0s");
+    // The first server makes the cache.
+    drop(Replicas::start(binary, &work.join("logs"), environment.clone(), 1)?);
+    note(&format!("filling {database} with {objects} objects"));
+    let scale = Scale { objects, chunks: 5 };
+    match (postgres, &url) {
+        (Some(postgres), Some(url)) => runtime()?.block_on(scale.fill_postgres(postgres, url))?,
+        _ => runtime()?.block_on(scale.fill_sqlite(&folder.join("index.sqlite")))?,
+    }
+    let server = Replicas::start(binary, &work.join("logs"), environment, 1)?;
+    push::generation_over(&|number| server.connect(number), first, CONNECTIONS)?;
+    drop(server);
+    let place = Place { postgres, work, template: (folder, url) };
+    let mut result =
+        Beside { database: database.to_owned(), objects, paths: first.entries.len(), ..Beside::default() };
+    let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+    for run in 0..runs {
+        for interval in ["0s", "1s"] {
+            let server = place.start(binary, interval, "SELECT 1")?;
+            let before = server.scrape()?;
+            let connect = |number| server.connect(number);
+            let (push, ()) = wall_of(|| push::generation_over(&connect, second, CONNECTIONS))?;
+            let cpu = server.cpu_seconds()?;
+            let nars = nars_of(&server, first)?;
+            let (pull_seconds, _) = wall_of(|| pull(&connect, &nars, PASSES, CONNECTIONS))?;
+            let collections = server.scrape()?.since(&before).sum("dormer_gc_runs_total");
+            let is_alone = interval == "0s";
+            if is_alone {
+                // One pass of the NARs has its share of the CPU of all passes.
+                result.pull_cpu.push((server.cpu_seconds()? - cpu) / PASSES as f64);
+            } else {
+                result.collections.push(collections);
+            }
+            let sides = [(&mut result.push, push), (&mut result.pull, pull_seconds)];
+            for (compared, seconds) in sides {
+                if is_alone { &mut compared.alone } else { &mut compared.beside }.push(seconds);
+            }
+        }
+        for is_due in [false, true] {
+            let last_use = if is_due { now - 86_400 } else { now };
+            let server =
+                place.start(binary, "0s", &format!("UPDATE objects SET last_used_at = {last_use}"))?;
+            let cpu = server.cpu_seconds()?;
+            let narinfos = NARINFOS.min(usize::try_from(objects).unwrap_or(NARINFOS) / 2);
+            result.narinfo_count = narinfos;
+            in_parallel(CONNECTIONS, |number| {
+                let mut connection = server.connect(number)?;
+                for place in (number..narinfos).step_by(CONNECTIONS) {
+                    fetch(&mut connection, &format!("/{CACHE}/{}.narinfo", Scale::path_hash(place as u64)))?;
+                }
+                Ok(())
+            })?;
+            // The uses are written a moment later.
+            std::thread::sleep(std::time::Duration::from_secs(3));
+            let seconds = server.cpu_seconds()? - cpu;
+            if is_due { &mut result.narinfos.beside } else { &mut result.narinfos.alone }.push(seconds);
+        }
+        note(&format!(
+            "{database}, run {} of {runs}: pushes {}, pulls {} of the rate alone",
+            run + 1,
+            result.push.rate(),
+            result.pull.rate()
+        ));
+    }
+    Ok(result)
+}
+
+/// The addresses of all NARs of a generation.
+fn nars_of(server: &Replicas, generation: &Generation) -> Result<Vec<String>> {
+    let mut connection = server.connect(0)?;
+    let mut urls = Vec::new();
+    for entry in &generation.entries {
+        let narinfo_url = format!("/{CACHE}/{}.narinfo", entry.hash);
+        urls.push(nar_url(&narinfo_url, &fetch(&mut connection, &narinfo_url)?)?);
+    }
+    Ok(urls)
+}
+
+async fn sqlite(file: &Path, sql: &str) -> Result<()> {
+    let attempt = || format!("change {}", file.display());
+    let mut database =
+        sqlx::SqliteConnection::connect(&format!("sqlite://{}", file.display())).await.context(attempt)?;
+    raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut database).await.context(attempt)?;
+    database.close().await.context(attempt)
+}
+
+/// Copies a folder with all that it holds.
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    let attempt = || format!("copy {}", from.display());
+    fs::create_dir_all(to).context(attempt)?;
+    for entry in fs::read_dir(from).context(attempt)? {
+        let path = entry.context(attempt)?.path();
+        let target = to.join(path.file_name().unwrap_or_default());
+        if path.is_dir() {
+            copy_folder(&path, &target)?;
+        } else {
+            fs::copy(&path, &target).context(attempt)?;
+        }
+    }
+    Ok(())
+}
