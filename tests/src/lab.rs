@@ -365,17 +365,24 @@ impl Lab {
 
     /// The same, not started yet.
     pub fn server_process(&self, arguments: &[&str]) -> Command {
-        let mut command = self.command(arguments);
+        let mut command = match &self.disk {
+            // SQLite follows links, and would end behind the disk.
+            Some(disk) => self.configured(disk.command(&self.binary()), arguments),
+            None => self.command(arguments),
+        };
         if self.embedded {
-            command.env("DORMER_DATA_DIR", self.data_folder());
+            command.env("DORMER_DATA_DIR", self.folder.path().join("data"));
         }
         command.envs(self.environment.iter().cloned());
         command
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
+        self.configured(Command::new(self.binary()), arguments)
+    }
+
+    fn configured(&self, mut command: Command, arguments: &[&str]) -> Command {
         let home = self.folder.path().join("home");
-        let mut command = Command::new(self.binary());
         command
             .args(arguments)
             .env_clear()
@@ -453,11 +460,16 @@ impl Lab {
         if self.embedded {
             return pack_bytes(&self.data_folder());
         }
-        let (_, url) =
-            self.environment.iter().find(|(name, _)| name == "DORMER_DATABASE_URL").expect("it is set");
         let mut command = Command::new("psql");
-        command.args([url, "-X", "-A", "-t", "-c", "SELECT COALESCE(SUM(size), 0) FROM packs"]);
+        let sum = "SELECT COALESCE(SUM(size), 0) FROM packs";
+        command.args([self.database_url(), "-X", "-A", "-t", "-c", sum]);
         Run::of(&mut command).succeeds().trim().parse().expect("a number")
+    }
+
+    /// The PostgreSQL database of a lab in production.
+    fn database_url(&self) -> &str {
+        let found = self.environment.iter().find(|(name, _)| name == "DORMER_DATABASE_URL");
+        &found.expect("a lab in production").1
     }
 
     /// Runs a statement in its database, behind the servers' back, and returns its rows. An
@@ -472,10 +484,8 @@ impl Lab {
             command.arg(self.folder.path().join("data/index.sqlite")).arg(statement);
             command
         } else {
-            let (_, url) =
-                self.environment.iter().find(|(name, _)| name == "DORMER_DATABASE_URL").expect("it is set");
             let mut command = Command::new("psql");
-            command.args([url, "-X", "-q", "-A", "-t", "-c", statement]);
+            command.args([self.database_url(), "-X", "-q", "-A", "-t", "-c", statement]);
             command
         };
         Run::of(&mut command).succeeds()

@@ -294,6 +294,7 @@ impl JobRunner {
         let mut sizes_at = None;
         loop {
             self.tend_counters().await;
+            self.show_last_runs().await;
             self.write_activity().await;
             self.write_sizes(&mut sizes_at).await;
             self.trim_outbox().await;
@@ -321,6 +322,24 @@ impl JobRunner {
         if let Some(counters) = &self.counters {
             // What could not be asked for is not shown.
             self.stored.write(counters.stored_counts().await.ok().as_ref());
+        }
+    }
+
+    /// Shows in gauges what the last collection and the last scrub found. A command or another
+    /// replica may have run them.
+    async fn show_last_runs(&self) {
+        let shown = async {
+            if let Some(collector) = &self.collector {
+                collector.show_last().await?;
+            }
+            if let Some(scrubber) = &self.scrubber {
+                scrubber.show_last().await?;
+            }
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = shown.await {
+            let error = with_causes(&error);
+            tracing::warn!(error, "failed to read the last collection and scrub; the runner tries again");
         }
     }
 
@@ -590,6 +609,7 @@ pub struct JobMetrics {
     jobs: IntGaugeVec,
     rows: IntGaugeVec,
     oldest: IntGaugeVec,
+    failures: IntGaugeVec,
 }
 
 impl JobMetrics {
@@ -607,6 +627,11 @@ impl JobMetrics {
             oldest: gauge(
                 "dormer_job_oldest_age_seconds",
                 "Age of the oldest open job; 0 if there is none",
+                &["kind"],
+            ),
+            failures: gauge(
+                "dormer_job_failures",
+                "Steps of an open job that failed in a row, of the job with the most; a good step ends the row",
                 &["kind"],
             ),
         }
@@ -627,11 +652,13 @@ impl JobMetrics {
             self.rows.with_label_values(&[kind]).set(number(counted.map_or(0, |counted| counted.rows_done)));
             let age = counted.map_or(0, |counted| (now - counted.oldest_created_at).max(0));
             self.oldest.with_label_values(&[kind]).set(age);
+            let failures = counted.map_or(0, |counted| counted.failures_max);
+            self.failures.with_label_values(&[kind]).set(number(failures));
         }
     }
 
-    fn all(&self) -> [&IntGaugeVec; 3] {
-        [&self.jobs, &self.rows, &self.oldest]
+    fn all(&self) -> [&IntGaugeVec; 4] {
+        [&self.jobs, &self.rows, &self.oldest, &self.failures]
     }
 }
 

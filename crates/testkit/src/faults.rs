@@ -18,12 +18,13 @@ use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_index::{
     Alias, AuditEntry, AuditFilter, AuditPage, Cache, CacheGlance, CacheId, CacheIndex, CachePatch,
     CacheRecipe, CacheSelection, CacheTotals, CacheVisibility, CallCounts, Changes, ChunkIndex, ChunkRow,
-    CommitOutcome, CounterIndex, Day, DocumentIndex, Error as IndexError, FoundObject, HistoryDay, Index,
-    ListedObject, Nar, NarCommit, NarId, NarIndex, NarKey, NarSource, NarSummary, NewCache, NewDocument,
-    NewPack, NewSession, ObjectIndex, ObjectOrder, ObjectPlace, ObjectReferences, OutboxIndex,
-    OutboxPosition, OutboxRow, PackNumber, PathCounts, Pin, PoolUse, PurgeCounts, Removal, RemovedForCause,
-    RetentionIndex, SealedKey, SealedKeyPlace, SessionEnd, SessionId, SessionIndex, SessionOpened,
-    SessionPart, SettingIndex, StoredCounts, StoredDocument, StoredListing, TraceOutcome, UnixSeconds, Use,
+    CommitOutcome, CommitTarget, CounterIndex, Day, DocumentIndex, Error as IndexError, FoundObject,
+    HistoryDay, Index, ListedObject, Nar, NarCommit, NarId, NarIndex, NarKey, NarSource, NarSummary,
+    NewCache, NewDocument, NewPack, NewSession, ObjectIndex, ObjectOrder, ObjectPlace, ObjectReferences,
+    OutboxIndex, OutboxPosition, OutboxRow, PackNumber, PathCounts, Pin, PoolUse, PurgeCounts, Removal,
+    RemovedForCause, RetentionIndex, SealedKey, SealedKeyPlace, SessionEnd, SessionId, SessionIndex,
+    SessionOpened, SessionPart, SettingIndex, StoredCounts, StoredDocument, StoredListing, TraceOutcome,
+    UnixSeconds, Use,
 };
 use dormer_nix::{BuildId, BuildTrace, DocumentName, NarHash, StorePath, StorePathHash};
 
@@ -41,6 +42,8 @@ pub enum Lie {
     DeleteBeforeUnreference,
     /// The index acknowledges the commit without making it (breaks invariant 5).
     CommitLost,
+    /// The index forgets what an object refers to (breaks invariant 6).
+    ReferencesForgotten,
     /// The collector deletes the objects of packs before their rows (breaks invariant 4).
     ObjectBeforeRow,
     /// The collector condemns packs without a look at their stamps (a live pack is condemned).
@@ -449,6 +452,11 @@ impl NarIndex for FaultIndex {
             let mut bytes = *nar.hash.as_bytes();
             bytes[0] ^= 1;
             nar.hash = NarHash::from_bytes(bytes);
+        }
+        if self.faults.lies(Lie::ReferencesForgotten)
+            && let CommitTarget::Object(object) = &mut commit.target
+        {
+            object.references.clear();
         }
         if self.faults.lies(Lie::PackRowsAfterNar)
             && let NarSource::New(nar) = &mut commit.nar

@@ -113,12 +113,11 @@ impl CollectIndex for FaultCollect {
     async fn advance_collection(
         &self,
         lease: &JobLease,
-        cursor: &[u8],
         rows: u64,
         at: UnixSeconds,
         ends_at: UnixSeconds,
     ) -> Result<()> {
-        write_step!(self, self.inner.advance_collection(lease, cursor, rows, at, ends_at))
+        write_step!(self, self.inner.advance_collection(lease, rows, at, ends_at))
     }
     async fn finish_collection(
         &self,

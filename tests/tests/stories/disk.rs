@@ -96,6 +96,44 @@ fn a_full_disk_refuses_pushes_and_loses_nothing() {
     }
 }
 
+/// The way out of a full disk that docs/OPERATING.md, "A full bucket", describes, in its order.
+#[test]
+fn space_is_freed_on_a_full_disk_without_room_of_its_own() {
+    let lab = Lab::start_with(LabOptions { disk_bytes: Some(64 * MIB as u64), ..LabOptions::default() });
+    lab.login();
+    let mut random = SmallRng::seed_from_u64(3);
+    let [kept, large, another] = [1_500_000, 3_000_000, 1_500_000].map(|bytes| noise(&mut random, bytes));
+    for nar in [&kept, &large] {
+        assert_eq!(push(&lab, nar).status, 200);
+    }
+    let reserve = lab.data_folder().join("reserve");
+    fs::write(&reserve, vec![1; 2 * MIB]).unwrap();
+    let full = fill(&lab.data_folder().join("somebody-elses"));
+    assert!(full.to_string().contains("No space left"), "{full}");
+    let refused = push(&lab, &another);
+    assert!(refused.status == 503 && refused.header("retry-after").is_some(), "{refused:?}");
+    reads_back(&lab, &kept);
+
+    // Looking needs no space: what is large, and what a collection would free.
+    let listed = lab.dormer(&["cache", "ls", "main", "--sort", "size"]).succeeds();
+    assert!(listed.lines().next().is_some_and(|line| line.contains(&nars::path_hash(&large))), "{listed}");
+    lab.server_command(&["gc", "--dry-run"]).succeeds();
+    // Changes need some for the database: here it lies on the full disk, too.
+    let path = format!("/nix/store/{}-pushed", nars::path_hash(&large));
+    let remove = ["cache", "remove-path", "main", &path, "--now"];
+    let early = lab.dormer(&remove);
+    assert_ne!(early.code(), Some(0), "{early}");
+    fs::remove_file(&reserve).unwrap();
+    lab.dormer(&remove).succeeds();
+    assert_eq!(narinfo(&lab, &large).status, 404);
+
+    let reply = push(&lab, &another);
+    assert_eq!(reply.status, 200, "there is room again: {reply:?}\n{}", lab.log());
+    for nar in [&kept, &another] {
+        reads_back(&lab, nar);
+    }
+}
+
 /// A use that is older than an hour is written with the next pull, which a full disk prevents.
 #[test]
 fn a_full_disk_stops_no_pull_of_paths_that_were_long_unused_not_even_after_a_restart() {

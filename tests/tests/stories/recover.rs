@@ -1,5 +1,6 @@
-//! A lost database: it is made anew from the packs and the journal, and real Nix substitutes every
-//! path from it. And a store that is older than its database: the doctor says what is lost.
+//! A lost database: it is made anew from the packs and the journal, or comes back from a backup,
+//! and real Nix substitutes every path from it. And a store that is older than its database: the
+//! doctor says what is lost.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
@@ -67,6 +68,15 @@ fn spoil(folder: &Path, bytes: &[u8]) -> bool {
     })
 }
 
+/// Real Nix on a new machine gets the path from the cache, with its whole closure.
+fn substitutes(lab: &Lab, machine: &str, path: &str, closure: &[String]) {
+    let machine = lab.machine(machine, Nix::NEWEST);
+    machine.configure(&[lab.public_key("main")]);
+    machine.substitute(&lab.cache_url("main"), path).succeeds();
+    assert_eq!(machine.closure(path), closure);
+    machine.verify_all();
+}
+
 #[test]
 fn a_lost_database_is_recovered_and_nix_substitutes_every_path() {
     let mut lab = start();
@@ -109,11 +119,7 @@ fn a_lost_database_is_recovered_and_nix_substitutes_every_path() {
     let pins = builder.dormer(&["pin", "list", "main"]).succeeds();
     assert!(pins.starts_with("release  "), "{pins}");
     assert_eq!(lab.get(&format!("/main/log/{LOG}")).text(), "it was built");
-    let machine = lab.machine("reader", Nix::NEWEST);
-    machine.configure(&[lab.public_key("main")]);
-    machine.substitute(&lab.cache_url("main"), &pushed).succeeds();
-    assert_eq!(machine.closure(&pushed), closure);
-    machine.verify_all();
+    substitutes(&lab, "reader", &pushed, &closure);
     // A push of the same path finds everything there.
     let again = builder.dormer(&["push", "main", &pushed, "--json"]).succeeds();
     assert!(again.contains("\"pushed\":0"), "{again}");
@@ -131,13 +137,20 @@ fn a_lost_postgresql_database_is_recovered_from_its_bucket() {
     for nar in &nars {
         push(&lab, nar, "pushed");
     }
+    let builder = lab.machine("builder", Nix::NEWEST);
+    builder.login(&lab);
+    let built = builder.build("all", &[("salt", "recovered")]);
+    let closure = builder.closure(&built);
+    builder.dormer(&["push", "main", &built]).succeeds();
     let key = lab.public_key("main");
     journalled(&lab);
     drop_database(&mut lab);
     let report = lab.server_command(&["recover", "--from-store", "--json"]).succeeds();
-    assert!(report.contains("\"lost\":0") && report.contains("\"paths\":20"), "{report}");
+    let paths = format!("\"paths\":{}", nars.len() + closure.len());
+    assert!(report.contains("\"lost\":0") && report.contains(&paths), "{report}");
     lab.restart();
     assert_eq!(lab.public_key("main"), key, "the cache signs with the same key");
+    substitutes(&lab, "reader", &built, &closure);
     for nar in &nars {
         let narinfo = lab.get(&format!("/main/{}.narinfo", nars::path_hash(nar))).text();
         let url = narinfo
@@ -146,6 +159,42 @@ fn a_lost_postgresql_database_is_recovered_from_its_bucket() {
             .unwrap_or_else(|| panic!("{narinfo}"));
         assert_eq!(zstd::decode_all(&*lab.get(&format!("/main/{url}")).body).unwrap(), *nar);
     }
+}
+
+/// The drill of docs/OPERATING.md, "Backups".
+#[test]
+fn a_backup_beside_a_serving_server_brings_back_what_it_had() {
+    let mut lab = start();
+    let builder = lab.machine("builder", Nix::NEWEST);
+    builder.login(&lab);
+    let [before, after] = ["before", "after"].map(|salt| builder.build("all", &[("salt", salt)]));
+    builder.dormer(&["push", "main", &before, "--pin", "release"]).succeeds();
+    let mut large = vec![0; 20_000_000];
+    SmallRng::seed_from_u64(4).fill(&mut large[..]);
+    let large = nars::file(&large);
+    let backup = lab.folder().join("backup.sqlite");
+    let backup = backup.to_str().unwrap();
+    // An upload is under way at that moment.
+    thread::scope(|threads| {
+        let upload = threads.spawn(|| push(&lab, &large, "meanwhile"));
+        lab.server_command(&["backup", backup]).succeeds();
+        upload.join().unwrap();
+    });
+    builder.dormer(&["push", "main", &after]).succeeds();
+    drop_database(&mut lab);
+    lab.server_command(&["restore", backup]).succeeds();
+    lab.restart();
+
+    substitutes(&lab, "reader", &before, &builder.closure(&before));
+    let pins = builder.dormer(&["pin", "list", "main"]).succeeds();
+    assert!(pins.starts_with("release  "), "{pins}");
+    let narinfo = format!("/main/{}.narinfo", &after["/nix/store/".len()..][..32]);
+    assert_eq!(lab.get(&narinfo).status, 404, "the backup is older");
+    lab.server_command(&["doctor"]).succeeds();
+    // Both can be pushed again, on top of packs that the database does not know any more.
+    builder.dormer(&["push", "main", &after]).succeeds();
+    push(&lab, &large, "meanwhile");
+    substitutes(&lab, "later-reader", &after, &builder.closure(&after));
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -156,3 +156,64 @@ fn a_leaked_secret_leaves_the_bucket_and_what_shared_its_pack_stays() {
     assert!(said.contains("gone from the store"), "{said}");
     assert_eq!(found(&parts), 0, "no file holds a part of the secret");
 }
+
+/// Each way to list a cache, and what it names; and the settings that go back to the server's.
+#[test]
+fn a_cache_is_listed_by_name_use_and_size_and_its_rules_go_back_to_the_servers() {
+    let mut lab = Lab::start();
+    let bearer = format!("Bearer {}", lab.admin_token());
+    let nars = [("small-1", 1_000), ("large-1", 90_000), ("large-2", 30_000)]
+        .map(|(name, bytes)| (name, nars::file(&noise(bytes, bytes.try_into().expect("it is small")))));
+    for (name, nar) in &nars {
+        let info = nars::attic_info("main", nar, name);
+        let headers = [("Authorization", bearer.as_str()), ("X-Attic-Nar-Info", info.as_str())];
+        let pushed = http::request(lab.address(), "PUT", "/_api/v1/upload-path", &headers, nar);
+        assert_eq!(pushed.status, 200, "{pushed:?}");
+    }
+    // Each came so many days ago, and was used so many days ago.
+    lab.kill();
+    for (name, came_days, used_days) in [("small-1", 60, 10), ("large-1", 40, 35), ("large-2", 50, 0)] {
+        lab.sql(&format!(
+            "UPDATE objects SET created_at = created_at - {came_days} * 86400,
+                 last_used_at = last_used_at - {used_days} * 86400 WHERE name = '{name}'"
+        ));
+    }
+    lab.restart();
+    lab.login();
+    for (arguments, expected) in [
+        (&[][..], &["large-1", "small-1", "large-2"][..]),
+        (&["--sort", "used"], &["large-1", "small-1", "large-2"]),
+        (&["--sort", "size"], &["large-1", "large-2", "small-1"]),
+        (&["--sort", "age"], &["small-1", "large-2", "large-1"]),
+        (&["--name", "large-*", "--sort", "age"], &["large-2", "large-1"]),
+        (&["--name", "large"], &[]),
+        (&["--unused-for", "30d"], &["large-1"]),
+        (&["--unused-for", "5d", "--sort", "size"], &["large-1", "small-1"]),
+        (&["--unused-for", "5d", "--name", "small-1"], &["small-1"]),
+    ] {
+        let listed = lab.dormer(&[&["cache", "ls", "main"], arguments].concat()).succeeds();
+        let names: Vec<&str> = listed
+            .lines()
+            .filter_map(|line| nars.iter().map(|(name, _)| *name).find(|name| line.contains(name)))
+            .collect();
+        assert_eq!(names, expected, "{arguments:?}: {listed}");
+    }
+
+    for (arguments, retention, quota) in [
+        (
+            &["--retention-period", "30d", "--quota", "1GB"][..],
+            r#"{"Period":2592000}"#,
+            r#"{"Bytes":1000000000}"#,
+        ),
+        (&["--reset-retention-period"], r#""Global""#, r#"{"Bytes":1000000000}"#),
+        (&["--retention-period", "0d", "--reset-quota"], r#"{"Period":0}"#, "null"),
+        (&["--reset-retention-period", "--quota", "0"], r#""Global""#, r#"{"Bytes":0}"#),
+    ] {
+        lab.dormer(&[&["cache", "configure", "main"], arguments].concat()).succeeds();
+        let config = lab.cache_config("main");
+        let found = ["retention_period", "quota"].map(|key| config[key].to_string());
+        assert_eq!(found, [retention, quota], "{arguments:?}");
+    }
+    let both = ["cache", "configure", "main", "--quota", "1GB", "--reset-quota"];
+    assert_eq!(lab.dormer(&both).code(), Some(2), "one of them");
+}

@@ -119,7 +119,7 @@ fn a_removed_path_is_gone_from_the_cache_at_once() {
     for replica in lab.replicas() {
         let begin = Instant::now();
         while http::get(replica, &narinfo, None).status != 404 {
-            assert!(begin.elapsed() < Duration::from_mins(1), "{replica} still serves what was removed");
+            assert!(begin.elapsed() < Duration::from_secs(5), "{replica} still serves what was removed");
             std::thread::sleep(Duration::from_millis(50));
         }
     }

@@ -173,7 +173,7 @@ impl Collector {
         for pack in &group.packs {
             let begun = Instant::now();
             let chunks = self.live_chunks(pack.number, live).await?;
-            turn.step(begun, 5, pack.number.0, 0).await?;
+            turn.step(begun, 0).await?;
             left.push((*pack, chunks.rows.len() as u64 + u64::from(!chunks.is_all)));
             for row in chunks.rows {
                 if !open.has_room_for(&row) {
@@ -209,7 +209,7 @@ impl Collector {
             totals.packs += 1;
             totals.bytes += pack.size;
         }
-        turn.step(begun, 5, 0, condemned.len() as u64).await
+        turn.step(begun, condemned.len() as u64).await
     }
 
     /// The live chunks of a pack. A damaged one stays where it is until a push heals it.
@@ -335,7 +335,7 @@ impl Collector {
         let totals = if frames.is_some() { &mut report.recompressed } else { &mut report.compacted };
         let moved = self.move_to(&pack, &rows, open.frames, frames).await?;
         totals.add(&CompactionTotals { chunks: moved.len() as u64, ..cost });
-        turn.step(begun, 5, 0, moved.len() as u64).await?;
+        turn.step(begun, moved.len() as u64).await?;
         Ok(Some(moved))
     }
 

@@ -7,7 +7,7 @@ use prometheus::core::{Collector as MetricSource, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts};
 
-use super::CollectionReport;
+use super::{CollectionReport, EndedCollection};
 use crate::Result;
 use crate::metrics::gauge_value;
 
@@ -23,6 +23,7 @@ pub struct CollectMetrics {
     delete_failures: IntCounter,
     waiting_bytes: IntGauge,
     strays_kept: IntGauge,
+    purges_left: IntGauge,
     seconds: IntGauge,
     succeeded_at: IntGauge,
 }
@@ -57,10 +58,14 @@ impl CollectMetrics {
                 "dormer_gc_strays_kept",
                 "Packs without a row that the last listing did not let go: they are most of the store, or older than its database",
             ),
+            purges_left: gauge(
+                "dormer_gc_purges_left",
+                "Paths that were removed with --now and whose bytes the last collection had to leave, whichever process ran it",
+            ),
             seconds: gauge("dormer_gc_last_duration_seconds", "How long the last collection took"),
             succeeded_at: gauge(
                 "dormer_gc_last_success_timestamp_seconds",
-                "When the last collection of this process ended well; 0 before the first",
+                "When the last collection ended well, whichever process ran it; 0 before the first",
             ),
         };
         for outcome in ["done", "failed"] {
@@ -99,7 +104,13 @@ impl CollectMetrics {
         }
         let waiting = report.waiting.bytes + report.condemned.bytes + compacted.bytes;
         self.waiting_bytes.set(gauge_value(waiting));
-        self.succeeded_at.set(now);
+        self.show(&EndedCollection { ended_at: now, report: *report });
+    }
+
+    /// Shows the last collection, which may be one of another process.
+    pub(super) fn show(&self, last: &EndedCollection) {
+        self.purges_left.set(gauge_value(last.report.purges_left));
+        self.succeeded_at.set(last.ended_at);
     }
 
     pub(super) fn count_delete_failure(&self) {
@@ -110,7 +121,7 @@ impl CollectMetrics {
         self.strays_kept.set(gauge_value(packs));
     }
 
-    fn all(&self) -> [&dyn MetricSource; 11] {
+    fn all(&self) -> [&dyn MetricSource; 12] {
         [
             &self.runs,
             &self.nars,
@@ -121,6 +132,7 @@ impl CollectMetrics {
             &self.delete_failures,
             &self.waiting_bytes,
             &self.strays_kept,
+            &self.purges_left,
             &self.seconds,
             &self.succeeded_at,
         ]

@@ -247,11 +247,11 @@ impl Turn<'_> {
 
     /// Ends a step of some rows: renews the lease if that is due, and pauses for as long as the
     /// step took.
-    async fn step(&mut self, begun: Instant, phase: u8, place: i64, rows: u64) -> Result<()> {
+    async fn step(&mut self, begun: Instant, rows: u64) -> Result<()> {
         self.rows += rows;
         let took = begun.elapsed();
         if self.renewed.elapsed() >= self.renew_after {
-            self.renew(phase, place).await?;
+            self.renew().await?;
         }
         tokio::time::sleep(pause_after(took)).await;
         Ok(())
@@ -259,14 +259,13 @@ impl Turn<'_> {
 
     /// Renews the lease in the middle of a step, if that is due.
     async fn keep(&mut self) -> Result<()> {
-        if self.renewed.elapsed() >= self.renew_after { self.renew(5, 0).await } else { Ok(()) }
+        if self.renewed.elapsed() >= self.renew_after { self.renew().await } else { Ok(()) }
     }
 
-    async fn renew(&mut self, phase: u8, place: i64) -> Result<()> {
+    async fn renew(&mut self) -> Result<()> {
         let now = self.clock.now();
-        let cursor = [&[phase], place.to_be_bytes().as_slice()].concat();
         let (rows, ends_at) = (std::mem::take(&mut self.rows), now + self.lease_seconds);
-        self.index.advance_collection(self.lease, &cursor, rows, now, ends_at).await?;
+        self.index.advance_collection(self.lease, rows, now, ends_at).await?;
         self.renewed = Instant::now();
         Ok(())
     }
@@ -341,6 +340,14 @@ impl Collector {
             Error::Index(dormer_index::Error::Corrupt { table: "last_collection", what: error.to_string() })
         })?;
         Ok(Some(EndedCollection { ended_at, report }))
+    }
+
+    /// Shows the last whole collection in the gauges of this process.
+    pub(crate) async fn show_last(&self) -> Result<()> {
+        if let Some(last) = self.last().await? {
+            self.metrics.show(&last);
+        }
+        Ok(())
     }
 
     /// What a collection would free now. Reads only.
@@ -455,7 +462,7 @@ impl Collector {
                 }
             }
             match &mut turn {
-                Some(turn) => turn.step(begun, 4, after.0, 0).await?,
+                Some(turn) => turn.step(begun, 0).await?,
                 None => tokio::time::sleep(pause_after(begun.elapsed())).await,
             }
         }
@@ -533,7 +540,7 @@ impl Collector {
             if removed == 0 {
                 break;
             }
-            turn.step(begun, 1, 0, removed).await?;
+            turn.step(begun, removed).await?;
         }
         loop {
             let begun = Instant::now();
@@ -542,7 +549,7 @@ impl Collector {
             if removed == 0 {
                 return Ok(());
             }
-            turn.step(begun, 2, 0, removed).await?;
+            turn.step(begun, removed).await?;
         }
     }
 
@@ -574,7 +581,7 @@ impl Collector {
                     marks.add(&nar.runs);
                 }
             }
-            turn.step(begun, 3, after.0, deleted.len() as u64).await?;
+            turn.step(begun, deleted.len() as u64).await?;
         }
     }
 
@@ -590,7 +597,7 @@ impl Collector {
                 marks.note_moved(chunk, pack);
             }
             if let Some(turn) = &mut turn {
-                turn.step(begun, 4, after.cast_signed(), 0).await?;
+                turn.step(begun, 0).await?;
             }
         }
     }
@@ -617,7 +624,7 @@ impl Collector {
                 let spared = self.index.spare_packs(&numbers(&judged.spare)).await?;
                 tracing::error!(packs = spared, "condemned packs hold live chunks; they are kept");
             }
-            turn.step(begun, 5, after.0, 0).await?;
+            turn.step(begun, 0).await?;
             for packs in judged.condemn.chunks(CHANGE_ROWS) {
                 let begun = Instant::now();
                 let now = self.clock.now();
@@ -625,7 +632,7 @@ impl Collector {
                 let condemned: Vec<PackRow> =
                     packs.iter().filter(|pack| condemned.contains(&pack.number)).copied().collect();
                 self.count(&condemned, &mut report.condemned).await?;
-                turn.step(begun, 5, after.0, condemned.len() as u64).await?;
+                turn.step(begun, condemned.len() as u64).await?;
             }
             for packs in judged.remove.chunks(REMOVE_PACKS) {
                 let begun = Instant::now();
@@ -634,7 +641,7 @@ impl Collector {
                 report.removed.packs += removed.packs.len() as u64;
                 report.removed.bytes += removed.bytes;
                 report.removed.chunks += removed.chunks;
-                turn.step(begun, 5, after.0, removed.packs.len() as u64 + removed.chunks).await?;
+                turn.step(begun, removed.packs.len() as u64 + removed.chunks).await?;
             }
             for group in self.gather_rewrites(&mut groups, &page, live, &rules).await? {
                 self.compact_if_room(turn, &group, live, limits, report).await?;
@@ -695,7 +702,7 @@ impl Collector {
             }
             self.index.forget_doomed(&deleted).await?;
             report.objects_deleted += deleted.len() as u64;
-            turn.step(begun, 6, 0, deleted.len() as u64).await?;
+            turn.step(begun, deleted.len() as u64).await?;
             if failures == DELETE_FAILURES_MAX {
                 *self.lock_deleting() = after;
                 return Ok(());
@@ -719,7 +726,7 @@ impl Collector {
         if !is_needed && listed_at.is_some_and(|at| now < at + self.settings.listing_seconds) {
             return Ok(Listing::Skipped);
         }
-        turn.renew(7, 0).await?;
+        turn.renew().await?;
         self.progress.begin(CollectionPhase::Listing);
         // The listing first, the rows second: the listing lacks a pack that is stored meanwhile.
         let listing = self.blobs.list();
@@ -728,7 +735,7 @@ impl Collector {
         let listed = loop {
             tokio::select! {
                 listed = &mut listing => break listed,
-                () = tokio::time::sleep(self.settings.renew_after) => turn.renew(7, 0).await?,
+                () = tokio::time::sleep(self.settings.renew_after) => turn.renew().await?,
             }
         };
         let listed = match listed {
@@ -793,7 +800,7 @@ impl Collector {
                 }
             }
             match &mut turn {
-                Some(turn) => turn.step(begun, 7, 0, 0).await?,
+                Some(turn) => turn.step(begun, 0).await?,
                 None => tokio::time::sleep(pause_after(begun.elapsed())).await,
             }
         }

@@ -109,7 +109,7 @@ impl Collector {
                 report.removed.packs += removed.packs.len() as u64;
                 report.removed.bytes += removed.bytes;
                 report.removed.chunks += removed.chunks;
-                turn.step(begun, 8, 0, removed.packs.len() as u64 + removed.chunks).await?;
+                turn.step(begun, removed.packs.len() as u64 + removed.chunks).await?;
             }
             self.delete_objects(turn, report).await?;
             let chunks = unneeded(&purging.purges, &live);
@@ -193,7 +193,7 @@ impl Collector {
                     spent.push(note.id);
                 }
             }
-            turn.step(begun, 8, after.0, 0).await?;
+            turn.step(begun, 0).await?;
         }
     }
 
@@ -236,7 +236,7 @@ impl Collector {
             let Some(last) = page.last() else { return Ok(condemned) };
             after = last.number;
             condemned.extend(page.iter().filter_map(|pack| Some((pack.number, pack.condemned_at?))));
-            turn.step(begun, 8, after.0, 0).await?;
+            turn.step(begun, 0).await?;
         }
     }
 
@@ -262,7 +262,7 @@ impl Collector {
                     }
                     pages += 1;
                     if pages % PAUSE_PAGES == 0 {
-                        turn.step(begun, 8, 0, 0).await?;
+                        turn.step(begun, 0).await?;
                         begun = Instant::now();
                     }
                     match page.last() {
@@ -275,7 +275,7 @@ impl Collector {
                 found.at_home.insert(purge.id);
             }
         }
-        turn.step(begun, 8, 0, 0).await?;
+        turn.step(begun, 0).await?;
         Ok(found)
     }
 

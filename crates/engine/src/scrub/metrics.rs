@@ -1,15 +1,18 @@
 //! What scrubs of this process did.
 
-use dormer_index::UnixSeconds;
 use prometheus::core::{Collector as MetricSource, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+
+use super::EndedScrub;
+use crate::metrics::gauge_value;
 
 /// Counters of the scrub.
 #[derive(Debug, Clone)]
 pub struct ScrubMetrics {
     bytes: IntCounter,
     damaged: IntCounterVec,
+    last_damaged: IntGaugeVec,
     ended_at: IntGauge,
 }
 
@@ -18,17 +21,23 @@ impl ScrubMetrics {
         let bytes = IntCounter::new("dormer_scrub_bytes_total", "Stored bytes that scrubs read and checked");
         let damaged =
             Opts::new("dormer_scrub_damaged_total", "Packs, chunks and NARs that scrubs found damaged");
+        let last_damaged = Opts::new(
+            "dormer_scrub_last_damaged",
+            "Packs, chunks and NARs that the last scrub found damaged, whichever process ran it",
+        );
         let ended_at = IntGauge::new(
             "dormer_scrub_last_end_timestamp_seconds",
-            "When the last scrub ended in this process; 0 before the first",
+            "When the last scrub ended, whichever process ran it; 0 before the first",
         );
         let metrics = Self {
             bytes: bytes.expect("well-formed names"),
             damaged: IntCounterVec::new(damaged, &["what"]).expect("well-formed names"),
+            last_damaged: IntGaugeVec::new(last_damaged, &["what"]).expect("well-formed names"),
             ended_at: ended_at.expect("well-formed names"),
         };
         for what in ["pack", "chunk", "nar"] {
             metrics.damaged.with_label_values(&[what]);
+            metrics.last_damaged.with_label_values(&[what]);
         }
         metrics
     }
@@ -41,12 +50,21 @@ impl ScrubMetrics {
         self.damaged.with_label_values(&[what]).inc_by(count);
     }
 
-    pub(super) fn count_end(&self, now: UnixSeconds) {
-        self.ended_at.set(now);
+    /// Shows the last scrub, which may be one of another process.
+    pub(super) fn show(&self, last: &EndedScrub) {
+        let report = &last.report;
+        for (what, count) in [
+            ("pack", report.packs_lost + report.packs_damaged),
+            ("chunk", report.chunks_damaged),
+            ("nar", report.nars_damaged),
+        ] {
+            self.last_damaged.with_label_values(&[what]).set(gauge_value(count));
+        }
+        self.ended_at.set(last.ended_at);
     }
 
-    fn all(&self) -> [&dyn MetricSource; 3] {
-        [&self.bytes, &self.damaged, &self.ended_at]
+    fn all(&self) -> [&dyn MetricSource; 4] {
+        [&self.bytes, &self.damaged, &self.last_damaged, &self.ended_at]
     }
 }
 

@@ -236,6 +236,14 @@ impl Scrubber {
         Ok(Some(EndedScrub { ended_at, report: read_report(&last.report)? }))
     }
 
+    /// Shows the last run that ended in the gauges of this process.
+    pub(crate) async fn show_last(&self) -> Result<()> {
+        if let Some(last) = self.last().await? {
+            self.metrics.show(&last);
+        }
+        Ok(())
+    }
+
     /// Takes the lease of the open run for `holder` and works for about `slice`. Then it gives the
     /// lease back, unless the run has ended. `false` if another process holds the lease.
     pub async fn work_now(
@@ -275,7 +283,6 @@ impl Scrubber {
                 (true, Phase::Nars) => {
                     let text = serde_json::to_string(&state.report).expect("numbers and texts are JSON");
                     self.scrub.finish_scrub(lease, &text, self.clock.now()).await?;
-                    self.metrics.count_end(self.clock.now());
                     return Ok(true);
                 }
             }

@@ -11,6 +11,7 @@ use crate::common::{
     Installation, create_main, decompress, hash_of, ingest, new_database, path, push, served, settings,
 };
 use crate::odd_store::OddStore;
+use async_trait::async_trait;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_engine::{
     Clock, CollectSettings, CollectionReport, Collector, CompactionTotals, Engine, EngineSettings,
@@ -71,17 +72,42 @@ pub(crate) struct Contracts {
     pub(crate) jobs: Arc<dyn JobIndex>,
     pub(crate) journal: Arc<dyn JournalIndex>,
     pub(crate) scrub: Arc<dyn ScrubIndex>,
+    audited: Arc<dyn Audited>,
+}
+
+/// A database that shows everything it holds.
+#[async_trait]
+trait Audited: Send + Sync {
+    async fn audit(&self) -> dormer_index::Result<Audit>;
+}
+
+#[async_trait]
+impl Audited for SqliteIndex {
+    async fn audit(&self) -> dormer_index::Result<Audit> {
+        self.audit().await
+    }
+}
+
+#[async_trait]
+impl Audited for PostgresIndex {
+    async fn audit(&self) -> dormer_index::Result<Audit> {
+        self.audit().await
+    }
 }
 
 impl Contracts {
-    fn new<I: Index + CollectIndex + JobIndex + JournalIndex + ScrubIndex>(index: I) -> Self {
+    fn new<I>(index: I) -> Self
+    where
+        I: Index + CollectIndex + JobIndex + JournalIndex + ScrubIndex + Audited,
+    {
         let index = Arc::new(index);
         Self {
             index: index.clone(),
             collect: index.clone(),
             jobs: index.clone(),
             journal: index.clone(),
-            scrub: index,
+            scrub: index.clone(),
+            audited: index,
         }
     }
 }
@@ -112,19 +138,28 @@ impl Lab {
     }
 
     pub(crate) async fn open(&self) -> Process {
+        self.open_with(|index| index).await
+    }
+
+    /// A process whose engine sees the index through `wrap`.
+    pub(crate) async fn open_with(&self, wrap: impl FnOnce(Arc<dyn Index>) -> Arc<dyn Index>) -> Process {
         let contracts = match &self.postgres {
             Some(url) => Contracts::new(Self::postgres(url).await),
             None => Contracts::new(self.sqlite().await),
         };
-        let blobs = Arc::clone(&self.installation.blobs);
-        let engine = Engine::new(
-            Arc::clone(&contracts.index),
-            blobs,
+        let engine = self.engine(wrap(Arc::clone(&contracts.index)));
+        Process { engine, contracts }
+    }
+
+    /// An engine that remembers nothing yet.
+    pub(crate) fn engine(&self, index: Arc<dyn Index>) -> Engine {
+        Engine::new(
+            index,
+            Arc::clone(&self.installation.blobs),
             MasterKey::from_bytes([9; 32]),
             settings(),
             Arc::clone(&self.clock) as Arc<dyn Clock>,
-        );
-        Process { engine, contracts }
+        )
     }
 
     pub(crate) async fn audit(&self) -> Audit {
@@ -184,6 +219,16 @@ impl Lab {
 
     pub(crate) async fn violations(&self, acknowledged: &[NarHash], deleted: &[BlobKey]) -> Vec<Violation> {
         check_invariants(self.audit().await, &*self.installation.blobs, acknowledged, deleted).await
+    }
+
+    /// The same, while a process has the database.
+    pub(crate) async fn violations_beside(
+        &self,
+        process: &Process,
+        acknowledged: &[NarHash],
+    ) -> Vec<Violation> {
+        let audit = process.contracts.audited.audit().await.expect(ANSWERS);
+        check_invariants(audit, &*self.installation.blobs, acknowledged, &[]).await
     }
 
     /// Everything is gone: bucket, packs, chunks, NARs.

@@ -1,12 +1,14 @@
 //! A small model of the collector beside pushers and a reader, checked over all interleavings.
 //!
 //! One chunk lies in one old pack, and no NAR needs it at the start. Two pushers reuse the chunk,
-//! or store it again when they may not; a reader reads what a pusher made visible; a collector runs
-//! three times, and compacts the old pack when it is live: it stores a copy, moves the row, and
-//! condemns the old pack. It may be suspended so long that the copy is deleted before the row
-//! moves. A push may heal the chunk at any time, with other bytes in the new pack. Each step below
-//! is one transaction, or one call of the store, of the real code. The rules of the real code that
-//! the model leaves out (ages, clocks) only make the collector more careful.
+//! or store it again when they may not. A reader looks up where the chunk of a visible NAR lies,
+//! reads it later, and must find its bytes; a pack that is gone makes it look once more, as
+//! `Error::Reencoded` makes a client ask again. A collector runs three times, and compacts the old
+//! pack when it is live: it stores a copy, moves the row, and condemns the old pack. It may be
+//! suspended so long that the copy is deleted before the row moves. A push may heal the chunk at
+//! any time, with other bytes in the new pack. Each step below is one transaction, or one call of
+//! the store, of the real code. The rules of the real code that the model leaves out (ages, clocks)
+//! only make the collector more careful.
 //!
 //! The model also shows which rules it needs: each planted defect must be found.
 
@@ -30,6 +32,8 @@ enum Defect {
     MovesUnchecked,
     /// A compaction does not look whether its copy was deleted meanwhile.
     MovesWithoutList,
+    /// A reader believes what it looked up: when the pack is gone, it does not look again.
+    LooksOnce,
 }
 
 /// Where the chunk's row is.
@@ -55,8 +59,17 @@ enum Pusher {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Reader {
     Begins,
-    /// It knows from a NAR that the chunk must be there.
-    Knows,
+    /// It has looked up where the chunk of a NAR lies, and reads that next. It may look twice.
+    Looked {
+        at: Row,
+        again: bool,
+    },
+    /// The bytes came.
+    Served {
+        again: bool,
+    },
+    /// It found no bytes.
+    Failed,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -124,18 +137,28 @@ impl State {
         }
     }
 
-    /// What a commit made visible must be readable, now and always.
+    /// What a commit made visible must be readable, now and always, and a reader gets it.
     fn is_broken(&self) -> bool {
-        let readable = match self.row {
-            Row::None => false,
-            Row::Old => self.old_object && self.old_row,
-            Row::New => self.new_object,
-            // The copy holds the old bytes.
-            Row::Copy => self.copy_object && !self.healed,
-        };
+        let readable = self.has_object(self.row)
+            && match self.row {
+                Row::Old => self.old_row,
+                // The copy holds the old bytes.
+                Row::Copy => !self.healed,
+                Row::None | Row::New => true,
+            };
         let row_without_object =
             self.old_row && !self.old_object || self.row == Row::Copy && !self.copy_object;
-        row_without_object || self.nars.contains(&true) && !readable
+        row_without_object || self.nars.contains(&true) && !readable || self.reader == Reader::Failed
+    }
+
+    /// Whether the store has the pack that a row names.
+    fn has_object(&self, row: Row) -> bool {
+        match row {
+            Row::None => false,
+            Row::Old => self.old_object,
+            Row::New => self.new_object,
+            Row::Copy => self.copy_object,
+        }
     }
 
     /// Every state that one step of one of them can lead to.
@@ -144,9 +167,7 @@ impl State {
         for n in 0..2 {
             all.extend(self.push(n, defect));
         }
-        if self.reader == Reader::Begins && self.nars.contains(&true) {
-            all.push(Self { reader: Reader::Knows, ..self.clone() });
-        }
+        all.extend(self.read(defect));
         all.extend(self.collect(defect));
         all.extend(self.compact(defect));
         if self.copy_doomed && self.copy_object {
@@ -158,6 +179,19 @@ impl State {
             all.push(Self { row: Row::New, new_object: true, healed: true, ..self.clone() });
         }
         all
+    }
+
+    fn read(&self, defect: Defect) -> Option<Self> {
+        let reader = match self.reader {
+            Reader::Begins if self.nars.contains(&true) => Reader::Looked { at: self.row, again: false },
+            Reader::Looked { at, again } if self.has_object(at) => Reader::Served { again },
+            Reader::Looked { again: false, .. } if defect != Defect::LooksOnce => {
+                Reader::Looked { at: self.row, again: true }
+            }
+            Reader::Looked { .. } => Reader::Failed,
+            Reader::Begins | Reader::Served { .. } | Reader::Failed => return None,
+        };
+        Some(Self { reader, ..self.clone() })
     }
 
     /// Instead of going on, a collector that finds the old pack live may compact it.
@@ -322,6 +356,10 @@ fn no_interleaving_loses_a_live_chunk() {
     assert!(seen.iter().any(|state| !state.old_object && state.nars == [false; 2]));
     assert!(seen.iter().any(|state| state.stamped && state.row == Row::Old && state.runs_left == 0));
     assert!(seen.iter().any(|state| state.row == Row::Copy && !state.old_object && state.nars == [true; 2]));
+    assert!(
+        seen.iter().any(|state| state.reader == Reader::Served { again: true }),
+        "a pack goes under a reader"
+    );
     let late = |state: &&State| state.collector == Collector::Moves && !state.copy_object;
     assert!(seen.iter().any(|state| late(&state)), "a copy goes before its row comes");
     let stuck = |state: &&State| state.next(Defect::None).is_empty();
@@ -341,4 +379,7 @@ fn every_rule_of_the_model_is_needed() {
     ] {
         assert!(explore(defect).1.is_some(), "{defect:?} should lose a chunk");
     }
+    // Nothing is lost then, and a reader fails all the same.
+    let failed = explore(Defect::LooksOnce).1.expect("a pack goes under a reader");
+    assert_eq!(failed.reader, Reader::Failed);
 }

@@ -1,5 +1,6 @@
 //! Random histories of everything that brings, keeps, damages and frees bytes. After every event,
-//! what policy keeps alive reads back byte for byte; in the end, nothing is left.
+//! what policy keeps alive reads back byte for byte, and each invariant of docs/STORAGE.md holds;
+//! in the end, nothing is left.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,13 +12,14 @@ use dormer_engine::{
     Clock, FULL_PPM, JobRunner, JobSettings, Journal, JournalSettings, Recovery, RecoveryIndex, ScrubOptions,
     Scrubber,
 };
-use dormer_index::{Cache, ExpiryDefaults, JobKind, JournalIndex, NarKey, Pin, Removal, UnixSeconds};
-use dormer_testkit::{FaultJournal, Faults, rebuilt};
+use dormer_index::{Cache, ExpiryDefaults, Index, JobKind, JournalIndex, NarKey, Pin, Removal, UnixSeconds};
+use dormer_nix::NarHash;
+use dormer_testkit::{FaultIndex, FaultJournal, Faults, Lie, Violation, object_for, rebuilt};
 use futures::TryStreamExt as _;
 use proptest::prelude::*;
 
 use crate::collect::{ANSWERS, DAY, HOUR, Lab, NEVER, Process, beginning, nars};
-use crate::common::{create_main, hash_of, path, push};
+use crate::common::{create_main, hash_of, ingest, path};
 
 /// How long a path stays unused before an expire job removes it.
 const RETENTION: i64 = 20 * DAY;
@@ -31,8 +33,11 @@ const PATHS: u8 = 4;
 /// What may happen to an installation.
 #[derive(Debug, Clone, Copy)]
 enum Event {
-    /// A path is pushed, with one of a few NARs that share chunks.
-    Push { path: u8, nar: u8 },
+    /// A path is pushed, with one of a few NARs that share chunks. The cache may lack what it
+    /// refers to.
+    Push { path: u8, nar: u8, reference: Option<u8> },
+    /// A client pulls a path, which renews its use.
+    Pull { path: u8 },
     /// An object goes for cause, or with a grace.
     Remove { path: u8, for_cause: bool },
     /// An object goes for cause, with its bytes.
@@ -56,7 +61,9 @@ enum Event {
 fn event() -> impl Strategy<Value = Event> {
     let crash = || (prop::option::weighted(0.3, 0..20_u64), any::<bool>());
     prop_oneof![
-        6 => (0..PATHS, 0..5_u8).prop_map(|(path, nar)| Event::Push { path, nar }),
+        6 => (0..PATHS, 0..5_u8, prop::option::of(0..PATHS))
+            .prop_map(|(path, nar, reference)| Event::Push { path, nar, reference }),
+        2 => (0..PATHS).prop_map(|path| Event::Pull { path }),
         3 => (0..PATHS, any::<bool>()).prop_map(|(path, for_cause)| Event::Remove { path, for_cause }),
         2 => (0..PATHS).prop_map(|path| Event::Purge { path }),
         1 => (0..PATHS, any::<bool>()).prop_map(|(path, is_added)| Event::Pin { path, is_added }),
@@ -74,7 +81,8 @@ fn event() -> impl Strategy<Value = Event> {
 #[derive(Debug, Clone, Copy)]
 struct Live {
     nar: u8,
-    pushed_at: UnixSeconds,
+    reference: Option<u8>,
+    used_at: UnixSeconds,
 }
 
 /// An installation in the middle of its history.
@@ -88,19 +96,26 @@ struct History {
     missing: BTreeSet<u8>,
     /// Whether any byte ever went bad.
     was_damaged: bool,
+    /// Closures that an expiry broke.
+    broken: Vec<Violation>,
 }
 
 impl History {
     async fn begin() -> Self {
+        Self::begin_with(|index| index).await
+    }
+
+    /// The first process sees the index through `wrap`.
+    async fn begin_with(wrap: impl FnOnce(Arc<dyn Index>) -> Arc<dyn Index>) -> Self {
         let lab = Lab::new(false).await;
         let [first, second, third] = nars();
         let fourth = rebuilt(&first, &path(100), &path(102));
         let nars = [first, second, third, fourth, beginning()];
-        let process = lab.open().await;
+        let process = lab.open_with(wrap).await;
         create_main(&process.engine).await;
         lab.collect(&process).await;
-        let (live, pinned, missing) = Default::default();
-        Self { lab, process, nars, live, pinned, missing, was_damaged: false }
+        let (live, pinned, missing, broken) = Default::default();
+        Self { lab, process, nars, live, pinned, missing, was_damaged: false, broken }
     }
 
     async fn take(mut self, event: Event, when: &str) -> Self {
@@ -108,7 +123,10 @@ impl History {
         let now = self.lab.clock.now();
         let index = Arc::clone(&self.process.contracts.index);
         match event {
-            Event::Push { path: place, nar } => self.push(&cache, place, nar, when).await,
+            Event::Push { path: place, nar, reference } => {
+                self.push(&cache, place, nar, reference, when).await;
+            }
+            Event::Pull { path: place } => self.pull(&cache, place, when).await,
             Event::Remove { path: place, for_cause } => {
                 if for_cause {
                     self.process.engine.remove_object(&cache, &path(place).hash(), None).await.expect(when);
@@ -176,9 +194,37 @@ impl History {
         self
     }
 
-    async fn push(&mut self, cache: &Cache, place: u8, nar: u8, when: &str) {
-        push(&self.process.engine, cache, &path(place), &self.nars[usize::from(nar)]).await.expect(when);
-        self.live.insert(place, Live { nar, pushed_at: self.lab.clock.now() });
+    async fn push(&mut self, cache: &Cache, place: u8, nar: u8, reference: Option<u8>, when: &str) {
+        let references: Vec<_> = reference.into_iter().map(path).collect();
+        let object = object_for(&path(place), &references);
+        let engine = &self.process.engine;
+        let ingested = ingest(engine, &self.nars[usize::from(nar)]).await.expect(when);
+        engine.commit_object(cache, ingested, object).await.expect(when);
+        self.live.insert(place, Live { nar, reference, used_at: self.lab.clock.now() });
+    }
+
+    /// Pulls from a replica that remembers nothing, and waits until the use is written.
+    async fn pull(&mut self, cache: &Arc<Cache>, place: u8, when: &str) {
+        let index = &self.process.contracts.index;
+        let (hash, now) = (path(place).hash(), self.lab.clock.now());
+        let is_there = self.live.contains_key(&place) && !self.missing.contains(&place);
+        let replica = self.lab.engine(Arc::clone(index));
+        let found = replica.narinfo(cache, &hash).await.expect(when);
+        assert_eq!(found.is_some(), is_there, "path {place} {when}");
+        drop(replica);
+        let Some(live) = self.live.get_mut(&place).filter(|_| is_there) else { return };
+        let written = async {
+            loop {
+                let found = index.find_object(cache.id, &hash).await.expect(when);
+                let used_at = found.expect("it was just pulled").last_used_at;
+                // Written at most once an hour.
+                if used_at >= now - HOUR {
+                    return used_at;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        live.used_at = tokio::time::timeout(Duration::from_secs(30), written).await.expect(when);
     }
 
     /// The process has crashed; another one begins when its leases have ended.
@@ -218,7 +264,8 @@ impl History {
         runner.run(done).await;
     }
 
-    /// What was pushed lately or is pinned must stay. Reads count as use, so more may stay.
+    /// What was used lately or is pinned must stay, with all that it refers to. Clients that ask
+    /// what is missing use what is there, so more may stay.
     async fn expire(&mut self, cache: &Cache, when: &str) {
         let contracts = &self.process.contracts;
         let now = self.lab.clock.now();
@@ -228,12 +275,18 @@ impl History {
         for (place, live) in &self.live {
             let found = contracts.index.find_object(cache.id, &path(*place).hash()).await.expect(when);
             if found.is_none() {
-                let may_go = live.pushed_at <= now - RETENTION && !self.pinned.contains(place);
+                let may_go = live.used_at <= now - RETENTION && !self.pinned.contains(place);
                 assert!(may_go, "path {place} expired {when}");
                 gone.push(*place);
             }
         }
         self.live.retain(|place, _| !gone.contains(place));
+        for (place, live) in &self.live {
+            if let Some(reference) = live.reference.filter(|reference| gone.contains(reference)) {
+                let what = format!("path {reference} expired, and path {place} refers to it, {when}");
+                self.broken.push(Violation { invariant: 6, what });
+            }
+        }
     }
 
     /// Changes a byte of a chunk that a NAR needs, where the index has the chunk. Recovery reads
@@ -298,7 +351,8 @@ impl History {
         self.look_for_missing(cache).await;
         while let Some(place) = self.missing.first().copied() {
             let before = self.missing.len();
-            self.push(cache, place, self.live[&place].nar, when).await;
+            let Live { nar, reference, .. } = self.live[&place];
+            self.push(cache, place, nar, reference, when).await;
             self.look_for_missing(cache).await;
             assert!(self.missing.len() < before, "a push heals, {when}");
         }
@@ -330,7 +384,7 @@ impl History {
     /// and what was removed is not.
     async fn recover(self, when: &str) -> Self {
         self.journal(&Faults::crash_at(NEVER, false), false).write().await.expect(when);
-        let Self { lab, process, nars, live, pinned, missing, was_damaged } = self;
+        let Self { lab, process, nars, live, pinned, missing, was_damaged, broken } = self;
         drop(process);
         lab.installation.lose_database().await;
         let process = lab.open().await;
@@ -351,7 +405,7 @@ impl History {
         let pins = contracts.index.list_pins(cache.id, None, 0, 100).await.expect(when);
         let pins: BTreeSet<String> = pins.into_iter().map(|pin| pin.name).collect();
         assert_eq!(pins, pinned.iter().map(|place| format!("pin {place}")).collect(), "{when}");
-        let recovered = Self { lab, process, nars, live, pinned, missing, was_damaged };
+        let recovered = Self { lab, process, nars, live, pinned, missing, was_damaged, broken };
         if was_damaged {
             // Bytes that no path needs may be damaged. A push must not use them.
             recovered.scrub(when).await;
@@ -359,7 +413,8 @@ impl History {
         recovered
     }
 
-    /// What policy keeps alive reads back, unless it is known to be damaged.
+    /// What policy keeps alive reads back, unless it is known to be damaged, and each invariant
+    /// holds.
     async fn check(&mut self, when: &str) {
         if !self.missing.is_empty() {
             let before = self.missing.clone();
@@ -367,9 +422,14 @@ impl History {
             self.look_for_missing(&cache).await;
             assert!(self.missing.is_subset(&before), "{:?} is missing {when}", self.missing);
         }
+        let mut acknowledged: Vec<NarHash> = Vec::new();
         for (_, live) in self.live.iter().filter(|(place, _)| !self.missing.contains(place)) {
-            self.process.reads_back(&self.nars[usize::from(live.nar)], when).await;
+            let nar = &self.nars[usize::from(live.nar)];
+            self.process.reads_back(nar, when).await;
+            acknowledged.push(hash_of(nar));
         }
+        assert_eq!(self.lab.violations_beside(&self.process, &acknowledged).await, [], "{when}");
+        assert_eq!(self.broken, [], "{when}");
     }
 
     /// Everything is removed, and nothing is left.
@@ -394,6 +454,26 @@ async fn live_through(events: &[Event]) {
         history.check(&when).await;
     }
     history.end().await;
+}
+
+/// A path stays for the one that refers to it. An index that forgets references is found out.
+#[tokio::test]
+async fn references_that_are_forgotten_are_caught() {
+    let events = [
+        Event::Push { path: 0, nar: 0, reference: None },
+        Event::Push { path: 1, nar: 1, reference: Some(0) },
+        Event::Pass { hours: 800 },
+        Event::Pull { path: 1 },
+        Event::Expire,
+    ];
+    Box::pin(live_through(&events)).await;
+    let faults = Faults::crash_at_with(NEVER, false, Lie::ReferencesForgotten);
+    let mut history = History::begin_with(|index| Arc::new(FaultIndex::new(index, faults))).await;
+    for event in events {
+        history = history.take(event, "with a lie").await;
+    }
+    let broken: Vec<u8> = history.broken.iter().map(|violation| violation.invariant).collect();
+    assert_eq!(broken, [6]);
 }
 
 /// A history of the long run is longer, and there are more of them.

@@ -15,6 +15,7 @@ use dormer_testkit::{FaultScrub, Faults, Random, package_nar, rebuilt};
 use crate::common::{
     Installation, create_main, decompress, engine_over, new_database, path, push, served, settings,
 };
+use crate::jobs::until;
 use crate::odd_store::OddStore;
 
 const ANSWERS: &str = "nothing is wrong";
@@ -383,4 +384,33 @@ async fn a_sample_reads_a_part_and_a_full_scrub_everything() {
     assert_eq!(full.nars, 40);
     assert!((5..=35).contains(&half.nars), "{half:?}");
     assert!(half.packs < full.packs && half.bytes_read < full.bytes_read, "{half:?} {full:?}");
+}
+
+/// A command scrubs, and the gauges of the servers tell of it.
+#[tokio::test]
+async fn the_last_scrub_shows_in_the_gauges_of_another_process() {
+    let lab = Lab::new(false).await;
+    lab.push_all().await;
+    lab.change_packs(|bytes| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        true
+    })
+    .await;
+    let report = lab.scrub(FULL).await;
+    assert!(report.chunks_damaged > 0, "{report:?}");
+    let server = lab.scrubber(None);
+    let metrics = server.metrics();
+    let damaged = || {
+        let families = prometheus::core::Collector::collect(&metrics);
+        let family = families.iter().find(|family| family.name() == "dormer_scrub_last_damaged");
+        let series = family.expect("it is a metric").get_metric().iter();
+        let count = series.map(|metric| metric.get_gauge().get_value()).sum::<f64>();
+        count > 0.0
+    };
+    assert!(!damaged(), "it has not looked yet");
+    let settings = JobSettings { poll: Duration::from_millis(5), ..JobSettings::default() };
+    let clock = Arc::new(SystemClock);
+    let runner = JobRunner::new(Arc::clone(&lab.jobs), clock, "server".to_owned(), settings);
+    runner.with_scrubber(server).run(until("the damage shows", async || damaged())).await;
 }

@@ -205,12 +205,12 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn open_collection(&self, due_before: UnixSeconds, at: UnixSeconds) -> Result<Option<JobId>>;
     /// What is known of the last collection.
     async fn last_collection(&self) -> Result<LastCollection>;
-    /// Renews the lease until `ends_at`, counts `rows`, and moves the cursor.
+    /// Renews the lease until `ends_at`, and counts `rows`. There is no cursor: another process
+    /// begins anew, because the marks are in memory.
     /// [`Error::JobLeaseLost`](crate::Error::JobLeaseLost) if another process has taken the lease.
     async fn advance_collection(
         &self,
         lease: &JobLease,
-        cursor: &[u8],
         rows: u64,
         at: UnixSeconds,
         ends_at: UnixSeconds,

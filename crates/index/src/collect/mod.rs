@@ -396,14 +396,13 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
     async fn advance_collection(
         &self,
         lease: &JobLease,
-        cursor: &[u8],
         rows: u64,
         at: UnixSeconds,
         ends_at: UnixSeconds,
     ) -> Result<()> {
         self.write(Write::from("go on with a collection").unless_done(), async |mut tx| {
             work::hold_job(&mut tx, lease).await?;
-            work::advance_job(&mut tx, lease, cursor, rows, at, ends_at).await
+            work::advance_job(&mut tx, lease, &[], rows, at, ends_at).await
         })
         .await
     }

@@ -56,12 +56,12 @@ pub(super) async fn collections_are_opened_when_due_and_once(three: Three) -> Re
     assert_eq!(three.collect.open_collection(NOW - 60, NOW).await?, None);
     assert_eq!(three.collect.open_collection(i64::MAX, NOW + 1).await?, Some(job), "it is open already");
     let lease = three.jobs.lease_job(JobKind::Collect, "a", NOW, NOW + 60).await?.expect("nobody has it");
-    three.collect.advance_collection(&lease, &[1], 7, NOW + 2, NOW + 90).await?;
+    three.collect.advance_collection(&lease, 7, NOW + 2, NOW + 90).await?;
     let open = three.jobs.list_jobs(None, 10).await?.remove(0);
     assert_eq!((open.id, open.rows_done, open.lease_ends_at), (job, 7, NOW + 90));
     let other = three.jobs.lease_job(JobKind::Collect, "b", NOW + 90, NOW + 150).await?.expect("it ended");
     for outcome in [
-        three.collect.advance_collection(&lease, &[2], 1, NOW, NOW).await,
+        three.collect.advance_collection(&lease, 1, NOW, NOW).await,
         three.collect.finish_collection(&lease, "{}", true, NOW).await,
     ] {
         assert!(matches!(outcome, Err(Error::JobLeaseLost)), "{outcome:?}");

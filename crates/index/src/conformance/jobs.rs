@@ -281,11 +281,17 @@ pub(super) async fn jobs_are_counted_by_kind(both: Both) -> Result<()> {
         waiting,
         rows_done,
         oldest_created_at,
+        failures_max: 0,
     };
     let note = counts(0, 1, 0, NOW - 5, "scan-cache");
     let expected = [counts(1, 1, 5, NOW, "delete-cache"), note.clone()];
     assert_eq!(both.jobs.job_backlog(NOW).await?, expected);
     let expected = [counts(0, 2, 5, NOW, "delete-cache"), note];
     assert_eq!(both.jobs.job_backlog(NOW + MINUTE).await?, expected, "its lease has ended");
+    for failures in 1..=2 {
+        let lease = both.lease("a", NOW + MINUTE).await?.expect("nobody holds it");
+        both.jobs.fail_job(&lease, "no luck", NOW).await?;
+        assert_eq!(both.jobs.job_backlog(NOW).await?[0].failures_max, failures);
+    }
     Ok(())
 }

@@ -111,6 +111,8 @@ pub struct JobBacklog {
     pub rows_done: u64,
     /// When the oldest was opened.
     pub oldest_created_at: UnixSeconds,
+    /// The most steps that failed in a row for one of them.
+    pub failures_max: u64,
 }
 
 /// The right to run a job's steps.

@@ -37,7 +37,7 @@ const BACKLOG: Sql = both!(
     "SELECT j.kind,
          CAST(sum(CASE WHEN j.holder IS NOT NULL AND j.lease_ends_at > $1
              OR t.holder IS NOT NULL AND t.lease_ends_at > $1 THEN 1 ELSE 0 END) AS BIGINT),
-         count(*), CAST(sum(j.done) AS BIGINT), min(j.created_at)
+         count(*), CAST(sum(j.done) AS BIGINT), min(j.created_at), max(j.failures)
      FROM jobs AS j LEFT JOIN publish_targets AS t ON t.id = j.target GROUP BY j.kind ORDER BY j.kind"
 );
 // Replicas that look at the same moment do not wait for each other.
@@ -201,5 +201,6 @@ fn read_backlog(row: &impl crate::rows::Row) -> Result<JobBacklog> {
         waiting: all - running,
         rows_done: unsigned(TABLE, row.column(3, TABLE)?)?,
         oldest_created_at: row.column(4, TABLE)?,
+        failures_max: unsigned(TABLE, row.column(5, TABLE)?)?,
     })
 }

@@ -24,6 +24,13 @@ pub(super) const WRITE_CACHE: Sql = both!(
          document = excluded.document, published_at = excluded.published_at"
 );
 pub(super) const FORGET_CACHE: Sql = both!("DELETE FROM publish_caches WHERE target = $1 AND cache = $2");
+/// The rows that say what has to be looked at. One of [`FORGET_ROWS`].
+const FORGET_PENDING: (Sql, Sql) = (
+    both!(
+        "SELECT hash, hash FROM publish_pending WHERE target = $1 AND cache = $2 ORDER BY hash LIMIT 1 OFFSET $3"
+    ),
+    both!("DELETE FROM publish_pending WHERE target = $1 AND cache = $2 AND hash <= $3 AND $4 = $4"),
+);
 /// For each kind of row: finds the last key of a page, and deletes up to it. A range of the primary
 /// key, whatever the planner knows.
 pub(super) const FORGET_ROWS: [(Sql, Sql); 6] = [
@@ -48,12 +55,7 @@ pub(super) const FORGET_ROWS: [(Sql, Sql); 6] = [
         ),
         both!("DELETE FROM publish_nars WHERE target = $1 AND cache = $2 AND (nar, tag) <= ($3, $4)"),
     ),
-    (
-        both!(
-            "SELECT hash, hash FROM publish_pending WHERE target = $1 AND cache = $2 ORDER BY hash LIMIT 1 OFFSET $3"
-        ),
-        both!("DELETE FROM publish_pending WHERE target = $1 AND cache = $2 AND hash <= $3 AND $4 = $4"),
-    ),
+    FORGET_PENDING,
     (
         both!(
             "SELECT hash, hash FROM publish_removed WHERE target = $1 AND cache = $2 ORDER BY hash LIMIT 1 OFFSET $3"
@@ -67,8 +69,6 @@ pub(super) const FORGET_ROWS: [(Sql, Sql); 6] = [
         both!("DELETE FROM publish_documents WHERE target = $1 AND cache = $2 AND hash <= $3 AND $4 = $4"),
     ),
 ];
-/// The kind among [`FORGET_ROWS`] that says what has to be looked at.
-const PENDING_ROWS: usize = 3;
 // A scan is a job of its cache and target. The lease of the target fences its steps.
 pub(super) const OPEN_SCAN: Sql = both!(
     "INSERT INTO jobs (kind, cache, target, cursor, done, fence, lease_ends_at, failures, created_at)
@@ -194,7 +194,7 @@ pub(crate) async fn forget_pending(
 ) -> Result<bool> {
     hold_lease(tx, lease).await?;
     let (target, cache) = (Number(lease.target.0), Number(cache.0));
-    let all_gone = forget_rows(tx, FORGET_ROWS[PENDING_ROWS], (target, cache), limit).await?;
+    let all_gone = forget_rows(tx, FORGET_PENDING, (target, cache), limit).await?;
     if all_gone {
         tx.run(END_SCAN, &[target, cache]).await?;
     }
