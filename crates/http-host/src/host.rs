@@ -123,7 +123,7 @@ pub trait Service: Send + Sync + 'static {
     /// Whether the process is ready; the host sets it to "no" when it begins to stop.
     fn probes(&self) -> &Probes;
 
-    /// Whether requests wait for what each reader holds that takes next to nothing. Such readers are
+    /// Whether requests wait for what each slow reader holds. Readers that take next to nothing are
     /// then cut, as they are while clients find no place. [`OthersWait`] is for what only some
     /// answers hold.
     fn others_wait(&self) -> bool {

@@ -451,7 +451,7 @@ fn killed_hooks_queue_all_or_nothing() {
     }
 }
 
-/// Hooks are killed, then drainers, then both, and so on. At the end everything is pushed, and once.
+/// Hooks are killed, then drainers, then both, and so on. At the end everything is pushed, once.
 #[test]
 fn killed_hooks_and_drainers_lose_nothing_and_push_nothing_twice() {
     const LEAVES: usize = 40;
