@@ -117,17 +117,40 @@ fn measure_push(
     let packs_before = server.stored()?.pack_bytes;
     let link = Link::start(server.address, kind)?;
     let (server_cpu, client_cpu) = (server.cpu_seconds()?, children_cpu_seconds()?);
+    let (wall, memory) = push_from(binary, store, state, &push.api, &link, &server.token)?;
+    push.wall.push(wall);
+    sleep(SETTLE);
+    let Traffic { sent, received, requests } = link.traffic();
+    push.sent.push(sent as f64);
+    push.received.push(received as f64);
+    push.requests.push(requests as f64);
+    push.client_cpu.push(children_cpu_seconds()? - client_cpu);
+    push.server_cpu.push(server.cpu_seconds()? - server_cpu);
+    push.client_memory.push(memory as f64);
+    push.pack_bytes.push(server.stored()?.pack_bytes.saturating_sub(packs_before) as f64);
+    Ok(())
+}
+
+/// Runs `dormer push` of a whole store. Returns its wall seconds and the most memory that it had.
+pub(crate) fn push_from(
+    binary: &Path,
+    store: &LocalStore,
+    state: &Path,
+    api: &str,
+    link: &Link,
+    token: &str,
+) -> Result<(f64, u64)> {
     let paths = File::open(&store.list).context(|| "open the list of paths".to_owned())?;
     let search_path = format!("{}:/usr/bin:/bin", store.programs.display());
     let begun = Instant::now();
     let mut child = Command::new(binary)
-        .args(["push", CACHE, "--stdin", "--no-progress", "--quiet", "--api", &push.api])
+        .args(["push", CACHE, "--stdin", "--no-progress", "--quiet", "--api", api])
         .env_clear()
         .env("PATH", search_path)
         .env("HOME", state)
         .env("XDG_STATE_HOME", state)
         .env("DORMER_ENDPOINT", format!("http://{}", link.address))
-        .env("DORMER_TOKEN", &server.token)
+        .env("DORMER_TOKEN", token)
         .stdin(Stdio::from(paths))
         .spawn()
         .context(|| format!("start {}", binary.display()))?;
@@ -140,20 +163,12 @@ fn measure_push(
         }
         sleep(Duration::from_millis(10));
     };
-    push.wall.push(begun.elapsed().as_secs_f64());
-    if !status.success() {
-        return Err(Error::new(format!("`dormer push` ended with {status}")));
+    let wall = begun.elapsed().as_secs_f64();
+    if status.success() {
+        Ok((wall, memory))
+    } else {
+        Err(Error::new(format!("`dormer push` ended with {status}")))
     }
-    sleep(SETTLE);
-    let Traffic { sent, received, requests } = link.traffic();
-    push.sent.push(sent as f64);
-    push.received.push(received as f64);
-    push.requests.push(requests as f64);
-    push.client_cpu.push(children_cpu_seconds()? - client_cpu);
-    push.server_cpu.push(server.cpu_seconds()? - server_cpu);
-    push.client_memory.push(memory as f64);
-    push.pack_bytes.push(server.stored()?.pack_bytes.saturating_sub(packs_before) as f64);
-    Ok(())
 }
 
 impl Chunks {

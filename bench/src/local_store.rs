@@ -48,6 +48,31 @@ impl LocalStore {
         Ok(store)
     }
 
+    /// Makes a store of single files in `folder`, which `write` fills. The files are made anew.
+    pub(crate) fn generate(
+        folder: &Path,
+        entries: &[Entry],
+        mut write: impl FnMut(usize, &mut fs::File) -> std::io::Result<()>,
+    ) -> Result<Self> {
+        let store =
+            Self { root: folder.to_owned(), programs: folder.join("bin"), list: folder.join("paths") };
+        if folder.exists() {
+            fs::remove_dir_all(folder).context(|| format!("empty {}", folder.display()))?;
+        }
+        let paths = folder.join("nix/store");
+        for folder in [&paths, &store.programs] {
+            fs::create_dir_all(folder).context(|| format!("make {}", folder.display()))?;
+        }
+        for (number, entry) in entries.iter().enumerate() {
+            let file = paths.join(base_name(entry));
+            fs::File::create(&file)
+                .and_then(|mut file| write(number, &mut file))
+                .context(|| format!("make {}", file.display()))?;
+        }
+        store.describe(&paths, entries)?;
+        Ok(store)
+    }
+
     fn describe(&self, paths: &Path, entries: &[Entry]) -> Result<()> {
         let infos: serde_json::Map<String, serde_json::Value> = entries
             .iter()

@@ -13,6 +13,7 @@ mod edge;
 mod error;
 mod floors;
 mod gc;
+mod hook;
 mod http;
 mod ingest;
 mod levels;
@@ -124,6 +125,24 @@ enum Command {
         #[arg(long, default_value_t = 1024)]
         mebibytes: u64,
     },
+    /// One `dormer push` by chunks of many large paths: the client's peak memory.
+    ClientMemory {
+        /// Number of paths.
+        #[arg(long, default_value_t = 10)]
+        paths: usize,
+        /// Size of each path in MiB.
+        #[arg(long, default_value_t = 1024)]
+        mebibytes: u64,
+        /// Over the slow link of `chunks`.
+        #[arg(long)]
+        slow: bool,
+    },
+    /// `dormer hook`, one call after the other: CPU and wall time of each.
+    Hook {
+        /// Number of calls.
+        #[arg(long, default_value_t = 1000)]
+        calls: usize,
+    },
     /// Pushes and pulls over PostgreSQL and S3, compared with rclone: requests, CPU of every part,
     /// bytes in the database.
     Production {
@@ -227,6 +246,19 @@ fn run(cli: &Cli) -> Result<()> {
             let memory = memory::measure(&common.dormer, &common.work(), *pushes, mebibytes)?;
             save(&common.results(), "memory", &memory)?;
             print(&memory.markdown())
+        }
+        Command::ClientMemory { paths, mebibytes, slow } => {
+            let mebibytes = if common.quick { mebibytes / 16 } else { *mebibytes };
+            let (name, kind) =
+                if *slow { ("client-memory-slow", link::SLOW) } else { ("client-memory", link::DIRECT) };
+            let memory = memory::measure_client(&common.dormer, &common.work(), *paths, mebibytes, kind)?;
+            save(&common.results(), name, &memory)?;
+            print(&memory.markdown())
+        }
+        Command::Hook { calls } => {
+            let hook = hook::measure(&common.dormer, &common.work(), *calls)?;
+            save(&common.results(), "hook", &hook)?;
+            print(&hook.markdown())
         }
         Command::Production { connections, replicas } => {
             let mut generations = Generation::load_all(&common.corpus(), common.quick)?;

@@ -1,5 +1,5 @@
-//! Memory: many large concurrent pushes of generated data, so that neither disk nor page cache
-//! takes part.
+//! Memory: many large pushes of generated data at once. For the server, the bytes come from memory,
+//! so that neither disk nor page cache takes part. For the client, they are files, as always.
 
 use std::io::Read;
 use std::path::Path;
@@ -7,8 +7,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::chunks::push_from;
 use crate::corpus::Entry;
 use crate::error::{Context, Error, Result};
+use crate::link::{Link, LinkKind};
+use crate::local_store::LocalStore;
 use crate::measure::wall_of;
 use crate::push::{in_parallel, upload};
 use crate::report::note;
@@ -68,6 +71,11 @@ impl Generated {
         Self { state: seed | 1, block: head, position: 0, blocks_left: blocks, noise: false, tail }
     }
 
+    /// The contents of the file alone.
+    fn contents(seed: u64, blocks: u64) -> Self {
+        Self { block: Vec::new(), tail: Vec::new(), ..Self::new(seed, blocks) }
+    }
+
     /// xorshift64*: fast, and zstd finds no pattern in it.
     fn next_number(&mut self) -> u64 {
         self.state ^= self.state >> 12;
@@ -97,6 +105,16 @@ impl Generated {
         }
         self.block.truncate(BLOCK_BYTES);
     }
+}
+
+/// One push by chunks of many large files.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct ClientMemory {
+    pub(crate) link: String,
+    pub(crate) paths: usize,
+    pub(crate) bytes_each: u64,
+    pub(crate) peak_memory_bytes: u64,
+    pub(crate) wall_seconds: f64,
 }
 
 impl Read for Generated {
@@ -161,6 +179,32 @@ pub(crate) fn measure(binary: &Path, work: &Path, pushes: usize, mebibytes: u64)
     })
 }
 
+/// Pushes `paths` files of `mebibytes` each in one `dormer push` by chunks.
+pub(crate) fn measure_client(
+    binary: &Path,
+    work: &Path,
+    paths: usize,
+    mebibytes: u64,
+    kind: LinkKind,
+) -> Result<ClientMemory> {
+    let blocks = mebibytes * 1024 * 1024 / BLOCK_BYTES as u64;
+    let entries = (0..paths).map(|number| describe(number, blocks)).collect::<Result<Vec<_>>>()?;
+    let store = LocalStore::generate(&work.join("client-memory"), &entries, |number, file| {
+        std::io::copy(&mut Generated::contents(seed(number), blocks), file).map(drop)
+    })?;
+    let server = Server::start(binary, &work.join("memory"), true, &[])?;
+    let link = Link::start(server.address, kind)?;
+    let state = work.join("client-state");
+    let (wall_seconds, peak_memory_bytes) = push_from(binary, &store, &state, "v2", &link, &server.token)?;
+    Ok(ClientMemory {
+        link: kind.name.to_owned(),
+        paths,
+        bytes_each: mebibytes * 1024 * 1024,
+        peak_memory_bytes,
+        wall_seconds,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,5 +219,8 @@ mod tests {
         assert_eq!(&nar[nar.len() - 16..], b"\x01\0\0\0\0\0\0\0)\0\0\0\0\0\0\0");
         let compressed = zstd::bulk::compress(&nar, 3).expect("memory").len() * 100 / nar.len();
         assert!((45..70).contains(&compressed), "{compressed} %");
+        let mut contents = Vec::new();
+        Generated::contents(seed(3), 32).read_to_end(&mut contents).expect("memory");
+        assert_eq!(contents, nar[nar.len() - 16 - contents.len()..nar.len() - 16]);
     }
 }

@@ -11,10 +11,11 @@ use crate::edge::Edge;
 use crate::error::Result;
 use crate::floors::{Floors, REFERENCE_LEVEL};
 use crate::gc::{PlanCosts, Recompression};
+use crate::hook::Hook;
 use crate::ingest::{Configuration, Ingest, Push};
 use crate::levels::Row;
 use crate::measure::Samples;
-use crate::memory::Memory;
+use crate::memory::{ClientMemory, Memory};
 use crate::pages::PageCosts;
 use crate::production::{Production, Pull, Push as ProductionPush};
 use crate::reads::Reads;
@@ -64,6 +65,15 @@ pub(crate) fn all(results: &Path) -> Result<String> {
     if let Some(beside) = load::<BesideAll>(results, "beside")? {
         text += "## Beside collections\n\n";
         text += &beside.markdown();
+    }
+    for name in ["client-memory", "client-memory-slow"] {
+        if let Some(memory) = load::<ClientMemory>(results, name)? {
+            text += &memory.markdown();
+        }
+    }
+    if let Some(hook) = load::<Hook>(results, "hook")? {
+        text += "## The hook\n\n";
+        text += &hook.markdown();
     }
     if let Some(recovery) = load::<Recovery>(results, "recover")? {
         text += "## Recovery\n\n";
@@ -389,6 +399,19 @@ fn pull_row(pull: &Pull) -> Vec<String> {
         pull.cpu.store.spread(2),
         format!("{:.0}", pull.statements.median()),
     ]
+}
+
+impl ClientMemory {
+    pub(crate) fn markdown(&self) -> String {
+        format!(
+            "A push by chunks of {} paths of {} MiB, {}: peak memory of the client {} MiB, {:.1} s.\n\n",
+            self.paths,
+            self.bytes_each / 1024 / 1024,
+            self.link,
+            mebibytes(self.peak_memory_bytes as f64),
+            self.wall_seconds,
+        )
+    }
 }
 
 impl Memory {

@@ -2,7 +2,7 @@
 # The same arguments give the same store paths in every Nix version.
 { salt
 , leaves ? 0          # store paths that `farm` links to
-, megabytes ? 0       # size of `noise`
+, megabytes ? 0       # size of `noise` and `sparse`
 }:
 let
   build = name: script: derivation {
@@ -62,6 +62,12 @@ rec {
   noise = build "noise-${salt}" ''
     $b mkdir $out
     $b dd if=/dev/urandom of=$out/noise bs=1048576 count=${toString megabytes} 2>/dev/null
+  '';
+
+  # A file that is nearly all hole: large, and no work for the disk.
+  sparse = build "sparse-${salt}" ''
+    $b truncate -s ${toString megabytes}M $out
+    echo "the end of ${salt}" >> $out
   '';
 
   # Many small paths that differ, under one root.

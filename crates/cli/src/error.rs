@@ -3,6 +3,7 @@
 //! Only this file gives advice. The other crates say what happened; this file knows the commands
 //! that help.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -80,7 +81,7 @@ pub(crate) enum Error {
     #[error("there is no cache {name}")]
     NoCache { name: String },
     #[error("{} of {} could not be pushed", paths(*lost), paths(*tried))]
-    PathsLost { lost: usize, tried: usize, too_slow: bool, incomplete: usize },
+    PathsLost { lost: usize, tried: usize, advice: Vec<String>, incomplete: usize },
     #[error("{} is a folder of {owner}", path.display())]
     ForeignFolder { path: PathBuf, owner: &'static str },
     #[error(transparent)]
@@ -222,10 +223,10 @@ impl Error {
                 "a private cache needs a bucket without a public domain, served by the Worker or `dormer edge serve`, which check tokens",
             ),
             Self::Usage { hint, .. } => hint.iter().cloned().collect(),
-            Self::PathsLost { lost, too_slow, incomplete, .. } => {
+            Self::PathsLost { lost, advice, incomplete, .. } => {
                 let again = "the pushed paths are in the cache; run the same command again to push the rest";
                 let mut hints: Vec<String> = (lost > incomplete).then(|| again.to_owned()).into_iter().collect();
-                hints.extend(too_slow.then(|| TOO_SLOW.to_owned()));
+                hints.extend(advice.iter().cloned());
                 hints.extend((*incomplete > 0).then(|| INCOMPLETE.to_owned()));
                 hints
             }
@@ -366,13 +367,6 @@ fn code_of_pause(error: &dormer_client::Error) -> u8 {
 
 const INCOMPLETE: &str = "to push paths whose references the filter keeps out: --allow-incomplete (the cache then has half a closure)";
 
-const TOO_SLOW: &str = "the server gave up on a request that arrived too slowly; uploads share the connection: push with --jobs 1";
-
-/// Whether the server gave up on a body that came too slowly.
-pub(crate) fn is_too_slow(error: &dormer_client::Error) -> bool {
-    matches!(error, dormer_client::Error::Unavailable { status: 408, .. })
-}
-
 fn listed(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
@@ -393,6 +387,11 @@ fn client_exit_code(error: &dormer_client::Error) -> u8 {
         Client::WholePush(error) => client_exit_code(error),
         _ => EXIT_FAILURE,
     }
+}
+
+/// What the user may do about errors of single paths, each advice once.
+pub(crate) fn advice<'e>(errors: impl Iterator<Item = &'e dormer_client::Error>) -> Vec<String> {
+    errors.flat_map(client_hints).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 fn client_hints(error: &dormer_client::Error) -> Vec<String> {
@@ -430,10 +429,12 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
             hints.extend(proxy_hint(&|name| std::env::var_os(name).is_some_and(|value| !value.is_empty())));
             hints
         }
-        error if is_too_slow(error) => hint(TOO_SLOW),
+        Client::Unavailable { status: 408, .. } => hint(
+            "the server gave up on a request that arrived too slowly; uploads share the connection: push with --jobs 1",
+        ),
         // Dormer's own answer has a name.
         Client::Refused { status: 413, name: None, .. } => hint(
-            "a proxy in front of the server limits the size of requests; let it pass any size (nginx: client_max_body_size 0)",
+            "a proxy in front of the server limits the size of requests; let it pass any size (nginx: client_max_body_size 0), or push by chunks in small parts (dormer push --part-size 1M)",
         ),
         Client::Refused { status: 301..=308, .. } => hint(
             "Dormer follows redirects only for reading and only on the same server; if the other address is yours, log in there",
@@ -575,9 +576,13 @@ mod tests {
             message: "y".to_owned(),
         };
         assert!(hints(unavailable(408)).contains("--jobs 1") && hints(unavailable(503)).is_empty());
-        let lost =
-            |too_slow| Error::PathsLost { lost: 1, tried: 2, too_slow, incomplete: 0 }.hints().join(" ");
-        assert!(lost(true).contains("--jobs 1") && !lost(false).contains("--jobs"));
+        let shared = dormer_client::Error::Shared(std::sync::Arc::new(refused(413, None)));
+        let advice = advice([&unavailable(408), &shared, &unavailable(503), &refused(413, None)].into_iter());
+        assert_eq!(advice.len(), 2, "each once: {advice:?}");
+        let lost = |advice| Error::PathsLost { lost: 1, tried: 2, advice, incomplete: 0 }.hints().join(" ");
+        let hints = lost(advice);
+        assert!(hints.contains("--jobs 1") && hints.contains("client_max_body_size"), "{hints}");
+        assert!(lost(Vec::new()).contains("run the same command again"));
         let endless = dormer_client::Error::EndlessList { action: "x".to_owned() };
         assert!(hints(endless).contains("another program"));
         let full = Error::Io { attempt: "write x".to_owned(), source: io::ErrorKind::StorageFull.into() };

@@ -83,6 +83,24 @@ pub struct HostSettings {
     pub shutdown_timeout: Duration,
 }
 
+/// Says whether others wait for what an answer holds. A service puts it into the extensions of an
+/// answer that holds more than [`Service::others_wait`] knows of, such as a turn.
+#[derive(Clone)]
+pub struct OthersWait(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl OthersWait {
+    /// Asks this each time that the reader of the answer takes next to nothing.
+    pub fn new(ask: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ask))
+    }
+}
+
+impl std::fmt::Debug for OthersWait {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OthersWait").finish_non_exhaustive()
+    }
+}
+
 /// What a host serves.
 pub trait Service: Send + Sync + 'static {
     /// The body of an answer. An error in the body cuts the connection.
@@ -105,8 +123,9 @@ pub trait Service: Send + Sync + 'static {
     /// Whether the process is ready; the host sets it to "no" when it begins to stop.
     fn probes(&self) -> &Probes;
 
-    /// Whether requests wait for what readers hold that take next to nothing. Such readers are then
-    /// cut, as they are while clients find no place.
+    /// Whether requests wait for what each slow reader holds. Readers that take next to nothing are
+    /// then cut, as they are while clients find no place. [`OthersWait`] is for what only some
+    /// answers hold.
     fn others_wait(&self) -> bool {
         false
     }
@@ -239,20 +258,26 @@ impl<S: Service> Host<S> {
         let (is_refused, place) = (slot.is_refused, Arc::clone(&slot.place));
         let settings = &self.settings;
         let service = Arc::clone(&self.service);
+        // Of the answer that is being sent.
+        let held: Arc<Mutex<Option<OthersWait>>> = Arc::default();
+        let holds = Arc::clone(&held);
         let answer = service_fn(move |mut request: Request<Incoming>| {
             if let Some(peer) = peer {
                 request.extensions_mut().insert(peer);
             }
             let service = Arc::clone(&service);
             let answering = place.begin_answer();
+            let holds = Arc::clone(&holds);
             async move {
-                let response = if is_refused {
+                let mut response = if is_refused {
                     let mut response = service.refuse(request).await;
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     response
                 } else {
                     service.answer(request).await
                 };
+                let of_answer = response.extensions_mut().remove();
+                *holds.lock().unwrap_or_else(PoisonError::into_inner) = of_answer;
                 Ok::<_, Infallible>(response.map(|body| Kept::new(body, answering)))
             }
         });
@@ -267,6 +292,7 @@ impl<S: Service> Host<S> {
             refusals.go_on()
                 || network.as_ref().is_some_and(|network| network.go_on())
                 || service.others_wait()
+                || held.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|held| (held.0)())
         });
         let socket = Socket::new(stream, settings.write_idle_timeout, others_wait);
         http1::Builder::new()

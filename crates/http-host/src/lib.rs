@@ -22,7 +22,7 @@ mod probes;
 mod socket;
 
 pub use brief::{FOREIGN_BYTES_MAX, brief};
-pub use host::{Error, HostSettings, REFUSED_MAX, Service, serve};
+pub use host::{Error, HostSettings, OthersWait, REFUSED_MAX, Service, serve};
 pub use listener::{ListenAddress, Listener, ParseAddressError, SocketFile};
 pub use peer::Peer;
 pub use probes::{CheckFuture, NotReady, Probe, Probes, text};

@@ -20,14 +20,14 @@ const SLOW_TIME_MAX: Duration = Duration::from_secs(5);
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Whether others wait for what slow readers hold.
-pub(crate) type OthersWait = Box<dyn Fn() -> bool + Send + Sync>;
+pub(crate) type AskOthers = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// A connection with these limits. Without them, a reader that stops reading would hold its
 /// slot and the bytes that were read for it, and others would wait for them.
 pub(crate) struct Socket {
     stream: Stream,
     write_timeout: Duration,
-    others_wait: OthersWait,
+    others_wait: AskOthers,
     stall: Option<Stall>,
     /// The time that writes have waited, less the time in which a slow reader would have taken the
     /// bytes that were written.
@@ -41,7 +41,7 @@ struct Stall {
 }
 
 impl Socket {
-    pub(crate) fn new(stream: Stream, write_timeout: Duration, others_wait: OthersWait) -> Self {
+    pub(crate) fn new(stream: Stream, write_timeout: Duration, others_wait: AskOthers) -> Self {
         Self { stream, write_timeout, others_wait, stall: None, slow_time: Duration::ZERO }
     }
 

@@ -23,17 +23,11 @@ use tokio::sync::OwnedSemaphorePermit;
 /// How long a request waits for memory to read its body into, or for its turn to be re-encoded.
 const TURN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What requests wait for that want an upload back as it was sent.
-const REENCODINGS: &str = "re-encodings";
-
-/// What requests wait for that want a file out of a path. Each takes a MiB of the memory for reads
-/// while it lasts: at most half of what streams hold throughout.
-const FILES: &str = "files";
+/// Requests for a file out of a path. Each takes a MiB of the memory for reads while it lasts: at
+/// most half of what streams hold throughout.
 const FILES_MAX: usize = 8;
 
-/// What requests wait for that look through a listing or a closure. One caller looks through one at
-/// a time.
-const SEARCHES: &str = "searches";
+/// Requests that look through a listing or a closure. One caller looks through one at a time.
 const SEARCHES_MAX: usize = 2;
 
 /// The parts that all requests share.
@@ -146,26 +140,19 @@ impl App {
     /// A turn to compress an answer.
     pub(crate) async fn reencoding_turn(&self, call: &Call) -> Result<Share, Failure> {
         let turn = async { self.reencodings.take(&self.caller(call), 1).await };
-        self.in_time(REENCODINGS, TURN_TIMEOUT, turn).await
+        self.in_time("re-encodings", TURN_TIMEOUT, turn).await
     }
 
     /// A turn to send a file out of a path.
     pub(crate) async fn file_turn(&self, call: &Call) -> Result<Share, Failure> {
         let turn = async { self.files.take(&self.caller(call), 1).await };
-        self.in_time(FILES, TURN_TIMEOUT, turn).await
+        self.in_time("files", TURN_TIMEOUT, turn).await
     }
 
     /// A turn to look through a listing or a closure.
     pub(crate) async fn search_turn(&self, call: &Call) -> Result<Share, Failure> {
         let turn = async { self.searches.take(&self.caller(call), 1).await };
-        self.in_time(SEARCHES, TURN_TIMEOUT, turn).await
-    }
-
-    /// Whether requests wait for a turn that readers hold.
-    pub(crate) fn readers_wait(&self) -> bool {
-        [REENCODINGS, FILES]
-            .into_iter()
-            .any(|what| self.metrics.http.waiting.with_label_values(&[what]).get() > 0)
+        self.in_time("searches", TURN_TIMEOUT, turn).await
     }
 
     async fn in_time<T>(

@@ -94,7 +94,7 @@ impl Service for App {
     }
 
     fn others_wait(&self) -> bool {
-        self.engine.reads_wait() || self.readers_wait()
+        self.engine.reads_wait()
     }
 
     fn connection_opened(&self) {

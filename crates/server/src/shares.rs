@@ -10,8 +10,12 @@
 //!   limit. Otherwise requests that hold a part of the memory could wait for each other for ever.
 
 use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use dormer_http_host::OthersWait;
+use futures::FutureExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Bytes per permit of a budget of memory.
@@ -41,6 +45,24 @@ struct Level {
     permits_max: usize,
     /// The turn to go beyond the limit.
     last_resort: Arc<Semaphore>,
+    /// Requests that wait to take a fixed share.
+    waiting: AtomicUsize,
+}
+
+/// Counts a request for as long as it waits.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What a request holds of a level.
@@ -119,6 +141,13 @@ impl Shares {
 }
 
 impl Share {
+    /// Says whether requests wait to take what this one holds: those of its caller, and those of
+    /// others if all is taken. Others that wait for their own share are no such requests.
+    pub(crate) fn others_wait(&self) -> OthersWait {
+        let levels = [&self.of_caller, &self.of_all].map(|held| Arc::clone(&held.level));
+        OthersWait::new(move || levels.iter().any(|level| level.waiting.load(Ordering::Relaxed) > 0))
+    }
+
     /// Takes more, when there is more. Returns whether others now wait for this request alone,
     /// because it goes beyond a limit.
     pub(crate) async fn grow(&mut self, amount: u64) -> bool {
@@ -144,6 +173,7 @@ impl Level {
             permits: Arc::new(Semaphore::new(permits_max)),
             permits_max,
             last_resort: Arc::new(Semaphore::new(1)),
+            waiting: AtomicUsize::new(0),
         }
     }
 }
@@ -157,7 +187,14 @@ impl Held {
 
     async fn take(&mut self, permits: u32) {
         let permits = permits.min(u32::try_from(self.level.permits_max).unwrap_or(u32::MAX));
-        let permits = Arc::clone(&self.level.permits).acquire_many_owned(permits).await;
+        let mut taken = pin!(Arc::clone(&self.level.permits).acquire_many_owned(permits));
+        let permits = match taken.as_mut().now_or_never() {
+            Some(permits) => permits,
+            None => {
+                let _waiting = Waiting::new(&self.level.waiting);
+                taken.await
+            }
+        };
         self.add(permits.expect(NEVER_CLOSED));
     }
 
@@ -183,8 +220,6 @@ impl Held {
 
 #[cfg(test)]
 mod tests {
-    use futures::FutureExt as _;
-
     use super::*;
 
     fn caller(name: &str) -> Caller {

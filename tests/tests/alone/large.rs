@@ -5,10 +5,13 @@ use std::sync::LazyLock;
 use std::thread;
 
 use dormer_nix::{NarHash, NarHasher};
-use dormer_tests::{Lab, LabOptions, Nix, http, nars};
+use dormer_tests::{Lab, LabOptions, Machine, Nix, http, nars};
 
 /// What `dormer serve` promises to stay below, whatever is pushed.
 const MEMORY_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// And `dormer push`, whatever it pushes.
+const CLIENT_BYTES_MAX: u64 = 192 * 1024 * 1024;
 
 fn lab_with_little_memory() -> Lab {
     Lab::start_with(LabOptions { memory_bytes_max: Some(MEMORY_BYTES_MAX), ..LabOptions::default() })
@@ -29,7 +32,7 @@ fn a_path_of_more_than_a_gigabyte_goes_both_ways_in_bounded_memory() {
     // A server of its own, because the first one knows the bytes already.
     let mut pushed_to = lab_with_little_memory();
     machine.login(&pushed_to);
-    machine.dormer(&["push", "main", &noise]).succeeds();
+    push_in_little_memory(&machine, &noise);
     assert_memory("dormer push", &mut pushed_to);
 
     let puller = pushed_to.machine("puller", Nix::NEWEST);
@@ -43,6 +46,37 @@ fn a_path_of_more_than_a_gigabyte_goes_both_ways_in_bounded_memory() {
     puller.verify_all();
     assert_memory("pulls", &mut pushed_to);
     assert_memory("pulls", &mut copied_to);
+}
+
+/// Pushes a path by chunks, and checks the memory of the client as the kernel counts it.
+#[expect(clippy::print_stdout, reason = "with --nocapture, or after a failure, it tells how much")]
+fn push_in_little_memory(machine: &Machine, path: &str) {
+    let dormer = machine.dormer_path();
+    let push = machine.run("/bin/busybox", &["time", "-v", &dormer, "push", "main", path, "--api", "v2"]);
+    push.succeeds();
+    let said = push.stderr();
+    let kib = said.lines().find_map(|line| line.trim().strip_prefix("Maximum resident set size (kbytes): "));
+    let bytes = 1024 * kib.and_then(|kib| kib.parse::<u64>().ok()).unwrap_or_else(|| panic!("{push}"));
+    println!("peak memory of dormer push: {} MiB", bytes / 1024 / 1024);
+    assert!(bytes <= CLIENT_BYTES_MAX, "{bytes} bytes");
+}
+
+/// Three GiB in the long run: more than any counter of 32 bits, and nearly all of it one chunk.
+#[test]
+fn a_sparse_path_of_gigabytes_goes_both_ways_in_bounded_memory() {
+    let _turn = crate::turn(file!());
+    let megabytes = if std::env::var_os("DORMER_TEST_LONG").is_some() { "3072" } else { "200" };
+    let mut lab = lab_with_little_memory();
+    let machine = lab.machine("machine", Nix::NEWEST);
+    machine.login(&lab);
+    let sparse = machine.build("sparse", &[("salt", "sparse"), ("megabytes", megabytes)]);
+    push_in_little_memory(&machine, &sparse);
+    assert!(lab.stored_bytes() < 1024 * 1024, "{} bytes of holes", lab.stored_bytes());
+    let puller = lab.machine("puller", Nix::NEWEST);
+    puller.configure(&[lab.public_key("main")]);
+    puller.substitute(&lab.cache_url("main"), &sparse).succeeds();
+    puller.verify_all();
+    assert_memory("a sparse path", &mut lab);
 }
 
 /// Pushed, and pulled, at the same time.

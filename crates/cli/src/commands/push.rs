@@ -182,7 +182,7 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
         return match (first_failure, lost) {
             (Some(error), _) => Err(error),
             (None, 0) => Ok(ExitCode::SUCCESS),
-            (None, lost) => Err(Error::PathsLost { lost, tried, too_slow: false, incomplete }),
+            (None, lost) => Err(Error::PathsLost { lost, tried, advice: Vec::new(), incomplete }),
         };
     }
 
@@ -364,8 +364,8 @@ fn outcome(mut summary: PushSummary, left_out: LeftOut, unresolved: usize, tried
     if explains && !summary.failed.is_empty() {
         return Some(summary.failed.swap_remove(0).error.into());
     }
-    let too_slow = summary.failed.iter().any(|failed| error::is_too_slow(&failed.error));
-    Some(Error::PathsLost { lost, tried, too_slow, incomplete })
+    let advice = error::advice(summary.failed.iter().map(|failed| &failed.error));
+    Some(Error::PathsLost { lost, tried, advice, incomplete })
 }
 
 /// Prints what a push reports, apart from its progress.

@@ -29,6 +29,7 @@ use crate::failure::Failure;
 use crate::handlers::checks::{bad_request, store_dir};
 use crate::handlers::nar::end_of_answer;
 use crate::handlers::retention::{page_of_objects, read_place, write_place};
+use crate::shares::Share;
 
 /// Most paths of a closure that are counted: three look-ups in the index.
 const CLOSURE_PATHS_MAX: usize = 8_192;
@@ -163,12 +164,16 @@ pub(crate) async fn get_file(
         Some(ListedNode::Symlink(target)) => return Err(is_none(&format!("a link to {target}"))),
         None => return Err(Failure::NoSuchObject),
     };
-    let body = if call.is_head() || size == 0 {
-        if call.is_head() { Body::Unknown } else { Body::Full(None) }
+    let mut response = if call.is_head() || size == 0 {
+        Response::new(if call.is_head() { Body::Unknown } else { Body::Full(None) })
     } else {
-        Body::Stream(Box::pin(file_pieces(app, call, &cache, nar, start, size).await?))
+        let turn = app.file_turn(call).await?;
+        let others_wait = turn.others_wait();
+        let pieces = file_pieces(app, turn, &cache, nar, start, size).await?;
+        let mut response = Response::new(Body::Stream(Box::pin(pieces)));
+        response.extensions_mut().insert(others_wait);
+        response
     };
-    let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.insert(CONTENT_LENGTH, HeaderValue::from(size));
@@ -200,18 +205,16 @@ pub(super) async fn search_listing(
     Ok((nar, search))
 }
 
-/// Bytes of a NAR, uncompressed, from a place on. The stream holds a turn, and loses it with its
-/// connection when its reader takes nothing while others wait.
+/// Bytes of a NAR, uncompressed, from a place on. The stream holds its turn.
 pub(super) async fn file_pieces(
     app: &App,
-    call: &Call,
+    turn: Share,
     cache: &Cache,
     nar: NarHash,
     start: u64,
     size: u64,
 ) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + use<>, Failure> {
     let end = start.checked_add(size).ok_or(Failure::NoSuchObject)?;
-    let turn = app.file_turn(call).await?;
     let open = app.engine.open_nar(cache, &NarKey::Hash(nar)).await?.ok_or(Failure::NoSuchObject)?;
     let part = open.stream_part(Range { start, end }).await?;
     let log = move |error: &dormer_engine::Error| {

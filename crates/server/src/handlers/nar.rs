@@ -144,6 +144,7 @@ async fn get_upload(
     }
     let size = open.size();
     let turn = app.reencoding_turn(call).await?;
+    let others_wait = turn.others_wait();
     let nar_hash = open.hash();
     let log = move |error: &dormer_engine::Error| {
         tracing::error!(nar.hash = %nar_hash, error = %error, "cut an answer short");
@@ -160,6 +161,7 @@ async fn get_upload(
         ready(is_in_time().map(|()| piece))
     });
     let mut response = Response::new(Body::Stream(Box::pin(pieces)));
+    response.extensions_mut().insert(others_wait);
     response.headers_mut().insert(CONTENT_TYPE, NAR_TYPE);
     if compression == Compression::None {
         response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(size));

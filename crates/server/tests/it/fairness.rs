@@ -379,6 +379,41 @@ fn readers_of_files_that_take_nothing_keep_neither_files_nor_uploads_from_others
     assert_eq!(reply.status, 200, "a sleeping reader is cut: {reply:?}");
 }
 
+/// Reads all that comes, and says whether the whole answer did.
+fn is_whole(stream: &mut std::net::TcpStream) -> bool {
+    let (mut got, mut piece) = (Vec::new(), vec![0; 256 * 1024]);
+    loop {
+        match stream.read(&mut piece) {
+            Ok(count @ 1..) => got.extend_from_slice(&piece[..count]),
+            _ => return false,
+        }
+        let Some(end) = got.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
+        let head = String::from_utf8_lossy(&got[..end]).to_lowercase();
+        assert!(head.starts_with("http/1.1 200 "), "{head}");
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        if got.len() - end - 4 == length.parse::<usize>().unwrap() {
+            return true;
+        }
+    }
+}
+
+#[test]
+fn a_caller_that_waits_for_its_own_turns_cuts_no_reader_of_another() {
+    let server = Server::start_with(|options| {
+        options.engine.chunk_params = dormer_format::ChunkParams::default();
+    });
+    server.push("main", &path(1), &folder_with_a_large_file());
+    let file = format!("/_api/v2/caches/main/objects/{}/file/large", path(1).hash());
+    let mut of_others = [(server.nar_url("main", &path(1)), "ada"), (file.clone(), "bob")]
+        .map(|(address, name)| sleeping_reader(&server, &pusher(name), &address));
+    // Six have a turn. When they are cut, the next ones take nothing either.
+    let mut own: Vec<_> = (0..24).map(|_| sleeping_reader(&server, &pusher("slow"), &file)).collect();
+    until_some_wait(&server, "files");
+    std::thread::sleep(Duration::from_secs(8));
+    assert!(of_others.iter_mut().all(is_whole), "a reader was cut that nobody waits for");
+    assert!(!is_whole(&mut own[0]), "the caller's own readers make room");
+}
+
 /// A NAR of a folder of links, whose listing has some 16 MiB, and the name of the last entry.
 fn folder_with_a_long_listing() -> (Vec<u8>, &'static str) {
     let links = (0..4_200).map(|n| (format!("l{n:05}").into_bytes(), Node::symlink("x".repeat(4_000))));

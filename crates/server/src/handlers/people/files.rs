@@ -70,7 +70,8 @@ pub(super) async fn files(
                 None
             } else {
                 let shown = size.min(SHOWN_BYTES);
-                let pieces = file_pieces(app, call, &opened.cache, nar, nar_offset, shown).await?;
+                let turn = app.file_turn(call).await?;
+                let pieces = file_pieces(app, turn, &opened.cache, nar, nar_offset, shown).await?;
                 let bytes = pieces.try_fold(Vec::new(), async |mut bytes, piece| {
                     bytes.extend_from_slice(&piece);
                     Ok(bytes)
