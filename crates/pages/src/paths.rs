@@ -120,7 +120,7 @@ impl PathsView {
                 }
             }
             @if let Some(count) = self.looked_through {
-                p.notice role="status" {
+                p.note role="status" {
                     "The search is not over: it looked through " (number(count)) " paths, the " (self.sort.title())
                     ". " @if paths.is_empty() { "None of them fits." } @else { (counted(paths.len() as u64, "of them fits.", "of them fit.")) }
                 }

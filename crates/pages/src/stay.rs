@@ -9,7 +9,7 @@ use crate::text::{bytes, counted, date, number, span};
 
 /// Pins of other paths that a page names: with the longest names, it stays below
 /// [`PAGE_BYTES_MAX`](crate::PAGE_BYTES_MAX).
-const PINS_ABOVE_SHOWN: usize = 4;
+const PINS_ABOVE_SHOWN: usize = 3;
 
 /// The rules of a cache, and what they say of a path.
 #[derive(Debug, Clone)]

@@ -124,7 +124,7 @@ macro_rules! examine_one {
         concat!(
             examine!(
                 $log,
-                ", EXISTS (SELECT 1 FROM publish_caches AS b WHERE b.cache = o.cache)",
+                ", EXISTS (SELECT 1 FROM publish_caches AS published WHERE published.cache = o.cache)",
                 "objects AS o CROSS JOIN nars AS n"
             ),
             " WHERE o.cache = $1 AND o.hash = $4 AND n.id = o.nar"

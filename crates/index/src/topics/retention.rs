@@ -76,12 +76,12 @@ macro_rules! keepers {
              UNION ALL SELECT 2, pinned.hash, pinned.path_name, pinned.name, pinned.created_at, pinned.ends_at
              FROM (
                  SELECT p.hash, p.path_name, p.name, p.created_at, p.ends_at
-                 FROM (SELECT hash FROM above LIMIT $4) AS a CROSS JOIN ",
+                 FROM (SELECT hash FROM above LIMIT $4) AS near CROSS JOIN ",
             $pins,
             " AS p
-                 WHERE p.cache = $1 AND p.hash = a.hash AND p.hash <> $2
+                 WHERE p.cache = $1 AND p.hash = near.hash AND p.hash <> $2
                      AND (p.ends_at IS NULL OR p.ends_at > $3) LIMIT $5) AS pinned
-             UNION ALL SELECT 3, NULL, NULL, NULL, (SELECT count(*) FROM (SELECT hash FROM above LIMIT $4) AS a), NULL"
+             UNION ALL SELECT 3, NULL, NULL, NULL, (SELECT count(*) FROM (SELECT hash FROM above LIMIT $4) AS near), NULL"
         )
     };
 }
@@ -92,9 +92,9 @@ pub(crate) const FIND_KEEPERS: Sql = Sql {
     sqlite: keepers!(
         "WITH RECURSIVE above (hash) AS (
              SELECT $2 UNION
-             SELECT r.referrer FROM above AS a CROSS JOIN object_refs AS r
-             WHERE r.cache = $1 AND r.reference = a.hash AND r.referrer < coalesce(
-                 (SELECT f.referrer FROM object_refs AS f WHERE f.cache = $1 AND f.reference = a.hash
+             SELECT r.referrer FROM above AS last CROSS JOIN object_refs AS r
+             WHERE r.cache = $1 AND r.reference = last.hash AND r.referrer < coalesce(
+                 (SELECT f.referrer FROM object_refs AS f WHERE f.cache = $1 AND f.reference = last.hash
                  ORDER BY f.referrer LIMIT 1 OFFSET $4), x'ffffffffffffffffffffffffffffffffffffffffff')
              LIMIT $4)",
         "pins"
@@ -102,10 +102,10 @@ pub(crate) const FIND_KEEPERS: Sql = Sql {
     postgres: keepers!(
         "WITH RECURSIVE above (hash) AS (
              SELECT $2::bytea UNION
-             SELECT r.referrer FROM above AS a CROSS JOIN LATERAL (
-                 SELECT f.referrer FROM object_refs AS f WHERE f.cache = $1 AND f.reference = a.hash
+             SELECT r.referrer FROM above AS last CROSS JOIN LATERAL (
+                 SELECT f.referrer FROM object_refs AS f WHERE f.cache = $1 AND f.reference = last.hash
                  ORDER BY f.referrer LIMIT $4) AS r)",
-        "LATERAL (SELECT q.* FROM pins AS q WHERE q.cache = $1 AND q.hash = a.hash OFFSET 0)"
+        "LATERAL (SELECT q.* FROM pins AS q WHERE q.cache = $1 AND q.hash = near.hash OFFSET 0)"
     ),
 };
 
@@ -135,10 +135,10 @@ pub(crate) const LIST_BY_AGE: Sql = list!("created_at", ">", "");
 pub(crate) const LIST_BY_SIZE: Sql = list!("nar_size", "<", " DESC");
 // The ends of two indexes. The first column tells which one.
 pub(crate) const LIST_EXTREMES: Sql = both!(
-    "SELECT s.* FROM (SELECT 0, hash, name, nar_size, created_at, last_used_at, nar_size, id FROM objects
-         WHERE cache = $1 ORDER BY nar_size DESC, id DESC LIMIT $2) AS s
-     UNION ALL SELECT u.* FROM (SELECT 1, hash, name, nar_size, created_at, last_used_at, last_used_at, id FROM objects
-         WHERE cache = $1 ORDER BY last_used_at, id LIMIT $2) AS u"
+    "SELECT largest.* FROM (SELECT 0, hash, name, nar_size, created_at, last_used_at, nar_size, id FROM objects
+         WHERE cache = $1 ORDER BY nar_size DESC, id DESC LIMIT $2) AS largest
+     UNION ALL SELECT unused.* FROM (SELECT 1, hash, name, nar_size, created_at, last_used_at, last_used_at, id FROM objects
+         WHERE cache = $1 ORDER BY last_used_at, id LIMIT $2) AS unused"
 );
 
 pub(crate) const NOTE_PURGES: Sql = both!(

@@ -961,10 +961,23 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
             assert!(plan.iter().any(|step| step == search), "{search} is not in {plan:#?}");
         }
         for step in plan.iter().filter(|step| step.starts_with("SCAN")) {
+            // Results with a limit, and the few caches that are published.
+            let small = [
+                "one",
+                "newer",
+                "own",
+                "direct",
+                "pinned",
+                "near",
+                "last",
+                "above",
+                "largest",
+                "unused",
+                "published",
+            ];
             let harmless = step.contains("VIRTUAL TABLE")
                 || step.contains("CONSTANT ROW")
-                || step == "SCAN one"
-                || step == "SCAN newer";
+                || small.iter().any(|name| *step == format!("SCAN {name}"));
             assert!(harmless, "{step} in {plan:#?}");
         }
     }
