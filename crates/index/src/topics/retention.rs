@@ -86,8 +86,8 @@ macro_rules! keepers {
     };
 }
 // The nearest are walked through first. PostgreSQL makes only as many rows of a recursion as are
-// asked for, and the OFFSET keeps it from reading all pins of the cache at once. SQLite would gather
-// all referrers of an object before it takes the first one, so it gets the end of the range.
+// asked for, and the OFFSET keeps it from reading all pins of the cache at once. SQLite would
+// gather all referrers of an object before it takes the first one, so it gets the end of the range.
 pub(crate) const FIND_KEEPERS: Sql = Sql {
     sqlite: keepers!(
         "WITH RECURSIVE above (hash) AS (
