@@ -5,8 +5,7 @@
 //
 // Invariants that hold of every page, in two widths and two themes:
 // - no error in the console, no request to another host, no request that fails;
-// - axe-core finds nothing serious (in each width and each theme once, because it takes the most
-//   time), and nothing is wider than the window;
+// - axe-core finds nothing serious, and nothing is wider than the window;
 // - every step works with the keyboard and the labels that a screen reader reads.
 
 import assert from "node:assert/strict";
@@ -23,10 +22,10 @@ const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
 const WIDE = { width: 1200, height: 800 };
 const PHONE = { width: 390, height: 844 };
 const LOOKS = [
-  { name: "wide-light", viewport: WIDE, colorScheme: "light", isExamined: true },
-  { name: "wide-dark", viewport: WIDE, colorScheme: "dark", isExamined: false },
-  { name: "phone-light", viewport: PHONE, colorScheme: "light", isExamined: false },
-  { name: "phone-dark", viewport: PHONE, colorScheme: "dark", isExamined: true },
+  { name: "wide-light", viewport: WIDE, colorScheme: "light" },
+  { name: "wide-dark", viewport: WIDE, colorScheme: "dark" },
+  { name: "phone-light", viewport: PHONE, colorScheme: "light" },
+  { name: "phone-dark", viewport: PHONE, colorScheme: "dark" },
 ];
 
 await mkdir(visit.pictures, { recursive: true });
@@ -63,8 +62,8 @@ async function open({ url = visit.url, ...options }) {
   return { context, page, faults };
 }
 
-async function inspect(page, what, isExamined) {
-  if (isExamined) await examine(page, what);
+async function inspect(page, what) {
+  await examine(page, what);
   const [inside, window] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
   assert.ok(inside <= window, `${what}: ${inside} pixels in a window of ${window}`);
 }
@@ -175,7 +174,7 @@ async function withoutScript() {
 }
 
 // Every page in one look.
-async function see({ name, viewport, colorScheme, isExamined }) {
+async function see({ name, viewport, colorScheme }) {
   const { context, page, faults } = await open({ viewport, colorScheme });
   await signIn(page);
   const program = `/main/${visit.program.hash}`;
@@ -193,7 +192,7 @@ async function see({ name, viewport, colorScheme, isExamined }) {
     ["sign-in", "/_dormer/sign-in"],
   ]) {
     await page.goto(address);
-    await inspect(page, `${name} ${what}`, isExamined);
+    await inspect(page, `${name} ${what}`);
     await page.screenshot({ path: join(visit.pictures, `${name}-${what}.png`), fullPage: true });
   }
   // Small pictures, for docs/PAGES.md.
@@ -205,7 +204,7 @@ async function see({ name, viewport, colorScheme, isExamined }) {
   // The page of what is not there is a 404, which the browser also tells in its console.
   assert.deepEqual(faults, []);
   await page.goto("/none/");
-  await inspect(page, `${name} none`, isExamined);
+  await inspect(page, `${name} none`);
   // Filters while somebody types, where there is enough to filter.
   await page.goto("/main/paths");
   const rows = page.locator("tbody tr");
@@ -255,12 +254,68 @@ async function operate() {
   await context.close();
 }
 
-async function seeOperation({ name, viewport, colorScheme, isExamined }) {
+// A page that follows the server asks nothing while it is hidden, and less and less often while the
+// answer is 503. The clock of the page is turned on by hand.
+async function follow() {
+  const { context, page } = await open({ viewport: WIDE });
+  await signIn(page);
+  await page.clock.install();
+  await page.goto("/_dormer/");
+  let asked = 0;
+  page.on("request", (request) => { asked += request.url().endsWith("/_dormer/") ? 1 : 0; });
+  const note = (text) => page.locator("p.live", { hasText: text }).waitFor();
+  // Nothing is asked in the first seconds, and one question comes in the next two.
+  const asksAfter = async (seconds, what) => {
+    asked = 0;
+    await page.clock.runFor((seconds - 1) * 1000);
+    assert.equal(asked, 0, `${what}: too early`);
+    const answered = page.waitForResponse((response) => response.url().endsWith("/_dormer/"));
+    await page.clock.runFor(2000);
+    await answered;
+    assert.equal(asked, 1, what);
+  };
+  const hide = (isHidden) =>
+    page.evaluate((value) => {
+      Object.defineProperty(document, "hidden", { configurable: true, get: () => value });
+      document.dispatchEvent(new Event("visibilitychange"));
+    }, isHidden);
+  const comeBack = async () => {
+    const answered = page.waitForResponse((response) => response.url().endsWith("/_dormer/"));
+    await hide(false);
+    await answered;
+    await note("are read again every 5 seconds");
+  };
+  await page.clock.pauseAt(Date.now() + 1000);
+  await comeBack();
+  await asksAfter(5, "a page that is seen");
+
+  await hide(true);
+  asked = 0;
+  await page.clock.runFor(300_000);
+  assert.equal(asked, 0, "a hidden page asks nothing");
+  await comeBack();
+
+  // What a proxy answers while the server restarts.
+  await page.route("**/_dormer/", (route) => route.fulfill({ status: 503, body: "" }));
+  await asksAfter(5, "before the first failure");
+  for (const pause of [10, 20, 40, 60, 60]) {
+    await note(`No answer. The next try is in ${pause} seconds.`);
+    await asksAfter(pause, `after ${pause} seconds without an answer`);
+  }
+  await page.unroute("**/_dormer/");
+  await note("No answer. The next try is in 60 seconds.");
+  await asksAfter(60, "the server is back");
+  await note("are read again every 5 seconds");
+  await asksAfter(5, "as ever");
+  await context.close();
+}
+
+async function seeOperation({ name, viewport, colorScheme }) {
   const { context, page, faults } = await open({ viewport, colorScheme });
   await signIn(page);
   for (const what of OPERATOR_PAGES) {
     await page.goto(`/_dormer/${what}`);
-    await inspect(page, `${name} operator ${what}`, isExamined);
+    await inspect(page, `${name} operator ${what}`);
     await page.screenshot({ path: join(visit.pictures, `${name}-operator-${what || "overview"}.png`), fullPage: true });
   }
   assert.deepEqual(faults, []);
@@ -269,12 +324,10 @@ async function seeOperation({ name, viewport, colorScheme, isExamined }) {
 
 // The same on the Worker, as far as it has published documents: finds a path, follows a reference,
 // and opens a file.
-async function seeEdge({ name, viewport, colorScheme, isExamined }) {
+async function seeEdge({ name, viewport, colorScheme }) {
   const { context, page, faults } = await open({ url: visit.edge, viewport, colorScheme });
   const seen = async (what) => {
-    // axe has seen the others in the lab: nothing in them differs but texts.
-    const differs = ["home", "cache", "paths", "path", "file"].includes(what);
-    await inspect(page, `${name} edge ${what}`, isExamined && differs);
+    await inspect(page, `${name} edge ${what}`);
     await page.screenshot({ path: join(visit.pictures, `${name}-edge-${what}.png`), fullPage: true });
   };
   await page.goto("/");
@@ -317,10 +370,10 @@ try {
   await look();
   await withoutScript();
   await operate();
+  await follow();
   await Promise.all(LOOKS.map(seeOperation));
   await Promise.all(LOOKS.map(see));
-  // The templates are the lab's: two looks have both widths and both themes.
-  await Promise.all(LOOKS.filter(({ isExamined }) => isExamined).map(seeEdge));
+  await Promise.all(LOOKS.map(seeEdge));
 } finally {
   await browser.close();
 }

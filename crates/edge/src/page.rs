@@ -277,7 +277,9 @@ impl PageHost {
             quota_bytes: None,
             history: Vec::new(),
             largest: None,
+            longest_unused: None,
             shows_pins: false,
+            shows_store: false,
         };
         self.page(view.render(&self.frame))
     }
@@ -295,6 +297,7 @@ impl PageHost {
             sort: SortedBy::Size,
             paths: None,
             next: None,
+            looked_through: None,
             notice,
         };
         self.page(view.render(&self.frame))
@@ -326,7 +329,7 @@ impl PageHost {
             pins: None,
             used_at: None,
             is_public: self.is_public(),
-            expiry: None,
+            stay: None,
             may_remove: false,
         };
         self.page(view.render(&self.frame))

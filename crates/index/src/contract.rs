@@ -18,6 +18,7 @@ use dormer_nix::{BuildId, BuildTrace, DocumentName, NarHash, StorePath, StorePat
 
 use crate::Result;
 use crate::changes::Changes;
+use crate::jobs::ExpiryDefaults;
 
 /// Seconds since 1970-01-01 UTC.
 pub type UnixSeconds = i64;
@@ -797,6 +798,69 @@ pub struct Pin {
     pub ends_at: Option<UnixSeconds>,
 }
 
+/// A rule that lets an object go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpiryRule {
+    /// The object is too old.
+    Age,
+    /// It is not among the newest of its name.
+    Newer,
+}
+
+/// What a cache keeps, with the server's defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheRules {
+    /// How long the cache keeps an unused object; `None` is for ever.
+    pub retention_seconds: Option<i64>,
+    /// Most bytes of its NARs as served; `None` is any number.
+    pub quota_bytes: Option<u64>,
+    /// How many of a name it keeps; `None` is all.
+    pub keep_latest: Option<u64>,
+}
+
+/// What the rules of a cache say of one of its objects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectRules {
+    /// The rules.
+    pub cache: CacheRules,
+    /// Whether the cache is published: then the last push counts instead of the last use.
+    pub is_published: bool,
+    /// When the object's age began.
+    pub counts_from: UnixSeconds,
+    /// The last second for which the rules keep the object by itself, and the rule that ends it;
+    /// `None` if only the quota may. Afterwards the next expire job removes the object, unless
+    /// something keeps it.
+    pub stays_until: Option<(UnixSeconds, ExpiryRule)>,
+}
+
+/// Objects that a look for the keepers of an object walks through at most, itself among them.
+pub const KEEPERS_WINDOW: i64 = 128;
+
+/// What the rules say of an object, and what keeps it whatever they say. Each list has at most the
+/// limit of the call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keepers {
+    /// The rules.
+    pub rules: ObjectRules,
+    /// Its own pins that have not ended, by name.
+    pub pins: Vec<Pin>,
+    /// Objects that refer to it, by hash; itself left out.
+    pub referrers: Vec<StorePath>,
+    /// Pins of objects that refer to it, directly or not.
+    pub pins_above: Vec<Pin>,
+    /// Whether the look ended at its bound: more objects may refer to it.
+    pub is_cut: bool,
+}
+
+/// Objects of a cache that stand out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExtremeObjects {
+    /// The largest, the largest first.
+    pub largest: Vec<ListedObject>,
+    /// The longest unused, the longest unused first.
+    pub longest_unused: Vec<ListedObject>,
+}
+
 /// The order of [`RetentionIndex::list_objects`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ObjectOrder {
@@ -918,6 +982,16 @@ pub trait RetentionIndex: Send + Sync + std::fmt::Debug + 'static {
         now: UnixSeconds,
         limit: u32,
     ) -> Result<Vec<Pin>>;
+    /// What the rules of a cache say of an object, and what keeps it whatever they say; `None` if
+    /// it is not there. Two statements, whose work [`KEEPERS_WINDOW`] and `limit` bound.
+    async fn find_keepers(
+        &self,
+        cache: &Cache,
+        hash: &StorePathHash,
+        defaults: &ExpiryDefaults,
+        now: UnixSeconds,
+        limit: u32,
+    ) -> Result<Option<Keepers>>;
     /// Pins of one path that have not ended, by name.
     async fn list_pins_of_path(
         &self,
@@ -949,6 +1023,9 @@ pub trait RetentionIndex: Send + Sync + std::fmt::Debug + 'static {
         hash: &StorePathHash,
         limit: u32,
     ) -> Result<Vec<StorePathHash>>;
+    /// The first objects of a cache by size and by use: the largest, and the longest unused. One
+    /// statement.
+    async fn list_extremes(&self, cache: CacheId, limit: u32) -> Result<ExtremeObjects>;
     /// Objects after a place of the same order.
     async fn list_objects(
         &self,

@@ -4,7 +4,8 @@ use maud::{Markup, html};
 
 use crate::frame::{Frame, cache_address, escape_segment};
 use crate::parts::{copyable, moment, size, visibility};
-use crate::picture::{PastDay, SizedPath, activity, growth, sizes};
+use crate::paths::PathRow;
+use crate::picture::{PastDay, SizedPath, activity, growth, sizes, unused_times};
 use crate::text::{bytes, nix_string, number, shell_word, shortened, span};
 
 /// Keys and upstream names that a page shows, and keys that stand in each of its texts to copy.
@@ -40,8 +41,12 @@ pub struct CacheView {
     pub history: Vec<PastDay>,
     /// Its largest paths, for visitors that may list them.
     pub largest: Option<Vec<SizedPath>>,
+    /// The paths that were not used for the longest time, for the same visitors.
+    pub longest_unused: Option<Vec<PathRow>>,
     /// Whether the visitor may see its pins.
     pub shows_pins: bool,
+    /// Whether the visitor may see what the whole store saves.
+    pub shows_store: bool,
 }
 
 /// What a cache holds, as far as its host knows.
@@ -103,6 +108,24 @@ impl CacheView {
                 section {
                     h2 { "Largest paths" }
                     (sizes(frame, &self.name, "Sizes of the NARs, uncompressed", largest))
+                    p { a href=(frame.link(&(below(&self.name, "paths?sort=size")))) { "All of them, the largest first" } }
+                }
+            }
+            @if let Some(unused) = self.longest_unused.as_ref().filter(|unused| !unused.is_empty()) {
+                section {
+                    h2 { "Least used paths" }
+                    (unused_times(frame, &self.name, "Time since the last use, and the size", unused))
+                    p { a href=(frame.link(&(below(&self.name, "paths?sort=used")))) { "All of them, the longest unused first" } }
+                }
+            }
+            @if self.largest.is_some() {
+                section {
+                    h2 { "What it saves" }
+                    p {
+                        "Caches share what they store, so savings by deduplication, holes and compression are those of the whole store. "
+                        @if self.shows_store { a href=(frame.root) { "The first page shows them." } }
+                        @else { "A token that may read every cache sees them on the first page." }
+                    }
                 }
             }
         };

@@ -39,6 +39,7 @@ mod pins;
 mod problem;
 mod remove;
 mod sign_in;
+mod stay;
 mod terminal_text;
 #[cfg(test)]
 mod tests;
@@ -58,12 +59,13 @@ pub use operator::{
     OverviewView, PackFigures, PlanView, PublishedCacheRow, PublishingView, QueueRow, ScrubFigures,
     ServerFigures, TargetView,
 };
-pub use path::{ExpiryView, PathView, PinRow};
+pub use path::{PathView, PinRow};
 pub use paths::{PathRow, PathsView, SortedBy};
 pub use picture::{PastDay, Savings, SizedPath, growth, savings, sizes};
 pub use pins::PinsView;
 pub use problem::ProblemView;
 pub use remove::RemoveView;
 pub use sign_in::SignInView;
+pub use stay::{PathStay, StayEnd, StayView};
 pub use terminal_text::{TextPart, terminal_text};
 pub use text::{bytes, date, day, number, percent, span};

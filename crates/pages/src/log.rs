@@ -151,6 +151,30 @@ mod tests {
         }
     }
 
+    /// Whatever a log is, a page looks at what it shows only.
+    #[test]
+    fn a_line_of_a_hundred_megabytes_is_a_page_like_another() {
+        for piece in [
+            &b"x"[..],
+            b"\x1b[31m",
+            b"\x1b[",
+            b"\x1b]0;",
+            b"\x1b",
+            b"\0",
+            b"\xff",
+            b"\"",
+            b"\r",
+            b"\xe2\x80\xae",
+        ] {
+            let log: Vec<u8> = piece.repeat((100 << 20) / piece.len());
+            for from in [None, Some(0), Some(log.len() / 2), Some(usize::MAX)] {
+                let html = view(&log, from).render(&frame());
+                assert!(html.len() <= PAGE_BYTES_MAX, "{piece:?} from {from:?}: {}", html.len());
+                assert!(html.chars().all(|one| one == '\n' || !one.is_control()), "{piece:?} from {from:?}");
+            }
+        }
+    }
+
     #[test]
     fn colours_are_classes() {
         let html = view(b"\x1b[31;1merror\x1b[0m: x <b>\n", None).render(&frame());

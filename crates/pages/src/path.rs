@@ -5,7 +5,8 @@ use maud::{Markup, html};
 use crate::cache::{below, way_below};
 use crate::frame::{Frame, file_address, path_address};
 use crate::parts::{copyable, moment, path_link, size};
-use crate::text::{counted, date, shell_word, shortened, span};
+use crate::stay::StayView;
+use crate::text::{counted, date, shell_word, shortened};
 
 /// References, referrers, signatures and pins that a page shows. With the longest names, they stay
 /// below [`PAGE_BYTES_MAX`](crate::PAGE_BYTES_MAX) together.
@@ -64,23 +65,10 @@ pub struct PathView {
     /// Whether anybody may read the cache. Addresses of the protocol take no session of a browser,
     /// so only the pages of public caches lead to them.
     pub is_public: bool,
-    /// What becomes of it; `None` where the host does not decide that.
-    pub expiry: Option<ExpiryView>,
+    /// How long it stays; `None` where the host does not decide that.
+    pub stay: Option<StayView>,
     /// Whether the visitor may remove it.
     pub may_remove: bool,
-}
-
-/// What becomes of a path that nobody uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExpiryView {
-    /// The cache keeps everything.
-    Kept,
-    /// It may go from then on, if nothing that stays refers to it.
-    From(i64),
-    /// It may go when it was not used for so many seconds; the visitor may not know when it was.
-    Unused(i64),
-    /// The server's default applies.
-    Default,
 }
 
 /// A pin.
@@ -123,7 +111,7 @@ impl PathView {
             }
             (self.commands())
             (self.references(frame))
-            @if let Some(expiry) = self.expiry { (self.keeping(frame, expiry, &link("/pin"), &link("/unpin"))) }
+            @if let Some(stay) = &self.stay { (self.keeping(frame, stay, &link("/pin"), &link("/unpin"))) }
             (self.origin())
             @if self.may_remove {
                 section {
@@ -159,7 +147,7 @@ impl PathView {
             }
             @if let Some((referrers, has_more)) = &self.referrers {
                 section {
-                    h2 { "Needed by" }
+                    h2 #needed-by { "Needed by" }
                     @if referrers.is_empty() { p { "No path in this cache refers to it." } } @else {
                         (links(frame, &self.cache, referrers, REFERRERS_SHOWN))
                         @if *has_more || referrers.len() > REFERRERS_SHOWN { p { "And more." } }
@@ -169,25 +157,14 @@ impl PathView {
         }
     }
 
-    fn keeping(&self, frame: &Frame, expiry: ExpiryView, pin: &str, unpin: &str) -> Markup {
+    fn keeping(&self, frame: &Frame, stay: &StayView, pin: &str, unpin: &str) -> Markup {
+        let own_pins = self.pins.as_deref().unwrap_or_default();
+        let (referrers, has_more) =
+            self.referrers.as_ref().map_or((&[][..], false), |(all, more)| (&all[..], *more));
         html! {
             section {
                 h2 { "How long it stays" }
-                p {
-                    @match expiry {
-                        ExpiryView::Kept => "The cache keeps its paths, whether they are used or not.",
-                        ExpiryView::Default => "The server's default decides how long an unused path stays.",
-                        ExpiryView::Unused(seconds) => {
-                            "It may go when nobody has used it for " (span(seconds))
-                            ". Pins keep it, and so does every path that stays and needs it."
-                        }
-                        ExpiryView::From(at) => {
-                            "If nobody uses it, it may go "
-                            @if at <= frame.now { "any time" } @else { (moment(frame, at)) }
-                            ". Pins keep it, and so does every path that stays and needs it."
-                        }
-                    }
-                }
+                (stay.render(frame, &self.cache, own_pins, (referrers, has_more)))
                 @if let Some(pins) = &self.pins {
                     @if !pins.is_empty() {
                         table {

@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use crate::cache::{below, search_hint, way_below};
 use crate::frame::{Frame, escape_segment};
 use crate::parts::{moment, path_link, size};
-use crate::text::shortened;
+use crate::text::{counted, number, shortened};
 
 /// The order of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +71,9 @@ pub struct PathsView {
     pub paths: Option<Vec<PathRow>>,
     /// Where the next page begins.
     pub next: Option<String>,
+    /// How many paths a search by name looked through, if it ended before the page was full and
+    /// others are left: `next` goes on with those.
+    pub looked_through: Option<u64>,
     /// Why the search found nothing, in other words than "nothing".
     pub notice: Option<String>,
 }
@@ -116,8 +119,13 @@ impl PathsView {
                     " "
                 }
             }
-            @if paths.is_empty() && self.notice.is_none() {
-                p role="status" { @if self.next.is_some() { "Nothing so far: the search goes on." } @else { "Nothing here." } }
+            @if let Some(count) = self.looked_through {
+                p.note role="status" {
+                    "The search is not over: it looked through " (number(count)) " paths, the " (self.sort.title())
+                    ". " @if paths.is_empty() { "None of them fits." } @else { (counted(paths.len() as u64, "of them fits.", "of them fit.")) }
+                }
+            } @else if paths.is_empty() && self.notice.is_none() {
+                p role="status" { "Nothing here." }
             }
             @if !paths.is_empty() {
                 table.wide data-filter {
@@ -134,7 +142,7 @@ impl PathsView {
                     }
                 }
             }
-            @if let Some(next) = &self.next { p { a.button rel="next" href=(with(self.sort, Some(next))) { "More" } } }
+            @if let Some(next) = &self.next { p { a.button rel="next" href=(with(self.sort, Some(next))) { @if self.looked_through.is_some() { "Search on" } @else { "More" } } } }
         }
     }
 }

@@ -9,7 +9,8 @@ use std::fmt::Write as _;
 use maud::{Markup, html};
 
 use crate::frame::{Frame, path_address};
-use crate::text::{bytes, counted, day, number, percent};
+use crate::paths::PathRow;
+use crate::text::{bytes, counted, day, number, percent, span};
 
 /// Width of a picture, in units of its own.
 const WIDTH: u64 = 1_000;
@@ -100,19 +101,41 @@ pub struct SizedPath {
 /// Paths of a cache by size, each with a bar. The list is the text of the picture: the bars are for
 /// the eye alone.
 pub fn sizes(frame: &Frame, cache: &str, caption: &str, paths: &[SizedPath]) -> Markup {
-    let largest = paths.iter().map(|path| path.nar_bytes).max().unwrap_or(0);
+    let bars = paths.iter().map(|path| (path.base_name.as_str(), path.nar_bytes, bytes(path.nar_bytes)));
+    path_bars(frame, cache, caption, "c0", &bars.collect::<Vec<_>>())
+}
+
+/// Paths of a cache by the time for which nobody has used them, in the same way.
+pub(crate) fn unused_times(frame: &Frame, cache: &str, caption: &str, paths: &[PathRow]) -> Markup {
+    let bars = paths.iter().map(|path| {
+        let seconds = frame.now.saturating_sub(path.used_at).max(0);
+        let amount = format!("{} · {}", span(seconds), bytes(path.nar_bytes));
+        (path.base_name.as_str(), seconds.unsigned_abs(), amount)
+    });
+    path_bars(frame, cache, caption, "c2", &bars.collect::<Vec<_>>())
+}
+
+/// Paths, each with the length of its bar and a text.
+fn path_bars(
+    frame: &Frame,
+    cache: &str,
+    caption: &str,
+    class: &'static str,
+    paths: &[(&str, u64, String)],
+) -> Markup {
+    let longest = paths.iter().map(|(_, length, _)| *length).max().unwrap_or(0);
     html! {
         figure.picture {
             figcaption { (caption) }
             ol.bars {
-                @for path in paths {
-                    @let (hash, name) = path.base_name.split_once('-').unwrap_or((&path.base_name, ""));
+                @for (base_name, length, amount) in paths {
+                    @let (hash, name) = base_name.split_once('-').unwrap_or((base_name, ""));
                     li {
                         a href=(frame.link(&path_address(cache, hash))) { (name) " " span.hash { (hash.get(..8).unwrap_or(hash)) } }
-                        " " span.amount { (bytes(path.nar_bytes)) }
+                        " " span.amount { (amount) }
                         svg viewBox={ "0 0 " (WIDTH) " 10" } preserveAspectRatio="none" aria-hidden="true" focusable="false" {
                             rect.track x="0" y="0" width=(WIDTH) height="10" {}
-                            rect.c0 x="0" y="0" width=(scaled(path.nar_bytes, largest)) height="10" {}
+                            rect class=(class) x="0" y="0" width=(scaled(*length, longest)) height="10" {}
                         }
                     }
                 }

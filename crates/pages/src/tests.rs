@@ -5,10 +5,11 @@ use proptest::prelude::*;
 
 use crate::{
     AuditRow, AuditView, CacheRow, CacheView, ClosureView, CollectionFigures, CollectionView, Contents,
-    Counts, DamageView, ExpiryView, FileContent, FileView, FilesView, Found, Frame, HomeView, JobRow,
-    JobsView, ListedFile, ListedKind, LogView, OverviewView, PAGE_BYTES_MAX, PastDay, PathRow, PathView,
+    Counts, DamageView, FileContent, FileView, FilesView, Found, Frame, HomeView, JobRow, JobsView,
+    ListedFile, ListedKind, LogView, OverviewView, PAGE_BYTES_MAX, PastDay, PathRow, PathStay, PathView,
     PathsView, PinRow, PinsView, PlanView, ProblemView, PublishedCacheRow, PublishingView, QueueRow,
-    RemoveView, Savings, ScrubFigures, ServerFigures, SignInView, SizedPath, SortedBy, TargetView, Visitor,
+    RemoveView, Savings, ScrubFigures, ServerFigures, SignInView, SizedPath, SortedBy, StayEnd, StayView,
+    TargetView, Visitor,
 };
 
 /// The frame of a page below a cache, for anybody.
@@ -61,6 +62,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         savings: Some(Savings::default()),
         history: history(length),
     };
+    let row = PathRow { base_name: base_name(), nar_bytes: 7, created_at: 1, used_at: 2 };
     let cache = CacheView {
         name: name(),
         is_public: false,
@@ -75,16 +77,31 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         quota_bytes: Some(1 << 40),
         history: history(length),
         largest: Some(sized().into_iter().take(10).collect()),
+        longest_unused: Some(vec![row.clone(); length.min(10)]),
         shows_pins: true,
+        shows_store: true,
     };
-    let row = PathRow { base_name: base_name(), nar_bytes: 7, created_at: 1, used_at: 2 };
     let paths = PathsView {
         cache: name(),
         query: owned(),
         sort: SortedBy::Age,
         paths: Some(vec![row; length.min(50)]),
         next: Some(owned()),
+        looked_through: Some(3_000),
         notice: Some(owned()),
+    };
+    let of_path = PathStay {
+        is_published: true,
+        counts_from: 5,
+        end: Some((1_900_000_000, StayEnd::Age)),
+        pins_above: Some(vec![pin.clone(); length]),
+        is_cut: true,
+    };
+    let stay = StayView {
+        retention_seconds: Some(86_400),
+        quota_bytes: Some(1 << 40),
+        keep_latest: Some(2),
+        of_path: Some(of_path),
     };
     let path = PathView {
         cache: name(),
@@ -108,7 +125,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         pins: Some(vec![pin.clone(); length]),
         used_at: Some(0),
         is_public: true,
-        expiry: Some(ExpiryView::From(1_900_000_000)),
+        stay: Some(stay),
         may_remove: true,
     };
     let closure = ClosureView {
@@ -156,15 +173,21 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
     let edge = Frame { visitor: Visitor::Anybody { may_sign_in: false }, ..frame() };
     let edge_home = HomeView { has_figures: false, savings: None, history: Vec::new(), ..home.clone() };
     let contents = Contents::Published { paths: 1, file_bytes: 2, at: 3 };
-    let edge_cache =
-        CacheView { contents, server: None, largest: None, history: Vec::new(), ..cache.clone() };
+    let edge_cache = CacheView {
+        contents,
+        server: None,
+        largest: None,
+        longest_unused: None,
+        history: Vec::new(),
+        ..cache.clone()
+    };
     let edge_paths = PathsView { paths: None, ..paths.clone() };
     let edge_path = PathView {
         file_bytes: None,
         shows_closure: false,
         referrers: None,
         pins: None,
-        expiry: None,
+        stay: None,
         ..path.clone()
     };
     let content =

@@ -18,13 +18,13 @@ use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_index::{
     Alias, AuditEntry, AuditFilter, AuditPage, Cache, CacheGlance, CacheId, CacheIndex, CachePatch,
     CacheRecipe, CacheSelection, CacheTotals, CacheVisibility, CallCounts, Changes, ChunkIndex, ChunkRow,
-    CommitOutcome, CommitTarget, CounterIndex, Day, DocumentIndex, Error as IndexError, FoundObject,
-    HistoryDay, Index, ListedObject, Nar, NarCommit, NarId, NarIndex, NarKey, NarSource, NarSummary,
-    NewCache, NewDocument, NewPack, NewSession, ObjectIndex, ObjectOrder, ObjectPlace, ObjectReferences,
-    OutboxIndex, OutboxPosition, OutboxRow, PackNumber, PathCounts, Pin, PoolUse, PurgeCounts, Removal,
-    RemovedForCause, RetentionIndex, SealedKey, SealedKeyPlace, SessionEnd, SessionId, SessionIndex,
-    SessionOpened, SessionPart, SettingIndex, StoredCounts, StoredDocument, StoredListing, TraceOutcome,
-    UnixSeconds, Use,
+    CommitOutcome, CommitTarget, CounterIndex, Day, DocumentIndex, Error as IndexError, ExpiryDefaults,
+    ExtremeObjects, FoundObject, HistoryDay, Index, Keepers, ListedObject, Nar, NarCommit, NarId, NarIndex,
+    NarKey, NarSource, NarSummary, NewCache, NewDocument, NewPack, NewSession, ObjectIndex, ObjectOrder,
+    ObjectPlace, ObjectReferences, OutboxIndex, OutboxPosition, OutboxRow, PackNumber, PathCounts, Pin,
+    PoolUse, PurgeCounts, Removal, RemovedForCause, RetentionIndex, SealedKey, SealedKeyPlace, SessionEnd,
+    SessionId, SessionIndex, SessionOpened, SessionPart, SettingIndex, StoredCounts, StoredDocument,
+    StoredListing, TraceOutcome, UnixSeconds, Use,
 };
 use dormer_nix::{BuildId, BuildTrace, DocumentName, NarHash, StorePath, StorePathHash};
 
@@ -571,6 +571,19 @@ impl RetentionIndex for FaultIndex {
         limit: u32,
     ) -> Outcome<Vec<Pin>> {
         read_step!(self, self.inner.list_pins(cache, after, now, limit))
+    }
+    async fn find_keepers(
+        &self,
+        cache: &Cache,
+        hash: &StorePathHash,
+        defaults: &ExpiryDefaults,
+        now: UnixSeconds,
+        limit: u32,
+    ) -> Outcome<Option<Keepers>> {
+        read_step!(self, self.inner.find_keepers(cache, hash, defaults, now, limit))
+    }
+    async fn list_extremes(&self, cache: CacheId, limit: u32) -> Outcome<ExtremeObjects> {
+        read_step!(self, self.inner.list_extremes(cache, limit))
     }
     async fn list_pins_of_path(
         &self,

@@ -9,9 +9,10 @@ use std::time::SystemTime;
 
 use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{NarHash, StorePath, nix32};
+use dormer_testkit::services::Postgres;
 use dormer_testkit::{Random, package_nar};
 use dormer_tests::edge::{Published, Workerd, WorkerdOptions};
-use dormer_tests::{Lab, http, part, workspace_root};
+use dormer_tests::{Lab, LabOptions, http, part, workspace_root};
 use serde_json::json;
 
 /// Packages with what they need, each after it, and their size in KiB.
@@ -146,4 +147,115 @@ fn a_browser_finds_its_way_through_the_pages() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
+}
+
+/// Paths in a cache: more than one search by name looks through.
+const PATHS: u32 = 4_000;
+
+/// Hash of a path of [`rows_of_paths`].
+fn hash_of(number: u32) -> String {
+    nix32::encode(format!("{number:020}").as_bytes())
+}
+
+/// Paths `package-1` and so on, each larger than the one before, as rows alone. Three hundred need
+/// the largest one, and one of these is pinned. `key` makes a key of so many bytes of the number
+/// `i`.
+fn rows_of_paths(key: impl Fn(&str, usize) -> String, empty: &str) -> String {
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let numbers =
+        format!("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {PATHS})");
+    let (cache, largest) = ("(SELECT id FROM caches WHERE name = 'main')", key(&PATHS.to_string(), 20));
+    let (nar, tag, path) = (key("i", 32), key("i", 16), key("i", 20));
+    format!(
+        "{numbers} INSERT INTO nars (hash, size, file_size, tag, recipe)
+             SELECT {nar}, 5000 + i, 2000 + i, {tag}, {empty} FROM n;
+         {numbers} INSERT INTO objects (cache, hash, nar, created_at, last_used_at, pushed_at, name, nar_size, sigs, refs)
+             SELECT {cache}, {path}, m.id, {now}, {now}, {now}, 'package-' || i, 5000 + i, {empty}, {empty}
+             FROM n JOIN nars AS m ON m.hash = {nar};
+         {numbers} INSERT INTO object_refs (cache, reference, referrer) SELECT {cache}, {largest}, {path} FROM n WHERE i <= 300;
+         INSERT INTO pins (cache, name, hash, path_name, created_at) VALUES ({cache}, 'release', {pinned}, 'package-7', {now});
+         UPDATE caches SET retention_seconds = 864000 WHERE name = 'main';",
+        pinned = key("7", 20),
+    )
+}
+
+/// The pages of a server with thousands of paths: what each costs the database, what that of a path
+/// says of its end, and how a search goes on behind its bound.
+fn look_at_thousands_of_paths(lab: &Lab) {
+    let cookie = format!("dormer={}", lab.admin_token());
+    let ask = |address: &str| {
+        let headers = [("Accept", "text/html"), ("Cookie", cookie.as_str())];
+        let reply = http::request(lab.address(), "GET", address, &headers, b"");
+        assert_eq!(reply.status, 200, "{address}: {reply:?}");
+        reply.text()
+    };
+    let statements = || {
+        let stats = http::get(lab.address(), "/_dormer/stats", None).json();
+        stats["index_statements"].as_u64().unwrap()
+    };
+    let (largest, lonely) = (format!("/main/{}", hash_of(PATHS)), format!("/main/{}", hash_of(PATHS - 1)));
+    let nothing = "/main/paths?q=no-such-name".to_owned();
+    for address in ["/", "/main/", "/main/paths", &largest, &lonely, &nothing] {
+        // The server's own work may come between.
+        let costs = (0..5).map(|_| {
+            let before = statements();
+            ask(address);
+            statements() - before
+        });
+        let cost = costs.min().unwrap();
+        assert!((1..=4).contains(&cost), "{address} took {cost} statements");
+    }
+
+    let page = ask(&largest);
+    for text in [
+        "more than 16 paths",
+        "by the pin <strong>release</strong>, for good",
+        "and maybe more",
+        "Without that, ",
+    ] {
+        assert!(page.contains(text), "{text} in {page}");
+    }
+    let page = ask(&lonely);
+    let is_dated = page.contains("</strong>, in 9 days") || page.contains("</strong>, in 10 days");
+    assert!(page.contains("It goes after ") && is_dated, "{page}");
+    let owner = ask("/main/");
+    assert!(owner.contains("Least used paths") && owner.contains("package-4000"), "{owner}");
+
+    // One of eleven is behind the bound.
+    let page = ask("/main/paths?q=e-101");
+    assert!(page.contains("it looked through 3,000 paths, the largest first. "), "{page}");
+    assert!(page.contains("10 of them fit.") && !page.contains(">package-101<"), "{page}");
+    let (_, rest) = page.split_once("rel=\"next\" href=\"").expect("the search goes on");
+    let next = rest.split('"').next().unwrap().replace("&amp;", "&");
+    let page = ask(&format!("/main/paths{next}"));
+    assert!(page.contains(">package-101<") && !page.contains(">package-1010<"), "{page}");
+    assert!(!page.contains("rel=\"next\"") && !page.contains("it looked through"), "{page}");
+}
+
+#[test]
+fn pages_over_thousands_of_paths_cost_four_statements_at_most_on_each_database() {
+    let quiet = [("DORMER_STATS", "true"), ("DORMER_GARBAGE_COLLECTION_INTERVAL", "0s")];
+    let quiet = quiet.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let on_sqlite = || {
+        let options = LabOptions { environment: quiet.to_vec(), ..LabOptions::default() };
+        let mut lab = Lab::start_with(options);
+        lab.kill();
+        lab.sql(&rows_of_paths(
+            |number, bytes| format!("CAST(printf('%0{bytes}d', {number}) AS BLOB)"),
+            "x''",
+        ));
+        lab.restart();
+        look_at_thousands_of_paths(&lab);
+    };
+    let on_postgresql = || {
+        let url = Postgres::shared().create_database();
+        let database = ("DORMER_DATABASE_URL".to_owned(), url.clone());
+        let environment = [&quiet[..], &[database]].concat();
+        let lab = Lab::start_with(LabOptions { environment, ..LabOptions::default() });
+        let key = |number: &str, bytes| format!("convert_to(lpad(({number})::text, {bytes}, '0'), 'UTF8')");
+        Postgres::shared().sql(&url, &rows_of_paths(key, "''"));
+        look_at_thousands_of_paths(&lab);
+    };
+    on_sqlite();
+    on_postgresql();
 }

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::time::Instant;
 
-use dormer_index::{CacheId, ExaminedObject, UnixSeconds};
+use dormer_index::{CacheId, ExaminedObject, ExpiryDefaults, UnixSeconds};
 use dormer_nix::StorePathHash;
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +44,11 @@ pub struct ExpiryTotals {
 }
 
 impl Collector {
+    /// What the server keeps where a cache says nothing.
+    pub fn expiry_defaults(&self) -> &ExpiryDefaults {
+        &self.settings.expiry_defaults
+    }
+
     /// What the rules of all caches let go now, which is not the work of a collection: the NARs
     /// follow when their graces are over. Reads only. It takes much memory, so it is for commands.
     pub async fn plan_expiry(&self) -> Result<ExpiryTotals> {

@@ -3,8 +3,9 @@
 use super::fixtures::{NOW, cache, changes, nar_hash, object, path, path_hash, push};
 use super::jobs::Both;
 use crate::{
-    AuditFilter, CacheId, CachePatch, CommitTarget, Error, ExpiryDefaults, JobKind, JobLease, NarCommit,
-    NarKey, NarSource, NewDocument, Object, ObjectOrder, Pin, Result, Use,
+    AuditFilter, CacheId, CachePatch, CacheRules, CommitTarget, Error, ExpiryDefaults, ExpiryRule, JobKind,
+    JobLease, KEEPERS_WINDOW, Keepers, NarCommit, NarKey, NarSource, NewDocument, Object, ObjectOrder, Pin,
+    Result, Use,
 };
 use dormer_nix::{BuildTrace, DocumentName, StorePath, TraceKey};
 use std::collections::{BTreeMap, BTreeSet};
@@ -555,8 +556,93 @@ pub(super) async fn objects_are_listed_in_every_order(both: Both) -> Result<()> 
         let second = listed.iter().find(|object| object.path == path(2)).expect("it is listed");
         assert_eq!((second.nar_size, second.created_at, second.last_used_at), (10_002, NOW, NOW + 9));
     }
+    let extremes = both.index.list_extremes(main, 2).await?;
+    let largest = both.index.list_objects(main, ObjectOrder::Size, None, 2).await?;
+    let longest_unused = both.index.list_objects(main, ObjectOrder::Used, None, 2).await?;
+    assert_eq!((extremes.largest, extremes.longest_unused), (largest, longest_unused));
     both.index.delete_cache(main, None, NOW).await?;
     assert_eq!(both.index.list_objects(main, ObjectOrder::Age, None, 3).await?, []);
+    Ok(())
+}
+
+impl Both {
+    /// What keeps a path, as the cache is now.
+    async fn keepers(&self, number: u32, now: i64, limit: u32) -> Result<Option<Keepers>> {
+        let cache = self.index.find_cache("main").await?.expect("it is there");
+        self.index.find_keepers(&cache, &path_hash(number), &DEFAULTS, now, limit).await
+    }
+}
+
+/// The last second that is told is the last one for which the job keeps the path.
+pub(super) async fn what_keeps_an_object_is_told_as_the_job_decides(both: Both) -> Result<()> {
+    let main = cache(&both.index, "main").await?;
+    small_closures(&both, main).await?;
+    assert_eq!(both.keepers(9, NOW, 9).await?, None, "it is not there");
+    let kept = both.keepers(1, NOW, 9).await?.expect("it is there");
+    let nothing = CacheRules { retention_seconds: None, quota_bytes: None, keep_latest: None };
+    assert_eq!((kept.rules.stays_until, kept.rules.cache), (None, nothing));
+    assert!(kept.pins.is_empty() && kept.pins_above.is_empty() && kept.referrers.is_empty() && !kept.is_cut);
+
+    let patch = CachePatch {
+        retention_seconds: Some(Some(WEEK)),
+        quota_bytes: Some(Some(1 << 40)),
+        keep_latest: Some(Some(1)),
+        ..CachePatch::default()
+    };
+    both.index.update_cache(main, &patch, NOW).await?;
+    let pin = |name: &str, number, ends_at| Pin {
+        name: name.to_owned(),
+        path: path(number),
+        created_at: NOW,
+        ends_at,
+    };
+    let pins = [pin("own", 3, Some(NOW + 9)), pin("root", 1, Some(NOW + HOUR))];
+    for pin in &pins {
+        both.index.add_pin(main, pin, None).await?;
+    }
+    let kept = both.keepers(3, NOW, 9).await?.expect("it is there");
+    assert_eq!((&kept.pins[..], &kept.pins_above[..]), (&pins[..1], &pins[1..]), "1 needs it by 2");
+    let mut referrers = vec![path(2), path(5)];
+    referrers.sort_unstable_by_key(StorePath::hash);
+    assert_eq!(kept.referrers, referrers);
+    let rules = &kept.rules;
+    let all = CacheRules { retention_seconds: Some(WEEK), quota_bytes: Some(1 << 40), keep_latest: Some(1) };
+    assert_eq!(rules.cache, all);
+    assert_eq!((rules.is_published, rules.counts_from), (false, NOW));
+    assert_eq!(rules.stays_until, Some((NOW + WEEK, ExpiryRule::Age)));
+    let later = both.keepers(3, NOW + 9, 1).await?.expect("it is there");
+    assert!(later.pins.is_empty() && later.referrers.len() == 1, "a pin has ended; one of each kind");
+    let later = both.keepers(3, NOW + HOUR, 9).await?.expect("it is there");
+    assert!(later.pins_above.is_empty(), "the other one has ended too");
+
+    // One of its name is newer: it goes as soon as it is spared no longer.
+    let newer =
+        Object { path: StorePath::new(path_hash(31), "package-1").expect("a good name"), ..object(31) };
+    push(&both.index, main, 31, CommitTarget::Object(newer)).await?;
+    let (until, rule) =
+        both.keepers(1, NOW, 9).await?.expect("it is there").rules.stays_until.expect("an end");
+    assert!(rule == ExpiryRule::Newer && until < NOW + DAY, "{until}");
+    assert_eq!(both.expire(until, 10).await?, 0, "the last second");
+    assert_eq!(both.expire(until + HOUR, 10).await?, 1, "it goes after that");
+    assert_eq!(both.keepers(1, NOW, 9).await?, None);
+    Ok(())
+}
+
+pub(super) async fn a_look_for_keepers_is_bounded(both: Both) -> Result<()> {
+    let main = cache(&both.index, "main").await?;
+    both.push_referring(main, 1, &[]).await?;
+    // A chain that is longer than the look, and a pin at its end.
+    let last = u32::try_from(KEEPERS_WINDOW).expect("it is small") + 1;
+    for number in 2..=last {
+        both.push_referring(main, number, &[number - 1]).await?;
+    }
+    let pin = Pin { name: "far".to_owned(), path: path(last), created_at: NOW, ends_at: None };
+    both.index.add_pin(main, &pin, None).await?;
+    let of = async |number| both.keepers(number, NOW, 9).await.map(|found| found.expect("it is there"));
+    let (first, third) = (of(1).await?, of(3).await?);
+    assert!(first.is_cut && first.pins_above.is_empty(), "{first:?}");
+    assert!(!third.is_cut && third.pins_above == [pin], "{third:?}");
+    assert_eq!(first.referrers, [path(2)]);
     Ok(())
 }
 

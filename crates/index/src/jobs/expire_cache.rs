@@ -29,7 +29,7 @@ use crate::Result;
 use crate::changes::Change;
 use crate::collect::{ExaminedObject, ExaminedPage};
 use crate::columns::{array, corrupt, signed, store_path, unpack_references, unsigned};
-use crate::contract::{CacheId, ObjectPlace, UnixSeconds};
+use crate::contract::{Cache, CacheId, CacheRules, ExpiryRule, ObjectPlace, ObjectRules, UnixSeconds};
 use crate::publish::records::{Records, records};
 use crate::rows::Row;
 use crate::sql::{Argument, Sql, Transaction, both};
@@ -74,9 +74,12 @@ macro_rules! counted_bytes {
 }
 
 /// What is looked at of an object: `$1` is the cache, `$2` is now, `$3` how many of a name are
-/// kept.
+/// kept. `$more` are columns behind these.
 macro_rules! examine {
     ($log:literal, $from:expr) => {
+        examine!($log, "", $from)
+    };
+    ($log:literal, $more:literal, $from:expr) => {
         concat!(
             "SELECT o.hash, o.name, o.refs, o.nar, o.last_used_at, o.pushed_at, ",
             counted_bytes!($log),
@@ -85,7 +88,9 @@ macro_rules! examine {
                  EXISTS (SELECT 1 FROM pins AS p WHERE p.cache = o.cache AND p.hash = o.hash
                      AND (p.ends_at IS NULL OR p.ends_at > $2)),
                  (SELECT count(*) FROM (SELECT 1 FROM objects AS m WHERE m.cache = o.cache AND m.name = o.name
-                     AND (m.created_at, m.id) > (o.created_at, o.id) LIMIT $3) AS newer), o.id
+                     AND (m.created_at, m.id) > (o.created_at, o.id) LIMIT $3) AS newer), o.id",
+            $more,
+            "
              FROM ",
             $from
         )
@@ -113,6 +118,22 @@ pub(crate) const EXAMINE_FREED: Sql = Sql {
         examine!("('log/' || o.deriver) COLLATE \"C\"", "objects AS o JOIN nars AS n ON n.id = o.nar"),
         " WHERE o.cache = $1 AND o.hash = ANY ($4::bytea[])"
     ),
+};
+macro_rules! examine_one {
+    ($log:literal) => {
+        concat!(
+            examine!(
+                $log,
+                ", EXISTS (SELECT 1 FROM publish_caches AS published WHERE published.cache = o.cache)",
+                "objects AS o CROSS JOIN nars AS n"
+            ),
+            " WHERE o.cache = $1 AND o.hash = $4 AND n.id = o.nar"
+        )
+    };
+}
+pub(crate) const EXAMINE_ONE: Sql = Sql {
+    sqlite: examine_one!("'log/' || o.deriver"),
+    postgres: examine_one!("('log/' || o.deriver) COLLATE \"C\""),
 };
 // The plus keeps SQLite from reading all objects that are old. On PostgreSQL the rows are locked in
 // the order of their hashes, as uses are: neither waits for the other in a circle.
@@ -262,6 +283,29 @@ pub(crate) async fn examine_page(
     Ok(ExaminedPage { quota_bytes: policy.quota_bytes, objects })
 }
 
+/// What the rules say of one object. One statement, which reads only; `None` if it is not there.
+/// `cache` need not be current: its rules are those that the caller shows.
+pub(crate) async fn examine_one(
+    tx: &mut impl Transaction,
+    cache: &Cache,
+    hash: &StorePathHash,
+    defaults: &ExpiryDefaults,
+    at: UnixSeconds,
+) -> Result<Option<ObjectRules>> {
+    let mut policy = Policy::of(cache, defaults);
+    let key =
+        [Number(cache.id.0), Number(at), Number(policy.keep_latest.unwrap_or(0)), Bytes(hash.as_bytes())];
+    let Some(row) = tx.optional(EXAMINE_ONE, &key).await? else { return Ok(None) };
+    policy.is_published = row.column(11, "publish_caches")?;
+    let found = read_examined(&row)?;
+    Ok(Some(ObjectRules {
+        cache: policy.rules(),
+        counts_from: policy.counts_from(&found),
+        is_published: policy.is_published,
+        stays_until: policy.stays_until(&found),
+    }))
+}
+
 /// What the job does, and what it has reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Cursor {
@@ -351,16 +395,48 @@ fn read_policy(row: &impl Row, defaults: &ExpiryDefaults) -> Result<Policy> {
     let quota: Option<i64> = row.column(1, table)?;
     let keep: Option<i64> = row.column(2, table)?;
     let quota = quota.map(|bytes| unsigned(table, bytes)).transpose()?;
-    // 0 keeps everything.
-    Ok(Policy {
-        retention_seconds: Some(own.unwrap_or(defaults.retention_seconds)).filter(|seconds| *seconds > 0),
-        quota_bytes: Some(quota.unwrap_or(defaults.quota_bytes)).filter(|bytes| *bytes > 0),
-        keep_latest: keep.filter(|count| *count > 0),
-        is_published: row.column(3, table)?,
-    })
+    Ok(Policy::new(own, quota, keep, row.column(3, table)?, defaults))
+}
+
+impl CacheRules {
+    /// Those of a cache.
+    pub fn of(cache: &Cache, defaults: &ExpiryDefaults) -> Self {
+        Policy::of(cache, defaults).rules()
+    }
 }
 
 impl Policy {
+    /// As if the cache were not published.
+    fn of(cache: &Cache, defaults: &ExpiryDefaults) -> Self {
+        let keep_latest = cache.keep_latest.map(i64::from);
+        Self::new(cache.retention_seconds, cache.quota_bytes, keep_latest, false, defaults)
+    }
+
+    fn rules(&self) -> CacheRules {
+        CacheRules {
+            retention_seconds: self.retention_seconds,
+            quota_bytes: self.quota_bytes,
+            keep_latest: self.keep_latest.map(i64::unsigned_abs),
+        }
+    }
+
+    /// A cache's own settings before the defaults; 0 keeps everything.
+    fn new(
+        retention_seconds: Option<i64>,
+        quota_bytes: Option<u64>,
+        keep_latest: Option<i64>,
+        is_published: bool,
+        defaults: &ExpiryDefaults,
+    ) -> Self {
+        Self {
+            retention_seconds: Some(retention_seconds.unwrap_or(defaults.retention_seconds))
+                .filter(|seconds| *seconds > 0),
+            quota_bytes: Some(quota_bytes.unwrap_or(defaults.quota_bytes)).filter(|bytes| *bytes > 0),
+            keep_latest: keep_latest.filter(|count| *count > 0),
+            is_published,
+        }
+    }
+
     /// Objects that were used at this time or later need not be looked at.
     fn used_before(&self, phase: Phase, now: UnixSeconds) -> UnixSeconds {
         let spared = now - SPARED_SECONDS;
@@ -373,15 +449,36 @@ impl Policy {
     }
 
     fn lets_go(&self, found: &Examined, phase: Phase, now: UnixSeconds) -> bool {
-        if found.is_referred_to || found.is_pinned || found.last_used_at >= now - SPARED_SECONDS {
+        if found.is_referred_to || found.is_pinned {
             return false;
         }
-        let counts_from = if self.is_published { found.pushed_at } else { found.last_used_at };
-        let is_old = |seconds: i64| counts_from < now.saturating_sub(seconds);
-        phase == Phase::Quota
-            || self.retention_seconds.is_some_and(is_old)
-            || self.keep_latest.is_some_and(|count| found.newer >= count)
+        let until = match phase {
+            Phase::Quota => Some(spared_until(found)),
+            _ => self.stays_until(found).map(|(until, _)| until),
+        };
+        until.is_some_and(|until| until < now)
     }
+
+    /// The last second for which the rules keep an object that neither a pin nor a referrer keeps,
+    /// and the rule that ends it; `None` if only the quota may end it.
+    fn stays_until(&self, found: &Examined) -> Option<(UnixSeconds, ExpiryRule)> {
+        let spared = spared_until(found);
+        if self.keep_latest.is_some_and(|count| found.newer >= count) {
+            return Some((spared, ExpiryRule::Newer));
+        }
+        let seconds = self.retention_seconds?;
+        Some((spared.max(self.counts_from(found).saturating_add(seconds)), ExpiryRule::Age))
+    }
+
+    /// When the age of an object began.
+    fn counts_from(&self, found: &Examined) -> UnixSeconds {
+        if self.is_published { found.pushed_at } else { found.last_used_at }
+    }
+}
+
+/// No rule takes an object before.
+fn spared_until(found: &Examined) -> UnixSeconds {
+    found.last_used_at.saturating_add(SPARED_SECONDS)
 }
 
 /// An object, and what keeps it.
@@ -785,6 +882,14 @@ mod tests {
         let newest = Policy { keep_latest: Some(2), ..none };
         assert!(newest.lets_go(&Examined { newer: 2, ..old(day) }, Phase::Rules, now));
         assert!(!newest.lets_go(&Examined { newer: 1, ..old(day) }, Phase::Rules, now));
+        let spared = now - 9 * day + SPARED_SECONDS;
+        assert_eq!(
+            newest.stays_until(&Examined { newer: 2, ..old(9 * day) }),
+            Some((spared, ExpiryRule::Newer))
+        );
+        assert_eq!(by_age.stays_until(&old(day)), Some((now, ExpiryRule::Age)));
+        assert_eq!(short.stays_until(&old(day)), Some((now - day + SPARED_SECONDS, ExpiryRule::Age)));
+        assert_eq!([none.stays_until(&old(day)), newest.stays_until(&old(day))], [None, None]);
         assert!(none.lets_go(&old(day), Phase::Quota, now));
         assert!(!none.lets_go(&old(60), Phase::Quota, now));
     }

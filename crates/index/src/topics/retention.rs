@@ -7,10 +7,11 @@ use dormer_nix::{StorePath, StorePathHash};
 use super::{KEYS_MAX, journal, objects};
 use crate::columns::{array, store_path, unpack_references, unsigned};
 use crate::contract::{
-    AUDIT_WINDOW, AuditEntry, AuditFilter, AuditPage, CacheId, ListedObject, ObjectOrder, ObjectPlace,
-    ObjectReferences, Pin, PurgeCounts, Removal, RemovedForCause, RetentionIndex, UnixSeconds,
+    AUDIT_WINDOW, AuditEntry, AuditFilter, AuditPage, Cache, CacheId, ExtremeObjects, KEEPERS_WINDOW,
+    Keepers, ListedObject, ObjectOrder, ObjectPlace, ObjectReferences, Pin, PurgeCounts, Removal,
+    RemovedForCause, RetentionIndex, UnixSeconds,
 };
-use crate::jobs::{JobKind, work};
+use crate::jobs::{ExpiryDefaults, JobKind, expire_cache, work};
 use crate::rows::Row;
 use crate::sql::Argument::{Bytes, List, Number, OptionalNumber, OptionalText, Text};
 use crate::sql::{Sql, Transaction, both};
@@ -55,6 +56,59 @@ pub(crate) const LIST_REFERRERS: Sql = both!(
      ORDER BY r.referrer LIMIT $4"
 );
 
+/// What keeps an object, as rows of four kinds: its pins (0), its referrers (1), the pins of
+/// objects above it (2), and how many objects the look walked through (3). `$1` is the cache, `$2`
+/// the object, `$3` is now, `$4` how many objects are walked through, `$5` the limit of each kind.
+/// `$above` names these objects, the object itself among them, and `$pins` the pins of each.
+macro_rules! keepers {
+    ($above:literal, $pins:literal) => {
+        concat!(
+            $above,
+            "
+             SELECT 0, own.hash, own.path_name, own.name, own.created_at, own.ends_at FROM (
+                 SELECT p.hash, p.path_name, p.name, p.created_at, p.ends_at FROM pins AS p
+                 WHERE p.cache = $1 AND p.hash = $2 AND (p.ends_at IS NULL OR p.ends_at > $3)
+                 ORDER BY p.name || '' LIMIT $5) AS own
+             UNION ALL SELECT 1, direct.referrer, direct.name, NULL, NULL, NULL FROM (
+                 SELECT r.referrer, o.name FROM object_refs AS r CROSS JOIN objects AS o
+                 WHERE r.cache = $1 AND r.reference = $2 AND o.cache = r.cache AND o.hash = r.referrer
+                 ORDER BY r.referrer LIMIT $5) AS direct
+             UNION ALL SELECT 2, pinned.hash, pinned.path_name, pinned.name, pinned.created_at, pinned.ends_at
+             FROM (
+                 SELECT p.hash, p.path_name, p.name, p.created_at, p.ends_at
+                 FROM (SELECT hash FROM above LIMIT $4) AS near CROSS JOIN ",
+            $pins,
+            " AS p
+                 WHERE p.cache = $1 AND p.hash = near.hash AND p.hash <> $2
+                     AND (p.ends_at IS NULL OR p.ends_at > $3) LIMIT $5) AS pinned
+             UNION ALL SELECT 3, NULL, NULL, NULL, (SELECT count(*) FROM (SELECT hash FROM above LIMIT $4) AS near), NULL"
+        )
+    };
+}
+// The nearest are walked through first. PostgreSQL makes only as many rows of a recursion as are
+// asked for, and the OFFSET keeps it from reading all pins of the cache at once. SQLite would
+// gather all referrers of an object before it takes the first one, so it gets the end of the range.
+pub(crate) const FIND_KEEPERS: Sql = Sql {
+    sqlite: keepers!(
+        "WITH RECURSIVE above (hash) AS (
+             SELECT $2 UNION
+             SELECT r.referrer FROM above AS last CROSS JOIN object_refs AS r
+             WHERE r.cache = $1 AND r.reference = last.hash AND r.referrer < coalesce(
+                 (SELECT f.referrer FROM object_refs AS f WHERE f.cache = $1 AND f.reference = last.hash
+                 ORDER BY f.referrer LIMIT 1 OFFSET $4), x'ffffffffffffffffffffffffffffffffffffffffff')
+             LIMIT $4)",
+        "pins"
+    ),
+    postgres: keepers!(
+        "WITH RECURSIVE above (hash) AS (
+             SELECT $2::bytea UNION
+             SELECT r.referrer FROM above AS last CROSS JOIN LATERAL (
+                 SELECT f.referrer FROM object_refs AS f WHERE f.cache = $1 AND f.reference = last.hash
+                 ORDER BY f.referrer LIMIT $4) AS r)",
+        "LATERAL (SELECT q.* FROM pins AS q WHERE q.cache = $1 AND q.hash = near.hash OFFSET 0)"
+    ),
+};
+
 macro_rules! list {
     ($value:literal, $after:literal, $order:literal) => {
         both!(concat!(
@@ -79,6 +133,13 @@ macro_rules! list {
 pub(crate) const LIST_BY_USE: Sql = list!("last_used_at", ">", "");
 pub(crate) const LIST_BY_AGE: Sql = list!("created_at", ">", "");
 pub(crate) const LIST_BY_SIZE: Sql = list!("nar_size", "<", " DESC");
+// The ends of two indexes. The first column tells which one.
+pub(crate) const LIST_EXTREMES: Sql = both!(
+    "SELECT largest.* FROM (SELECT 0, hash, name, nar_size, created_at, last_used_at, nar_size, id FROM objects
+         WHERE cache = $1 ORDER BY nar_size DESC, id DESC LIMIT $2) AS largest
+     UNION ALL SELECT unused.* FROM (SELECT 1, hash, name, nar_size, created_at, last_used_at, last_used_at, id FROM objects
+         WHERE cache = $1 ORDER BY last_used_at, id LIMIT $2) AS unused"
+);
 
 pub(crate) const NOTE_PURGES: Sql = both!(
     "INSERT INTO purges (cache, hash, asked_at, is_asked, recipe, listing)
@@ -164,6 +225,40 @@ impl<D: Dialect> RetentionIndex for SqlIndex<D> {
             .await
     }
 
+    async fn find_keepers(
+        &self,
+        cache: &Cache,
+        hash: &StorePathHash,
+        defaults: &ExpiryDefaults,
+        now: UnixSeconds,
+        limit: u32,
+    ) -> Result<Option<Keepers>> {
+        let key = [
+            Number(cache.id.0),
+            Bytes(hash.as_bytes()),
+            Number(now),
+            Number(KEEPERS_WINDOW),
+            Number(limit.into()),
+        ];
+        self.read("find what keeps an object", async |mut tx| {
+            let rules = expire_cache::examine_one(&mut tx, cache, hash, defaults, now).await?;
+            let Some(rules) = rules else { return Ok(None) };
+            let (pins, referrers, pins_above) = (Vec::new(), Vec::new(), Vec::new());
+            let mut found = Keepers { rules, pins, referrers, pins_above, is_cut: false };
+            for row in &tx.rows(FIND_KEEPERS, &key).await? {
+                let path = || store_path(row.column(1, "object_refs")?, row.column(2, "objects")?);
+                match row.column::<i32>(0, "pins")? {
+                    0 => found.pins.push(read_keeping_pin(row)?),
+                    1 => found.referrers.push(path()?),
+                    2 => found.pins_above.push(read_keeping_pin(row)?),
+                    _ => found.is_cut = row.column::<i64>(4, "object_refs")? >= KEEPERS_WINDOW,
+                }
+            }
+            Ok(Some(found))
+        })
+        .await
+    }
+
     async fn list_pins_of_path(
         &self,
         cache: CacheId,
@@ -227,6 +322,21 @@ impl<D: Dialect> RetentionIndex for SqlIndex<D> {
         .await
     }
 
+    async fn list_extremes(&self, cache: CacheId, limit: u32) -> Result<ExtremeObjects> {
+        self.read("list the largest objects and the longest unused", async |mut tx| {
+            let mut found = ExtremeObjects::default();
+            for row in &tx.rows(LIST_EXTREMES, &[Number(cache.0), Number(limit.into())]).await? {
+                let list = match row.column::<i32>(0, "objects")? {
+                    0 => &mut found.largest,
+                    _ => &mut found.longest_unused,
+                };
+                list.push(read_listed(row, 1)?);
+            }
+            Ok(found)
+        })
+        .await
+    }
+
     async fn list_objects(
         &self,
         cache: CacheId,
@@ -241,8 +351,10 @@ impl<D: Dialect> RetentionIndex for SqlIndex<D> {
         };
         let ObjectPlace { value, id } = after.unwrap_or(start);
         let page = [Number(cache.0), Number(value), Number(id), Number(limit.into())];
-        self.read("list objects", async |mut tx| tx.rows(sql, &page).await?.iter().map(read_listed).collect())
-            .await
+        self.read("list objects", async |mut tx| {
+            tx.rows(sql, &page).await?.iter().map(|row| read_listed(row, 0)).collect()
+        })
+        .await
     }
 
     async fn remove_for_cause(
@@ -336,6 +448,17 @@ fn read_pin(row: &impl Row) -> Result<Pin> {
     })
 }
 
+/// Columns after the kind: hash, name of the path, name, creation, end.
+fn read_keeping_pin(row: &impl Row) -> Result<Pin> {
+    let table = "pins";
+    Ok(Pin {
+        name: row.column(3, table)?,
+        path: store_path(row.column(1, table)?, row.column(2, table)?)?,
+        created_at: row.column(4, table)?,
+        ends_at: row.column(5, table)?,
+    })
+}
+
 /// Columns: hash, name, references, size.
 fn read_references(row: &impl Row) -> Result<ObjectReferences> {
     let table = "objects";
@@ -346,15 +469,15 @@ fn read_references(row: &impl Row) -> Result<ObjectReferences> {
     Ok(ObjectReferences { hash: path.hash(), nar_size, references })
 }
 
-/// Columns: hash, name, size, creation, last use, value of the order, row number.
-fn read_listed(row: &impl Row) -> Result<ListedObject> {
+/// Columns from `first` on: hash, name, size, creation, last use, value of the order, row number.
+fn read_listed(row: &impl Row, first: usize) -> Result<ListedObject> {
     let table = "objects";
     Ok(ListedObject {
-        path: store_path(row.column(0, table)?, row.column(1, table)?)?,
-        nar_size: unsigned(table, row.column(2, table)?)?,
-        created_at: row.column(3, table)?,
-        last_used_at: row.column(4, table)?,
-        place: ObjectPlace { value: row.column(5, table)?, id: row.column(6, table)? },
+        path: store_path(row.column(first, table)?, row.column(first + 1, table)?)?,
+        nar_size: unsigned(table, row.column(first + 2, table)?)?,
+        created_at: row.column(first + 3, table)?,
+        last_used_at: row.column(first + 4, table)?,
+        place: ObjectPlace { value: row.column(first + 5, table)?, id: row.column(first + 6, table)? },
     })
 }
 

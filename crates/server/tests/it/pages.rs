@@ -272,6 +272,74 @@ fn a_search_finds_a_path_by_hash_or_name_and_reads_a_bounded_part_of_a_cache() {
     assert!(cost <= 4, "{cost} statements");
 }
 
+/// Neither the answer nor the work of a search depends on other tenants, so its time does not tell
+/// of them.
+#[test]
+fn a_search_neither_finds_nor_reads_what_other_caches_hold() {
+    let server = Server::start();
+    push(&server, "main", &named(1, "hello-2.12"), &nar(1), &json!({}));
+    let owner = token(&json!({"main": {"r": 1, "cq": 1}}));
+    let search = |query: &str| {
+        let before = server.index.statement_count();
+        let page = browse(&server, Some(&owner), &format!("/main/paths?q={query}")).text();
+        assert!(!page.contains("secret") || query == "secret", "{page}");
+        (page.matches("<th scope=\"row\">").count(), server.index.statement_count() - before)
+    };
+    browse(&server, Some(&owner), "/main/");
+    let alone = [search("hello"), search("secret")];
+    for number in 2..=40 {
+        push(&server, "team-a", &named(number, "hello-secret"), &nar(1), &json!({}));
+    }
+    assert_eq!([search("hello"), search("secret")], alone);
+    assert_eq!([alone[0].0, alone[1].0], [1, 0]);
+}
+
+#[test]
+fn the_page_of_a_path_says_when_and_why_it_goes() {
+    let server = Server::start();
+    let (library, program) = (named(1, "library-1.0"), named(2, "program-2.0"));
+    push(&server, "main", &library, &nar(1), &json!({}));
+    let see = |token: Option<&str>, path: &StorePath| {
+        browse(&server, token, &format!("/main/{}", path.hash())).text()
+    };
+    let for_good = "It stays for good: the cache keeps its paths";
+    assert!(see(None, &library).contains(for_good) && see(Some(&admin()), &library).contains(for_good));
+    let week = br#"{"retention_period": {"Period": 604800}}"#;
+    let patched = server.call(&admin(), "PATCH", "/_api/v1/cache-config/main", week);
+    assert_eq!(patched.status, 200, "{patched:?}");
+    let owner = see(Some(&admin()), &library);
+    // Within the first second it is seven days.
+    let is_dated = owner.contains("</strong>, in 6 days") || owner.contains("</strong>, in 7 days");
+    assert!(owner.contains("It goes after ") && is_dated, "{owner}");
+    let stranger = see(None, &library);
+    assert!(stranger.contains("keeps a path for 7 days after its last use."), "{stranger}");
+    assert!(!stranger.contains("It goes after"), "when a path was used is for the owner: {stranger}");
+
+    push(&server, "main", &program, &nar(2), &json!({"references": [library.to_string()]}));
+    let proof = form_token(&server, &admin());
+    let pin = format!("/main/{}/pin", program.hash());
+    let pinned = submit(&server, &admin(), &pin, &format!("form_token={proof}&name=release"), &[]);
+    assert_eq!(pinned.status, 303, "{pinned:?}");
+    let owner = see(Some(&admin()), &library);
+    let program_link = format!("href=\"../main/{}\"", program.hash());
+    for text in [
+        "It stays as long as ",
+        &program_link,
+        "by the pin <strong>release</strong>, for good",
+        "Without that, ",
+    ] {
+        assert!(owner.contains(text), "{text} in {owner}");
+    }
+    assert!(see(Some(&admin()), &program).contains("The pin <strong>release</strong> keeps it for good."));
+    let deleter = see(Some(&token(&json!({"main": {"r": 1, "d": 1}}))), &library);
+    assert!(
+        deleter.contains("It stays as long as ") && !deleter.contains("release"),
+        "pins need `cq`: {deleter}"
+    );
+    let stranger = see(None, &library);
+    assert!(!stranger.contains("release") && !stranger.contains("program-2.0"), "{stranger}");
+}
+
 #[test]
 fn a_path_that_is_one_file_is_shown_and_downloaded() {
     let server = Server::start();
@@ -369,6 +437,19 @@ fn a_log_is_text_with_safe_colours() {
         page.contains("<span class=\"t1\">failed</span> &lt;script&gt;alert(1)&lt;/script&gt;\u{fffd}\n"),
         "{page}"
     );
+    // One line of escapes and marks, as long as a log may be, is as long a page as any other log.
+    let line = "\u{1b}[31m\u{1b}]8;;x\u{7}<b>\u{202e}\0\r".repeat(4 * 1024 * 1024 / 25);
+    let other = format!("{}-long.drv", path(9).hash());
+    push(&server, "main", &path(2), &nar(2), &json!({ "deriver": other }));
+    let put = server.call(&admin(), "PUT", &format!("/main/log/{other}"), line.as_bytes());
+    assert_eq!(put.status, 200, "{put:?}");
+    let longer = server.call(&admin(), "PUT", &format!("/main/log/{other}"), &vec![b'x'; 100 << 20]);
+    assert_eq!(longer.status, 413, "{longer:?}");
+    for from in ["", "?from=0", "?from=2000001", "?from=99999999"] {
+        let page = browse(&server, None, &format!("/main/{}/log{from}", path(2).hash())).text();
+        assert!(!page.contains("<b>") && !page.contains("\u{202e}"), "{from}");
+        assert!(page.chars().all(|one| one == '\n' || one == '\t' || !one.is_control()), "{from}");
+    }
     // The protocol's address stays what it is.
     let plain = server.request("GET", &format!("/main/log/{derivation}"), &[BROWSER], b"");
     assert_eq!(
@@ -598,6 +679,10 @@ fn the_first_page_and_those_of_a_cache_and_a_path_cost_four_statements_at_most()
     }
     let listed = server.call(&member, "GET", "/_api/v2/caches", b"").json();
     assert_eq!(listed["caches"].as_array().map(Vec::len), Some(3), "{listed}");
+    // Of this one, nothing is remembered.
+    let before = server.index.statement_count();
+    assert_eq!(browse(&server, Some(&admin()), "/hidden-000/").status, 200);
+    assert!(server.index.statement_count() - before <= 4);
     for session in [None, Some(member), Some(admin())] {
         for address in [
             "/".to_owned(),

@@ -910,6 +910,11 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex) {
             format!("1, 2, 3, {array}"),
             &["objects_cache_hash_key", "nars_pkey", "object_refs_pkey", "pins_by_path", "objects_by_name"],
         ),
+        (
+            expire_cache::EXAMINE_ONE,
+            format!("1, 2, 3, {bytes}"),
+            &["objects_cache_hash_key", "nars_pkey", "object_refs_pkey", "pins_by_path", "objects_by_name"],
+        ),
         (expire_cache::DELETE_OBJECTS, format!("1, 2, {array}"), &["objects_cache_hash_key", "objects_pkey"]),
         (
             expire_cache::SUM_OBJECTS,
@@ -921,6 +926,12 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex) {
         (retention::LIST_PINS_OF_PATH, format!("1, {bytes}, 3, 4"), &["pins_by_path"]),
         (retention::FIND_REFERENCES, format!("1, {array}"), &["objects_cache_hash_key"]),
         (retention::FIND_REFERRERS, format!("1, {bytes}, 3"), &["object_refs_pkey"]),
+        (
+            retention::FIND_KEEPERS,
+            format!("1, {bytes}, 3, 4, 5"),
+            &["pins_by_path", "object_refs_pkey", "objects_cache_hash_key"],
+        ),
+        (retention::LIST_EXTREMES, "1, 2".to_owned(), &["objects_by_size", "objects_by_use"]),
         (retention::LIST_BY_USE, "1, 2, 3, 4".to_owned(), &["objects_by_use"]),
         (retention::LIST_BY_AGE, "1, 2, 3, 4".to_owned(), &["objects_by_age"]),
         (retention::LIST_BY_SIZE, "1, 2, 3, 4".to_owned(), &["objects_by_size"]),

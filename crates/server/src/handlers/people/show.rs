@@ -6,11 +6,15 @@ use std::sync::Arc;
 use dormer_api::v2::{HistoryEntry, name_fits};
 use dormer_api::{CacheName, Permission, Permissions, TokenClaims};
 use dormer_edge::{foreign_signatures, hash_in, key_names, provenance};
-use dormer_index::{Cache, FoundObject, ListedObject, ObjectOrder, ObjectPlace, PathCounts, Pin};
+use dormer_index::{
+    Cache, CacheRules, ExpiryDefaults, ExpiryRule, ExtremeObjects, FoundObject, Keepers, ListedObject,
+    ObjectOrder, ObjectPlace, PathCounts, Pin,
+};
 use dormer_nix::{DocumentName, StoreDir, StorePath, StorePathHash};
 use dormer_pages::{
-    CacheRow, CacheView, ClosureView, Contents, Counts, ExpiryView, HomeView, LogView, PastDay, PathRow,
-    PathView, PathsView, PinRow, PinsView, ProblemView, Savings, SizedPath, SortedBy, path_address,
+    CacheRow, CacheView, ClosureView, Contents, Counts, HomeView, LogView, PastDay, PathRow, PathStay,
+    PathView, PathsView, PinRow, PinsView, ProblemView, Savings, SizedPath, SortedBy, StayEnd, StayView,
+    path_address,
 };
 use http::{Response, StatusCode};
 
@@ -34,16 +38,18 @@ const LISTED_CACHES: u32 = 51;
 const PAGE_PATHS: usize = 50;
 const PAGE_PINS: u32 = 40;
 
-/// Largest paths of a cache that its page names.
-const LARGEST: u32 = 10;
+/// Paths that the page of a cache names, of the largest and of the longest unused.
+const EXTREMES: u32 = 10;
 
 /// Paths that a search by name looks through: names are in no index that every database could use,
 /// so a search goes on with another request. Three look-ups.
 const SEARCHED_PATHS: u32 = 1_000;
 const SEARCHED_PAGES: usize = 3;
 
-/// Referrers and pins that the page of a path names.
-const REFERRERS: u32 = 20;
+/// Referrers and pins of each kind that the page of a path is told: one more than it names.
+const KEEPERS: u32 = 17;
+
+/// Pins that the page of consequences is told: one more than it names.
 const PINS: u32 = 9;
 
 /// Longest search, in bytes.
@@ -185,11 +191,17 @@ pub(super) async fn cache(app: &App, call: &Call, name: &CacheName) -> Result<Re
     // How much a cache is used is for those alone that may list it.
     let present = Present { counts, stored_bytes: None, shows_activity: opened.may_list() };
     let days = history::read(app, Some(cache.id), present, history::PAGE_DAYS).await?;
-    let largest = if opened.may_list() {
-        let found = app.engine.index().list_objects(cache.id, ObjectOrder::Size, None, LARGEST).await;
-        Some(found.map_err(index)?.iter().map(sized).collect())
+    let extremes = if opened.may_list() {
+        Some(app.engine.index().list_extremes(cache.id, EXTREMES).await.map_err(index)?)
     } else {
         None
+    };
+    let (largest, longest_unused) = match extremes {
+        None => (None, None),
+        Some(ExtremeObjects { largest, longest_unused }) => (
+            Some(largest.iter().map(sized).collect()),
+            Some(longest_unused.into_iter().map(path_row).collect()),
+        ),
     };
     let settings = &app.settings;
     let server = settings.api_endpoint.clone().unwrap_or_else(|| call.address(&settings.trusted_proxies));
@@ -207,7 +219,9 @@ pub(super) async fn cache(app: &App, call: &Call, name: &CacheName) -> Result<Re
         quota_bytes: cache.quota_bytes.filter(|bytes| *bytes > 0),
         history: days.iter().map(past_day).collect(),
         largest,
+        longest_unused,
         shows_pins: opened.may(Permission::ConfigureCacheRetention),
+        shows_store: app.claims(call).as_deref().is_some_and(may_pull_everything),
     };
     Ok(page(view.render(&frame(app, call))))
 }
@@ -218,6 +232,15 @@ fn active_keys(cache: &Cache) -> Vec<String> {
 
 fn sized(object: &ListedObject) -> SizedPath {
     SizedPath { base_name: object.path.to_string(), nar_bytes: object.nar_size }
+}
+
+fn path_row(object: ListedObject) -> PathRow {
+    PathRow {
+        base_name: object.path.to_string(),
+        nar_bytes: object.nar_size,
+        created_at: object.created_at,
+        used_at: object.last_used_at,
+    }
 }
 
 /// `/{cache}/paths`
@@ -235,27 +258,47 @@ pub(super) async fn paths(app: &App, call: &Call, name: &CacheName) -> Result<Re
         Some(sort) => SortedBy::named(&sort)
             .ok_or_else(|| Failure::BadRequest("`sort` is none of used, age and size".to_owned()))?,
     };
-    let (paths, next) = if opened.may_list() {
+    let found = if opened.may_list() {
         let after = query(call, "after")?.as_deref().map(read_place).transpose()?;
-        let (paths, next) = search(app, &opened.cache, &wanted, sort, after).await?;
-        (Some(paths), next.map(write_place))
+        Some(search(app, &opened.cache, &wanted, sort, after).await?)
     } else {
-        (None, None)
+        None
     };
+    let (next, looked_through) =
+        found.as_ref().map_or((None, None), |found| (found.next.map(write_place), found.looked_through));
+    let paths = found.map(|found| found.paths);
     let notice = (paths.is_none() && !wanted.is_empty())
         .then(|| "This is no hash and no store path, and you may not search by name here.".to_owned());
-    let view = PathsView { cache: opened.cache.name.clone(), query: wanted, sort, paths, next, notice };
+    let view = PathsView {
+        cache: opened.cache.name.clone(),
+        query: wanted,
+        sort,
+        paths,
+        next,
+        looked_through,
+        notice,
+    };
     Ok(page(view.render(&frame(app, call))))
 }
 
-/// Paths whose name has a text in it, from a place on; and the place behind them.
+/// What a search found.
+#[derive(Default)]
+struct Search {
+    paths: Vec<PathRow>,
+    /// The place behind what was looked at, if something is left.
+    next: Option<ObjectPlace>,
+    /// How many paths it looked through, if it ended at its bound.
+    looked_through: Option<u64>,
+}
+
+/// Paths whose name has a text in it, from a place on.
 async fn search(
     app: &App,
     cache: &Cache,
     wanted: &str,
     sort: SortedBy,
     mut after: Option<ObjectPlace>,
-) -> Result<(Vec<PathRow>, Option<ObjectPlace>), Failure> {
+) -> Result<Search, Failure> {
     let order = match sort {
         SortedBy::Used => ObjectOrder::Used,
         SortedBy::Age => ObjectOrder::Age,
@@ -263,31 +306,27 @@ async fn search(
     };
     let pattern = if wanted.contains('*') { wanted.to_owned() } else { format!("*{wanted}*") };
     let page = if wanted.is_empty() { 1 + u32::try_from(PAGE_PATHS).unwrap_or(0) } else { SEARCHED_PATHS };
-    let mut paths = Vec::new();
+    let (mut paths, mut looked_through) = (Vec::new(), 0);
     for _ in 0..SEARCHED_PAGES {
         let found = app.engine.index().list_objects(cache.id, order, after, page).await.map_err(index)?;
         let is_last = found.len() < page as usize;
+        looked_through += found.len() as u64;
         for object in found {
             if !name_fits(&pattern, object.path.name()) {
                 after = Some(object.place);
                 continue;
             }
             if paths.len() == PAGE_PATHS {
-                return Ok((paths, after));
+                return Ok(Search { paths, next: after, looked_through: None });
             }
             after = Some(object.place);
-            paths.push(PathRow {
-                base_name: object.path.to_string(),
-                nar_bytes: object.nar_size,
-                created_at: object.created_at,
-                used_at: object.last_used_at,
-            });
+            paths.push(path_row(object));
         }
         if is_last {
-            return Ok((paths, None));
+            return Ok(Search { paths, ..Search::default() });
         }
     }
-    Ok((paths, after))
+    Ok(Search { paths, next: after, looked_through: Some(looked_through) })
 }
 
 /// `/{cache}/pins`
@@ -343,17 +382,7 @@ pub(super) async fn path(
     let opened = open(app, call, name).await?;
     let FoundObject { object, nar, last_used_at } = find(app, &opened, hash).await?;
     let cache = &opened.cache;
-    let referrers =
-        if opened.may_list() { Some(referrers(app, cache, hash, REFERRERS).await?) } else { None };
-    let pins = pins_of(app, &opened, hash).await?;
-    let pins = pins.map(|pins| pins.into_iter().map(pin_row).collect());
-    let expiry = match cache.retention_seconds {
-        None => ExpiryView::Default,
-        Some(0) => ExpiryView::Kept,
-        Some(seconds) if opened.may_list() => ExpiryView::From(last_used_at.saturating_add(seconds)),
-        // When a path was used is for those alone that the API tells it.
-        Some(seconds) => ExpiryView::Unused(seconds),
-    };
+    let kept = keeping(app, &opened, hash).await?;
     let own_keys = key_names(&active_keys(cache));
     let view = PathView {
         cache: cache.name.clone(),
@@ -373,14 +402,62 @@ pub(super) async fn path(
         own_keys,
         references: others(&object.references, &object.path),
         shows_closure: true,
-        referrers,
-        pins,
+        referrers: kept.referrers,
+        pins: kept.pins,
         used_at: opened.may_list().then_some(last_used_at),
         is_public: cache.is_public,
-        expiry: Some(expiry),
+        stay: Some(kept.stay),
         may_remove: opened.may(Permission::Delete),
     };
     Ok(page(view.render(&frame(app, call))))
+}
+
+/// How long a path stays, and what keeps it, as far as the visitor may know.
+struct Keeping {
+    stay: StayView,
+    referrers: Option<(Vec<String>, bool)>,
+    pins: Option<Vec<PinRow>>,
+}
+
+/// Two statements for a visitor that may list the cache, and none for others.
+async fn keeping(app: &App, opened: &Opened, hash: &StorePathHash) -> Result<Keeping, Failure> {
+    let cache = &opened.cache;
+    // A server without jobs lets nothing go.
+    let defaults =
+        app.operations.get().map_or(
+            ExpiryDefaults { retention_seconds: 0, quota_bytes: 0, grace_seconds: 0 },
+            |operations| *operations.collector().expiry_defaults(),
+        );
+    // When a path was used, and what needs it, is for those alone that the API tells it.
+    if !opened.may_list() {
+        let stay = stay(&CacheRules::of(cache, &defaults), None);
+        return Ok(Keeping { stay, referrers: None, pins: None });
+    }
+    let now = app.engine.now();
+    let found = app.engine.index().find_keepers(cache, hash, &defaults, now, KEEPERS).await.map_err(index)?;
+    let Keepers { rules, pins, referrers, pins_above, is_cut } = found.ok_or(Failure::NoSuchObject)?;
+    let sees_pins = opened.may(Permission::ConfigureCacheRetention);
+    let rows = |pins: Vec<Pin>| sees_pins.then(|| pins.into_iter().map(pin_row).collect());
+    let end = rules.stays_until.map(|(until, rule)| match rule {
+        ExpiryRule::Age => (until, StayEnd::Age),
+        ExpiryRule::Newer => (until, StayEnd::Newer),
+    });
+    let of_path = PathStay {
+        is_published: rules.is_published,
+        counts_from: rules.counts_from,
+        end,
+        pins_above: rows(pins_above),
+        is_cut,
+    };
+    let stay = stay(&rules.cache, Some(of_path));
+    let has_more = referrers.len() == KEEPERS as usize;
+    let referrers = referrers.iter().take(KEEPERS as usize - 1).map(StorePath::to_string).collect();
+    Ok(Keeping { stay, referrers: Some((referrers, has_more)), pins: rows(pins) })
+}
+
+fn stay(rules: &CacheRules, of_path: Option<PathStay>) -> StayView {
+    let CacheRules { retention_seconds, quota_bytes, keep_latest } = *rules;
+    StayView { retention_seconds, quota_bytes, keep_latest, of_path }
 }
 
 /// The first pins of a path; `None` for a visitor that may not see pins.
