@@ -201,7 +201,7 @@ where
         a_pin_keeps_its_path_and_closure, pins_come_by_name_and_the_newest_stay,
         references_are_found_in_both_directions, objects_are_listed_in_every_order,
         a_removal_by_hand_is_in_the_audit, documents_of_no_object_expire,
-        documents_of_no_object_expire_where_everything_is_kept, random_histories_keep_closures_whole,
+        logs_of_no_object_stay_where_everything_is_kept, logs_have_a_retention_of_their_own, random_histories_keep_closures_whole,
     }
 }
 
