@@ -423,7 +423,7 @@ impl Said<'_> {
             .message(&json!({ "message_type": "log", "path": path, "state": state, "error": error }))?;
         match error {
             Some(error) if state == "too-long" => {
-                self.printer.warn(&format!("left out a build log: {error}"))
+                self.printer.warn(&format!("left out a build log: {error}"));
             }
             Some(error) => self.printer.error(&error),
             None => self.printer.detail(&format!("build log: {path}")),
