@@ -455,10 +455,16 @@ impl Lab {
         self.embedded
     }
 
+    /// The pack files of an embedded lab.
+    pub fn packs(&self) -> Vec<PathBuf> {
+        packs(&self.data_folder())
+    }
+
     /// Bytes of all packs.
     pub fn stored_bytes(&self) -> u64 {
         if self.embedded {
-            return pack_bytes(&self.data_folder());
+            let bytes = |pack: PathBuf| pack.metadata().expect("the pack is there").len();
+            return self.packs().into_iter().map(bytes).sum();
         }
         let mut command = Command::new("psql");
         let sum = "SELECT COALESCE(SUM(size), 0) FROM packs";
@@ -607,17 +613,17 @@ fn show_log_end(log: &str) {
     eprintln!("--- end of the server's log\n{end}\n---");
 }
 
-/// The size of all packs below a folder.
-fn pack_bytes(folder: &Path) -> u64 {
+/// All packs below a folder.
+fn packs(folder: &Path) -> Vec<PathBuf> {
     fs::read_dir(folder)
         .expect("the folder can be read")
         .map(|entry| entry.expect("the folder can be read").path())
-        .map(|path| match path.extension() {
-            _ if path.is_dir() => pack_bytes(&path),
-            Some(extension) if extension == "pack" => path.metadata().expect("the pack is there").len(),
-            _ => 0,
+        .flat_map(|path| match path.extension() {
+            _ if path.is_dir() => packs(&path),
+            Some(extension) if extension == "pack" => vec![path],
+            _ => Vec::new(),
         })
-        .sum()
+        .collect()
 }
 
 /// A database and a bucket of their own, in services that the test program's labs share, and the

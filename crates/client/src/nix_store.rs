@@ -146,7 +146,7 @@ impl NixStore {
         // Up to 2.14, a derivation stands for its outputs unless `--derivation` says that the file
         // itself is meant. For other paths, the option means their derivers.
         let (derivations, others): (Vec<&StorePath>, Vec<&StorePath>) =
-            paths.iter().partition(|path| path.name().strip_suffix(".drv").is_some());
+            paths.iter().partition(|path| path.is_derivation());
         let mut infos = Vec::new();
         for (paths, kind) in [(others, &[][..]), (derivations, &["--derivation"])] {
             for batch in paths.chunks(PATHS_PER_CALL) {

@@ -48,7 +48,7 @@ pub struct AddressedOutput {
 impl AddressedOutput {
     /// The output, if a path is one.
     pub(crate) fn of(info: &PathInfo, roots: &BTreeSet<StorePath>) -> Option<Self> {
-        let derivation = info.deriver.clone().filter(|path| path.name().strip_suffix(".drv").is_some())?;
+        let derivation = info.deriver.clone().filter(StorePath::is_derivation)?;
         let is_addressed = info.ca.as_ref().is_some_and(|ca| ca.starts_with("fixed:"));
         let (path, is_root) = (info.path.clone(), roots.contains(&info.path));
         is_addressed.then_some(Self { path, derivation, is_root, is_new: false })
@@ -56,7 +56,7 @@ impl AddressedOutput {
 
     /// The name of the output, which the path's name ends with: `out` if with nothing.
     pub(crate) fn output(&self) -> Option<&str> {
-        let package = self.derivation.name().strip_suffix(".drv")?;
+        let package = self.derivation.derivation_name()?;
         match self.path.name().strip_prefix(package)? {
             "" => Some("out"),
             rest => rest.strip_prefix('-'),

@@ -124,6 +124,7 @@ impl Default for JobSettings {
                 retention_seconds: 0,
                 quota_bytes: 0,
                 grace_seconds: 30 * 86_400,
+                log_retention_seconds: 0,
             },
             recount_seconds: None,
             outbox: None,

@@ -202,7 +202,7 @@ where
         references_are_found_in_both_directions, objects_are_listed_in_every_order,
         what_keeps_an_object_is_told_as_the_job_decides, a_look_for_keepers_is_bounded,
         a_removal_by_hand_is_in_the_audit, documents_of_no_object_expire,
-        documents_of_no_object_expire_where_everything_is_kept, random_histories_keep_closures_whole,
+        logs_of_no_object_stay_where_everything_is_kept, logs_have_a_retention_of_their_own, random_histories_keep_closures_whole,
     }
 }
 

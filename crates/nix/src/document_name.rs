@@ -129,7 +129,7 @@ impl FromStr for DocumentName {
 }
 
 fn parse_derivation(base_name: &str) -> Option<StorePath> {
-    base_name.parse().ok().filter(|path: &StorePath| path.name().strip_suffix(".drv").is_some())
+    base_name.parse().ok().filter(StorePath::is_derivation)
 }
 
 #[cfg(test)]

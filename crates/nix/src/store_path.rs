@@ -149,6 +149,16 @@ impl StorePath {
         &self.base_name[HASH_CHARS + 1..]
     }
 
+    /// The name without `.drv`, if the path is a derivation.
+    pub fn derivation_name(&self) -> Option<&str> {
+        self.name().strip_suffix(".drv")
+    }
+
+    /// Whether the path is a derivation: its name ends with `.drv`.
+    pub fn is_derivation(&self) -> bool {
+        self.derivation_name().is_some()
+    }
+
     /// `<hash>-<name>`.
     pub fn base_name(&self) -> &str {
         &self.base_name
@@ -216,6 +226,16 @@ mod tests {
         let store_dir = StoreDir::default();
         assert_eq!(path.to_absolute(&store_dir), format!("/nix/store/{BASE_NAME}"));
         assert_eq!(StorePath::parse_absolute(&store_dir, &path.to_absolute(&store_dir)), Ok(path));
+    }
+
+    #[test]
+    fn a_derivation_is_known_by_its_name() {
+        let path = |end: &str| format!("{BASE_NAME}{end}").parse::<StorePath>().unwrap();
+        assert_eq!(
+            (path(".drv").derivation_name(), path(".drv").is_derivation()),
+            (Some("hello-2.12.1"), true)
+        );
+        assert!(!path("").is_derivation() && !path(".drv.lock").is_derivation());
     }
 
     #[test]

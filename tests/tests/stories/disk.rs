@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use dormer_nix::NarHash;
 use dormer_tests::http::{self, Connection, Reply};
@@ -41,17 +41,6 @@ fn reads_back(lab: &Lab, nar: &[u8]) {
     let reply = lab.get(&format!("/main/{}", url_in(&narinfo(lab, nar))));
     assert!(reply.status == 200 && reply.complete, "{reply:?}");
     assert_eq!(NarHash::digest(&zstd::decode_all(reply.body.as_slice()).unwrap()), NarHash::digest(nar));
-}
-
-fn packs(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    entries
-        .flat_map(|path| match path.extension() {
-            _ if path.is_dir() => packs(&path),
-            Some(extension) if extension == "pack" => vec![path],
-            _ => Vec::new(),
-        })
-        .collect()
 }
 
 #[test]
@@ -188,7 +177,7 @@ fn a_pack_that_went_bad_is_reported_never_served_and_healed_by_the_next_push() {
     let url = format!("/main/{}", url_in(&lab.get(&narinfo)));
 
     // One byte of the second half: the first chunks are right, so the answer begins.
-    let mut bad = packs(&lab.data_folder());
+    let mut bad = lab.packs();
     bad.sort_by_key(|pack| std::cmp::Reverse(fs::metadata(pack).unwrap().len()));
     let mut bytes = fs::read(&bad[0]).unwrap();
     let place = bytes.len() * 3 / 4;

@@ -47,6 +47,49 @@ fn logs_are_copied_and_read_by_every_nix() {
     }
 }
 
+/// A log that is longer than the server takes: a clear 413 to `nix store copy-log`, and a warning
+/// of `dormer push --with-logs`, which has pushed what it was asked for.
+#[test]
+fn a_log_that_is_too_long_costs_no_push() {
+    let settings = "[limits]\nlog-size = \"1 KiB\"\n".to_owned();
+    let lab = Lab::start_with(LabOptions { settings: Some(settings), ..LabOptions::default() });
+    let limit = "the build log is longer than 1024 bytes, the limit";
+    for nix in Nix::ALL {
+        let machine = pusher(&lab, &format!("pusher-{}", nix.name()), nix, "main");
+        machine.login(&lab);
+        let salt = "long".repeat(300) + nix.name();
+        let file = machine.home().join("long.nix");
+        let text = format!(
+            "derivation {{ name = \"long\"; system = builtins.currentSystem; builder = \"/bin/busybox\"; \
+             args = [ \"sh\" \"-c\" \"echo {salt}; echo > $out\" ]; }}"
+        );
+        std::fs::write(&file, text).expect("it can be written");
+        let file = file.to_str().expect("our folders are UTF-8");
+        let long = machine.run("nix-build", &["--no-out-link", file]).succeeds().trim().to_owned();
+        let derivation = deriver(&machine, &long);
+
+        let pushed = machine.dormer(&["push", "main", "--with-logs", "--json", &long]);
+        let lines = pushed.succeeds();
+        let said = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+        let log = said.into_iter().find(|line| line["message_type"] == "log").expect("a line for the log");
+        assert_eq!((log["state"].as_str(), log["path"].as_str()), (Some("too-long"), Some(&*derivation)));
+        let text = machine.dormer(&["push", "main", "--with-logs", &long]);
+        text.succeeds();
+        for words in
+            ["warning: left out a build log", limit, "pushed 0 build logs", "hint: ", "limits.log-size"]
+        {
+            assert!(text.stderr().contains(words), "{words}: {text}");
+        }
+        assert_eq!(lab.get(&format!("/main/{}.narinfo", &long["/nix/store/".len()..][..32])).status, 200);
+
+        let target = lab.cache_url("main");
+        let refused = machine.run("nix", &["store", "copy-log", "--to", &target, &derivation]).fails();
+        assert!(refused.contains("413") && refused.contains(limit), "{refused}");
+        let address = format!("/main/log/{}", &derivation["/nix/store/".len()..]);
+        assert_eq!(lab.get(&address).status, 404);
+    }
+}
+
 /// What one machine built is substituted on another that has only the expression: copied by Nix
 /// with the trace of the derivation as it was written, or pushed with the traces of those that were
 /// built.

@@ -113,12 +113,18 @@ fn nix_copy_without_compression_comes_back() {
 #[test]
 fn a_compression_that_the_cache_does_not_take_is_refused_by_name() {
     let lab = Lab::start();
-    let machine = pusher(&lab, "pusher", Nix::NEWEST);
-    let empty = machine.build("empty", &[("salt", "lzip")]);
-    let target = format!("{}?compression=lzip", lab.cache_url("main"));
-    let said = machine.run("nix", &["copy", "--to", &target, &empty]).fails();
-    assert!(said.contains("xz") && said.contains("zstd"), "the answer says what is taken: {said}");
-    assert_eq!(lab.get(&format!("/main/{}.narinfo", &empty["/nix/store/".len()..][..32])).status, 404);
+    for nix in Nix::ALL {
+        let machine = pusher(&lab, &format!("pusher-{}", nix.name()), nix);
+        for compression in ["lzip", "compress"] {
+            let empty = machine.build("empty", &[("salt", &format!("{compression}-{}", nix.name()))]);
+            let target = format!("{}?compression={compression}", lab.cache_url("main"));
+            let said = machine.run("nix", &["copy", "--to", &target, &empty]).fails();
+            assert!(said.contains("HTTP error 400"), "{compression}: {said}");
+            assert!(said.contains("xz, zstd, bzip2"), "the answer says what is taken: {said}");
+            let narinfo = format!("/main/{}.narinfo", &empty["/nix/store/".len()..][..32]);
+            assert_eq!(lab.get(&narinfo).status, 404);
+        }
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What Nix's own functional tests ask of a binary cache over HTTP, beyond the stories in
 //! `nix_copy` and `documents`. docs/HTTP-API.md lists which story covers which of them.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -69,6 +70,161 @@ fn paths_are_looked_into_and_repaired_from_the_cache_by_every_nix() {
         reader.run("nix", &repair).succeeds();
         assert_eq!(fs::read_to_string(&file).expect("it is there"), contents);
         reader.verify_all();
+    }
+}
+
+/// binary-cache.sh, signing.sh, nar-access.sh and logging.sh: the other commands that they run,
+/// with the cache as their store.
+#[test]
+fn the_cache_is_a_store_for_the_commands_of_every_nix() {
+    let lab = Lab::start();
+    let url = lab.cache_url("main");
+    for nix in Nix::ALL {
+        let machine = pusher(&lab, nix);
+        let salt = format!("store-{}", nix.name());
+        let library = machine.build("library", &[("salt", &salt)]);
+        let tool = machine.build("tool", &[("salt", &salt)]);
+        let key = machine.home().join("copier").to_str().expect("our folders are UTF-8").to_owned();
+        let public = format!("{key}.public");
+        machine.run("nix-store", &["--generate-binary-cache-key", "copier-1", &key, &public]).succeeds();
+        let target = format!("{url}?secret-key={key}&write-nar-listing=1&compression=zstd");
+        machine.run("nix", &["copy", "--to", &target, &tool]).succeeds();
+        let narinfo = |path: &str| format!("/main/{}.narinfo", &path["/nix/store/".len()..][..32]);
+        assert!(lab.get(&narinfo(&tool)).text().contains("\nSig: copier-1:"), "what signs a copy");
+
+        let about = if nix == Nix::OLDEST { "ping" } else { "info" };
+        machine.run("nix", &["store", about, "--store", &url]).succeeds();
+        // This Nix's `nix-store` crashes at its end if its store is any server's.
+        if nix != Nix::NEWEST {
+            for what in ["--size", "--hash", "--references", "--requisites", "--deriver"] {
+                let lines = |store: &[&str]| -> BTreeSet<String> {
+                    let query = machine.run("nix-store", &[store, &["--query", what, &tool]].concat());
+                    query.succeeds().lines().map(str::to_owned).collect()
+                };
+                assert_eq!(lines(&["--store", &url]), lines(&[]), "{what}");
+            }
+            machine.run("nix-store", &["--store", &url, "--check-validity", &tool, &library]).succeeds();
+            machine.run("nix-store", &["--store", &url, "--verify-path", &tool, &library]).succeeds();
+        }
+        let dumped = machine.run("nix", &["store", "dump-path", "--store", &url, &library]).succeeds();
+        assert_eq!(dumped, machine.run("nix-store", &["--dump", &library]).succeeds());
+        let listed =
+            machine.run("nix", &["store", "ls", "--json", "-R", "--store", &url, &library]).succeeds();
+        let listed: Value = serde_json::from_str(&listed).expect("JSON");
+        assert_eq!(listed["entries"]["lib"]["entries"]["link"]["target"], "data", "{listed}");
+        machine.forget_caches();
+        let shown = machine.run("nix", &["path-info", "--sigs", "--recursive", "--store", &url, &tool]);
+        assert_eq!(shown.succeeds().matches("main:").count(), 2, "{shown}");
+
+        // A log by the path that was built.
+        let talker = machine.build("talker", &[("salt", &salt)]);
+        machine.run("nix", &["copy", "--to", &url, &talker]).succeeds();
+        machine.run("nix", &["log", "--store", &url, &talker]).fails();
+        machine.run("nix", &["store", "copy-log", "--to", &url, &talker]).succeeds();
+        let log = machine.run("nix", &["log", "--store", &url, &talker]).succeeds();
+        assert_eq!(log, format!("a word from {salt}\n"));
+
+        let text = machine.home().join("text");
+        fs::write(&text, &salt).expect("it can be written");
+        let text = text.to_str().expect("our folders are UTF-8");
+        let added = machine.run("nix", &["store", "add-path", "--store", &url, text]).succeeds();
+        assert!(lab.get(&narinfo(added.trim())).text().contains("\nCA: fixed:r:sha256:"), "{added}");
+
+        // What no binary cache does is refused, and changes nothing.
+        machine.run("nix", &["store", "delete", "--store", &url, &tool]).fails();
+        machine.run("nix", &["store", "gc", "--store", &url]).fails();
+        assert_eq!(lab.get(&narinfo(&tool)).status, 200);
+    }
+}
+
+/// signing.sh and repair.sh: signatures come from the cache, and are wanted.
+#[test]
+fn signatures_are_fetched_counted_and_wanted_by_every_nix() {
+    let lab = Lab::start();
+    let url = lab.cache_url("main");
+    for nix in Nix::ALL {
+        let machine = pusher(&lab, nix);
+        let salt = format!("signed-{}", nix.name());
+        let library = machine.build("library", &[("salt", &salt)]);
+        machine.run("nix", &["copy", "--to", &url, &library]).succeeds();
+        // It remembers its own narinfo, which nobody signed.
+        machine.forget_caches();
+
+        // What this machine built itself needs no signature, unless one is asked for.
+        let verify = |machine: &Machine, options: &[&str]| {
+            machine.run("nix", &[&["store", "verify"], options, &[&library]].concat())
+        };
+        verify(&machine, &[]).succeeds();
+        verify(&machine, &["--sigs-needed", "1"]).fails();
+        verify(&machine, &["--sigs-needed", "1", "--substituter", &url]).succeeds();
+        verify(&machine, &["--sigs-needed", "2", "--substituter", &url]).fails();
+        verify(&machine, &["--sigs-needed", "1", "--store", &url]).succeeds();
+        machine.run("nix", &["store", "copy-sigs", "--substituter", &url, &library]).succeeds();
+        verify(&machine, &["--sigs-needed", "1"]).succeeds();
+
+        let stranger = lab.machine(&format!("stranger-{}", nix.name()), nix);
+        let refused = stranger.run("nix", &["copy", "--from", &url, &library]).fails();
+        assert!(refused.contains("signature"), "{refused}");
+        stranger.run("nix-store", &["--check-validity", &library]).fails();
+        stranger.run("nix", &["copy", "--no-check-sigs", "--from", &url, &library]).succeeds();
+        verify(&stranger, &[]).fails();
+        verify(&stranger, &["--no-trust"]).succeeds();
+        let key = lab.public_key("main");
+        verify(&stranger, &["--option", "trusted-public-keys", &key]).succeeds();
+
+        let file = stranger.host_path(&format!("{library}/lib/data"));
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("it is there");
+        fs::write(&file, "damaged").expect("it can be damaged");
+        let check = ["--verify", "--check-contents"];
+        stranger.run("nix-store", &check).fails();
+        let repair = ["--repair", "--option", "substituters", &url, "--option", "trusted-public-keys", &key];
+        stranger.run("nix-store", &[&check[..], &repair].concat()).succeeds();
+        assert_eq!(fs::read_to_string(&file).expect("it is there"), format!("data of {salt}\n"));
+    }
+}
+
+/// binary-cache.sh: a NAR that is gone although the reader remembers its narinfo, and one whose
+/// stored bytes are damaged, which only `--fallback` forgives. Both are built.
+#[test]
+fn what_the_cache_lost_is_built_by_every_nix() {
+    let lab = Lab::start();
+    let url = lab.cache_url("main");
+    lab.login();
+    for nix in Nix::ALL {
+        let machine = pusher(&lab, nix);
+        // Only the files of an embedded lab can be damaged.
+        for is_damaged in [false, true].into_iter().take(1 + usize::from(lab.is_embedded())) {
+            let salt = format!("lost-{is_damaged}-{}", nix.name());
+            let library = machine.build("library", &[("salt", &salt)]);
+            machine.run("nix", &["copy", "--to", &url, &library]).succeeds();
+            let reader = lab.machine(&format!("reader-{is_damaged}-{}", nix.name()), nix);
+            reader.configure(&[lab.public_key("main")]);
+            let expression = reader.expression();
+            let options = ["--argstr", "salt", &salt, "-A", "library", "--option", "substituters", &url];
+            let build = |more: &[&str]| {
+                let of = [&[expression.as_str(), "--no-out-link"], &options[..], more].concat();
+                reader.run("nix-build", &of)
+            };
+            let planned = build(&["--dry-run"]);
+            planned.succeeds();
+            assert!(planned.stderr().contains("will be fetched"), "{planned}");
+            if is_damaged {
+                for pack in lab.packs() {
+                    let mut bytes = fs::read(&pack).expect("a pack");
+                    bytes.iter_mut().skip(16).for_each(|byte| *byte ^= 0x55);
+                    fs::write(&pack, bytes).expect("it can be damaged");
+                }
+            } else {
+                let hash = &library["/nix/store/".len()..][..32];
+                lab.dormer(&["cache", "remove-path", "main", hash]).succeeds();
+            }
+            let fallback: &[&str] = if is_damaged { &["--fallback"] } else { &[] };
+            assert_eq!(build(fallback).succeeds().trim(), library);
+            reader.verify_all();
+            // A push mends what the cache found damaged.
+            machine.forget_caches();
+            machine.run("nix", &["copy", "--to", &url, &library]).succeeds();
+        }
     }
 }
 

@@ -17,6 +17,41 @@ fn listed(machine: &Machine) -> String {
 }
 
 #[test]
+fn a_log_goes_before_its_path_in_the_lab_and_at_the_edge() {
+    let settings = "[garbage-collection]\ninterval = \"1s\"\nlog-retention-period = \"1d\"\n[[edge]]\n\
+                    name = \"edge\"\nsettle-time = \"0s\"\ntype = \"local\"\npath = \"LAB/edge\"\n\
+                    caches = [\"main\"]\nlogs = true\n";
+    let mut lab =
+        Lab::start_with(LabOptions { settings: Some(settings.to_owned()), ..LabOptions::default() });
+    let builder = lab.machine("builder", Nix::NEWEST);
+    builder.login(&lab);
+    let talker = builder.build("talker", &[("salt", "old-log")]);
+    builder.dormer(&["push", "main", "--with-logs", &talker]).succeeds();
+    let derivation = builder.run("nix-store", &["--query", "--deriver", &talker]).succeeds();
+    let log = derivation.trim().replace("/nix/store/", "main/log/");
+    let narinfo = format!("main/{}.narinfo", hash(&talker));
+    let edge = lab.folder().join("edge");
+    lab.server_command(&["publish", "edge"]).succeeds();
+    assert!(edge.join(&log).exists() && edge.join(&narinfo).exists());
+
+    // Two days pass.
+    lab.kill();
+    lab.sql("UPDATE documents SET written_at = written_at - 172800");
+    // What this statement itself told followers is done.
+    lab.server_command(&["publish", "edge"]).succeeds();
+    assert!(edge.join(&log).exists());
+    lab.restart();
+    let begun = Instant::now();
+    while lab.get(&format!("/{log}")).status != 404 {
+        assert!(begun.elapsed() < Duration::from_mins(1), "it never expires: {}", lab.log());
+        thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(lab.get(&format!("/{narinfo}")).status, 200);
+    lab.server_command(&["publish", "edge"]).succeeds();
+    assert!(!edge.join(&log).exists() && edge.join(&narinfo).exists());
+}
+
+#[test]
 fn an_unused_closure_expires_and_a_pinned_one_stays() {
     let settings = "[garbage-collection]\ninterval = \"1s\"\n".to_owned();
     let mut lab = Lab::start_with(LabOptions { settings: Some(settings), ..LabOptions::default() });

@@ -4,7 +4,6 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dormer_nix::NarHash;
@@ -36,17 +35,6 @@ fn reads_back(lab: &Lab, nar: &[u8]) {
     let reply = lab.get(&format!("/main/{url}"));
     assert!(reply.status == 200 && reply.complete, "{reply:?}");
     assert_eq!(NarHash::digest(&zstd::decode_all(reply.body.as_slice()).unwrap()), NarHash::digest(nar));
-}
-
-fn packs(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    entries
-        .flat_map(|path| match path.extension() {
-            _ if path.is_dir() => packs(&path),
-            Some(extension) if extension == "pack" => vec![path],
-            _ => Vec::new(),
-        })
-        .collect()
 }
 
 /// Waits until the server has looked which paths need the damaged bytes.
@@ -86,7 +74,7 @@ fn what_a_scrub_finds_damaged_is_missing_and_one_push_heals_all_of_it() {
     assert!(clean.contains("3 NARs"), "{clean}");
 
     // The first pack holds what they share.
-    let first = packs(&lab.data_folder()).into_iter().max_by_key(|pack| fs::metadata(pack).unwrap().len());
+    let first = lab.packs().into_iter().max_by_key(|pack| fs::metadata(pack).unwrap().len());
     let first = first.unwrap();
     let mut bytes = fs::read(&first).unwrap();
     bytes[40] ^= 0x20;

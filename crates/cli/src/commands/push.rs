@@ -283,7 +283,8 @@ impl<'a> Planned<'a> {
 }
 
 /// Uploads the logs that are here of these builds. A log that cannot be uploaded is reported and
-/// does not stop the others; the first reason is the answer.
+/// does not stop the others; the first reason is the answer. A log that is too long is left out: no
+/// later push could bring it, and the paths can do without.
 async fn push_logs(
     api: &ApiClient,
     cache: &CacheName,
@@ -291,7 +292,7 @@ async fn push_logs(
     said: &Said<'_>,
 ) -> Result<()> {
     let logs = BuildLogs::from_variables(&dormer_client::process_variables);
-    let (mut pushed, mut first_failure) = (0, None);
+    let (mut pushed, mut too_long, mut first_failure) = (0, 0_u64, None);
     for derivation in derivers {
         let attempt = || format!("read the build log of {derivation}");
         let uploaded = match logs.find(derivation) {
@@ -299,15 +300,39 @@ async fn push_logs(
             Ok(Some(log)) => api.put_log(cache, derivation, log).await.map_err(Error::from),
             Err(source) => Err(Error::Io { attempt: attempt(), source }),
         };
-        let error = uploaded.as_ref().err().map(Error::chain);
-        said.log(derivation, error.as_deref())?;
-        pushed += usize::from(error.is_none());
-        if let Err(error) = uploaded {
-            first_failure.get_or_insert(error);
+        match uploaded {
+            Ok(()) => {
+                said.log(derivation, "pushed", None)?;
+                pushed += 1;
+            }
+            Err(error) if is_too_long(&error) => {
+                said.log(derivation, "too-long", Some(&error))?;
+                too_long += 1;
+            }
+            Err(error) => {
+                said.log(derivation, "failed", Some(&error))?;
+                first_failure.get_or_insert(error);
+            }
         }
     }
     said.printer.say(&format!("pushed {pushed} build logs"));
+    if too_long > 0 {
+        said.printer.hint(
+            "the server's setting limits.log-size is the longest log that a cache takes, up to 32 MiB; a proxy \
+             before the server may take less",
+        );
+    }
     first_failure.map_or(Ok(()), Err)
+}
+
+/// Whether a log was not uploaded because of its length: the server's limit, a proxy's, or that of
+/// this command.
+fn is_too_long(error: &Error) -> bool {
+    match error {
+        Error::Client(dormer_client::Error::Refused { status, .. }) => *status == 413,
+        Error::Io { source, .. } => source.kind() == std::io::ErrorKind::FileTooLarge,
+        _ => false,
+    }
 }
 
 /// The store paths of the arguments, and the number of arguments that lead to none. Those are
@@ -391,13 +416,16 @@ impl Said<'_> {
         Ok(())
     }
 
-    fn log(&self, derivation: &StorePath, error: Option<&str>) -> Result<()> {
+    fn log(&self, derivation: &StorePath, state: &str, error: Option<&Error>) -> Result<()> {
         let path = self.full(derivation);
-        let state = if error.is_some() { "failed" } else { "pushed" };
+        let error = error.map(Error::chain);
         self.printer
             .message(&json!({ "message_type": "log", "path": path, "state": state, "error": error }))?;
         match error {
-            Some(error) => self.printer.error(error),
+            Some(error) if state == "too-long" => {
+                self.printer.warn(&format!("left out a build log: {error}"));
+            }
+            Some(error) => self.printer.error(&error),
             None => self.printer.detail(&format!("build log: {path}")),
         }
         Ok(())

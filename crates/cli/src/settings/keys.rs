@@ -328,6 +328,8 @@ keys! { KEYS:
         "How long a cache without its own setting keeps an unused object; 0 means for ever.").default("0s").attic();
     GC_DEFAULT_QUOTA = Key::new("garbage-collection.default-quota", Kind::Size(0, 1 << 60),
         "Most bytes that a cache without its own setting keeps, as clients download them; 0 means no quota.").default("0");
+    GC_LOG_RETENTION_PERIOD = Key::new("garbage-collection.log-retention-period", Kind::Duration(0, 100 * 366 * DAY),
+        "How long a cache keeps a build log after it came; 0 means as long as the paths of the build.").default("0s");
     GC_RECOMPRESS_LEVEL = Key::new("garbage-collection.recompress-level", Kind::Integer(0, 19),
         "zstd level at which collections recompress packs that no push has used for 30 days, once. 0 leaves them as they are. \
          Docs: OPERATING.md, \"Recompression\".").default("0");

@@ -272,6 +272,8 @@ fn resolve(raw: &Raw) -> Result<Settings> {
                 .unwrap_or(i64::MAX),
             quota_bytes: size(raw, &keys::GC_DEFAULT_QUOTA),
             grace_seconds: engine.grace_seconds,
+            log_retention_seconds: i64::try_from(duration(raw, &keys::GC_LOG_RETENTION_PERIOD).as_secs())
+                .unwrap_or(i64::MAX),
         },
         engine,
         edges,

@@ -185,6 +185,13 @@ fn a_store_over_a_network_wants_what_it_needs() {
 }
 
 #[test]
+fn logs_stay_as_long_as_their_paths_unless_a_period_is_set() {
+    let seconds = |toml: &str| load(toml, &[HOME].into(), &[]).unwrap().expiry_defaults.log_retention_seconds;
+    assert_eq!(seconds(""), 0);
+    assert_eq!(seconds("[garbage-collection]\nlog-retention-period = \"2 weeks\"\n"), 14 * 86_400);
+}
+
+#[test]
 fn attics_server_toml_is_accepted_whole() {
     let settings = load(ATTIC_SERVER_TOML, &[HOME].into(), &[]).unwrap();
     assert_eq!(settings.listen, "[::]:8080".parse().unwrap());

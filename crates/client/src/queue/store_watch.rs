@@ -319,7 +319,7 @@ fn store_events(event: notify::Result<notify::Event>) -> Vec<StoreEvent> {
 fn changed_path(name: &str, is_removed: bool) -> Option<StorePath> {
     let name = if is_removed { name.strip_suffix(".lock")? } else { name };
     let path: StorePath = name.parse().ok()?;
-    path.name().strip_suffix(".drv").is_none().then_some(path)
+    (!path.is_derivation()).then_some(path)
 }
 
 /// The store paths in a folder whose files changed at `since` or later, with the time of the

@@ -126,6 +126,7 @@ impl Default for CollectSettings {
                 retention_seconds: 0,
                 quota_bytes: 0,
                 grace_seconds: 30 * 86_400,
+                log_retention_seconds: 0,
             },
             recompress_level: None,
             cold_seconds: 30 * 86_400,

@@ -244,6 +244,7 @@ impl History {
                 retention_seconds: RETENTION,
                 quota_bytes: 0,
                 grace_seconds: GRACE,
+                log_retention_seconds: 0,
             },
             ..JobSettings::default()
         };

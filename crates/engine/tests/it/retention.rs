@@ -53,7 +53,12 @@ fn runner(jobs: Arc<dyn JobIndex>, clock: Arc<dyn Clock>) -> JobRunner {
         lease_seconds: 30,
         poll: Duration::from_millis(2),
         step_rows_max: 2,
-        expiry_defaults: ExpiryDefaults { retention_seconds: 0, quota_bytes: 0, grace_seconds: 30 * DAY },
+        expiry_defaults: ExpiryDefaults {
+            retention_seconds: 0,
+            quota_bytes: 0,
+            grace_seconds: 30 * DAY,
+            log_retention_seconds: 0,
+        },
         ..JobSettings::default()
     };
     JobRunner::new(jobs, clock, "test".to_owned(), settings)

@@ -18,7 +18,7 @@ const GRACE: i64 = 30 * DAY;
 const FILE_SIZE: u64 = 5_000;
 
 const DEFAULTS: ExpiryDefaults =
-    ExpiryDefaults { retention_seconds: 0, quota_bytes: 0, grace_seconds: GRACE };
+    ExpiryDefaults { retention_seconds: 0, quota_bytes: 0, grace_seconds: GRACE, log_retention_seconds: 0 };
 
 fn referring(number: u32, to: &[u32]) -> Object {
     Object { references: to.iter().map(|number| path(*number)).collect(), ..object(number) }
@@ -46,11 +46,15 @@ impl Both {
 
     /// Runs all expire jobs that are due at `now`; returns how many rows they changed.
     async fn expire(&self, now: i64, limit: u32) -> Result<u64> {
+        self.expire_with(&DEFAULTS, now, limit).await
+    }
+
+    async fn expire_with(&self, defaults: &ExpiryDefaults, now: i64, limit: u32) -> Result<u64> {
         let mut rows = 0;
-        self.jobs.open_expire_jobs(&DEFAULTS, now, now - HOUR).await?;
+        self.jobs.open_expire_jobs(defaults, now, now - HOUR).await?;
         while let Some(lease) = self.take(now).await? {
             loop {
-                let step = self.jobs.expire_cache_step(&lease, &DEFAULTS, limit, now, now + 60).await?;
+                let step = self.jobs.expire_cache_step(&lease, defaults, limit, now, now + 60).await?;
                 rows += step.rows;
                 if step.is_last {
                     break;
@@ -141,7 +145,8 @@ async fn put_orphans(both: &Both, cache: CacheId, number: u32) -> Result<[Docume
     Ok([log, DocumentName::Trace(trace.key)])
 }
 
-pub(super) async fn documents_of_no_object_expire_where_everything_is_kept(both: Both) -> Result<()> {
+/// Nothing reads a trace whose path never came. A log is read by the name of its derivation.
+pub(super) async fn logs_of_no_object_stay_where_everything_is_kept(both: Both) -> Result<()> {
     let main = cache(&both.index, "main").await?;
     both.push_referring(main, 1, &[]).await?;
     let orphans = put_orphans(&both, main, 21).await?;
@@ -154,11 +159,66 @@ pub(super) async fn documents_of_no_object_expire_where_everything_is_kept(both:
     };
     assert_eq!(both.expire(NOW + GRACE, 10).await?, 0, "their path may still come");
     assert_eq!(are_there().await?, [true, true]);
-    assert_eq!(both.expire(NOW + GRACE + DAY, 10).await?, 2);
-    assert_eq!(are_there().await?, [false, false]);
-    assert_eq!(both.live(main).await?, [1]);
-    let later = NOW + GRACE + 2 * DAY;
+    assert_eq!(both.expire(NOW + GRACE + DAY, 10).await?, 1);
+    assert_eq!(are_there().await?, [true, false]);
+    assert_eq!(both.expire(NOW + 1_000 * DAY, 10).await?, 0);
+    assert_eq!((are_there().await?, both.live(main).await?), (vec![true, false], vec![1]));
+    let weekly = CachePatch { retention_seconds: Some(Some(2_000 * DAY)), ..CachePatch::default() };
+    both.index.update_cache(main, &weekly, NOW).await?;
+    assert_eq!(both.expire(NOW + 1_001 * DAY, 10).await?, 1, "a cache that forgets keeps no such log");
+    assert_eq!((are_there().await?, both.live(main).await?), (vec![false, false], vec![1]));
+    let default = CachePatch { retention_seconds: Some(None), ..CachePatch::default() };
+    both.index.update_cache(main, &default, NOW).await?;
+    let later = NOW + 1_002 * DAY;
     assert_eq!(both.jobs.open_expire_jobs(&DEFAULTS, later, later).await?, 0, "nothing is left to look at");
+    Ok(())
+}
+
+/// Of logs that objects name, and of others, in a cache that keeps all its paths. Followers are
+/// told, so that a log goes from the edge too.
+pub(super) async fn logs_have_a_retention_of_their_own(both: Both) -> Result<()> {
+    let main = cache(&both.index, "main").await?;
+    let weekly = ExpiryDefaults { log_retention_seconds: WEEK, ..DEFAULTS };
+    let mut logs = Vec::new();
+    for number in [21, 22, 23] {
+        let [log, trace] = put_orphans(&both, main, number).await?;
+        let DocumentName::Log(derivation) = &log else { panic!("{log}") };
+        if number < 23 {
+            // Two outputs; the trace is of the first.
+            for output in [number, number + 10] {
+                let named = Object { deriver: Some(derivation.to_string()), ..object(output) };
+                push(&both.index, main, output, CommitTarget::Object(named)).await?;
+            }
+        }
+        logs.push((log, trace));
+    }
+    let are_there = async || -> Result<Vec<(bool, bool)>> {
+        let mut found = Vec::new();
+        for (log, trace) in &logs {
+            let log = both.index.find_document(main, log).await?.is_some();
+            found.push((log, both.index.find_document(main, trace).await?.is_some()));
+        }
+        Ok(found)
+    };
+    let before = changes(&both.index, main).await?.len();
+    assert_eq!(both.expire_with(&weekly, NOW + WEEK, 10).await?, 0, "not before the period is over");
+    // One comes again: it counts from then on.
+    let (DocumentName::Log(derivation), body) = (logs[1].0.clone(), vec![b'y']) else { panic!("no log") };
+    let (name, owner) = (logs[1].0.clone(), derivation.hash());
+    let again = NewDocument { name, owner, size: 1, encoding: None, body };
+    both.index.put_document(main, &again, NOW + DAY).await?;
+    let told = changes(&both.index, main).await?.len();
+    assert_eq!(told, before + 2);
+    let live = both.live(main).await?;
+    assert_eq!(both.expire_with(&weekly, NOW + WEEK + HOUR, 2).await?, 2, "in steps of two");
+    assert_eq!(are_there().await?, [(false, true), (true, true), (false, true)]);
+    let mut since: Vec<_> = changes(&both.index, main).await?.drain(told..).flatten().collect();
+    since.sort_unstable();
+    let mut outputs = [path_hash(21), path_hash(31)];
+    outputs.sort_unstable();
+    assert_eq!((since, both.live(main).await?), (outputs.to_vec(), live));
+    assert_eq!(both.expire_with(&weekly, NOW + WEEK + DAY + 1, 2).await?, 1);
+    assert_eq!(are_there().await?, [(false, true), (false, true), (false, true)]);
     Ok(())
 }
 

@@ -146,6 +146,8 @@ pub struct ExpiryDefaults {
     pub quota_bytes: u64,
     /// How long the NAR of an expired object stays readable.
     pub grace_seconds: i64,
+    /// How long a build log is kept after it came; 0 means as long as the objects of its build.
+    pub log_retention_seconds: i64,
 }
 
 /// What a step did.

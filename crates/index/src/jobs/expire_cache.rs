@@ -1,6 +1,7 @@
 //! The job that removes what a cache keeps no longer: first what is too old, or not among the
 //! newest of its name, then the least recently used until the rest fits the quota. At the end, the
-//! documents that belong to no object any more.
+//! documents that belong to no object any more, and the logs that are too old. A cache that keeps
+//! everything keeps the logs of no object too: somebody may have copied them there alone.
 //!
 //! Algorithm
 //! - An object may go only when no object of the cache refers to it (`object_refs` has a row for
@@ -33,7 +34,7 @@ use crate::contract::{Cache, CacheId, CacheRules, ExpiryRule, ObjectPlace, Objec
 use crate::publish::records::{Records, records};
 use crate::rows::Row;
 use crate::sql::{Argument, Sql, Transaction, both};
-use crate::topics::{objects, outbox};
+use crate::topics::{documents, objects, outbox};
 
 use Argument::{Bytes, List, Number, Numbers, Text};
 
@@ -50,6 +51,9 @@ const CASCADE_FACTOR: usize = 4;
 /// Objects that a step removes at most, with what it frees: each is six rows and more, and other
 /// writers wait for the step on SQLite.
 const REMOVED_MAX: usize = 512;
+
+/// Logs that a step removes at most because of their age: each takes a look for its objects.
+const OLD_LOGS_MAX: usize = 256;
 
 const POLICY: Sql = both!(
     "SELECT retention_seconds, quota_bytes, keep_latest,
@@ -179,7 +183,7 @@ const CUT_GRACES: Sql = records!(
 macro_rules! examine_documents {
     ($derivation:literal) => {
         concat!(
-            "SELECT d.id, d.written_at, CASE
+            "SELECT d.id, d.written_at, d.kind, d.name, CASE
                  WHEN d.kind = 1 THEN EXISTS (SELECT 1 FROM objects AS o WHERE o.cache = $1 AND o.deriver = ",
             $derivation,
             ") ELSE EXISTS (SELECT 1 FROM objects AS o WHERE o.cache = $1 AND o.hash = d.owner) END
@@ -216,7 +220,8 @@ const CACHES_WITH_RULES: Sql = both!(
 );
 const NOTE_EXPIRED: Sql = both!("UPDATE caches SET expired_at = $2 WHERE id = $1");
 
-// A cache that keeps everything has a job only for its documents: some may belong to no object.
+// A cache that keeps everything has a job only for its documents: traces may belong to no object,
+// and logs may be too old.
 const OPEN_DUE: Sql = both!(
     "INSERT INTO jobs (kind, cache, target, done, fence, lease_ends_at, failures, created_at)
      SELECT 'expire-cache', c.id, NULL, 0, 0, 0, 0, $1 FROM caches AS c
@@ -435,6 +440,10 @@ impl Policy {
             keep_latest: keep_latest.filter(|count| *count > 0),
             is_published,
         }
+    }
+
+    fn keeps_everything(&self) -> bool {
+        self.retention_seconds.is_none() && self.quota_bytes.is_none() && self.keep_latest.is_none()
     }
 
     /// Objects that were used at this time or later need not be looked at.
@@ -768,28 +777,59 @@ impl Step {
         Ok(Outcome { next, rows })
     }
 
-    /// Removes those of a page of documents that belong to no object. A document that was written
-    /// within the grace stays: its path may still be on the way.
+    /// Removes those of a page of documents that belong to no object, and logs that are too old. A
+    /// document that was written within the grace stays: its path may still be on the way.
     async fn remove_documents(&self, tx: &mut impl Transaction, cursor: Cursor) -> Result<Outcome> {
         let table = "documents";
         let page = [Number(self.cache.0), Number(cursor.id), Number(i64::from(self.limit))];
         let page = tx.rows(EXAMINE_DOCUMENTS, &page).await?;
-        let written_before = self.now.saturating_sub(self.defaults.grace_seconds);
-        let (mut next, mut orphans) = (cursor, Vec::new());
+        let is_older = |written_at: UnixSeconds, seconds: i64| written_at < self.now.saturating_sub(seconds);
+        let (mut next, mut going, mut old_logs, mut is_cut) = (cursor, Vec::new(), Vec::new(), false);
         for row in &page {
+            is_cut = old_logs.len() == OLD_LOGS_MAX;
+            if is_cut {
+                break;
+            }
             next.id = row.column(0, table)?;
             let written_at: UnixSeconds = row.column(1, table)?;
-            if written_at < written_before && !row.column::<bool>(2, table)? {
-                orphans.push(next.id);
+            let (kind, name): (i64, String) = (row.column(2, table)?, row.column(3, table)?);
+            let has_object: bool = row.column(4, table)?;
+            let log_seconds = self.defaults.log_retention_seconds;
+            let is_old_log = kind == documents::LOG && log_seconds > 0 && is_older(written_at, log_seconds);
+            let is_orphan = !has_object
+                && is_older(written_at, self.defaults.grace_seconds)
+                && !(kind == documents::LOG && self.policy.keeps_everything());
+            if is_old_log || is_orphan {
+                going.push(next.id);
+            }
+            if is_old_log && has_object {
+                old_logs.push(name);
             }
         }
         let mut rows = 0;
-        if !orphans.is_empty() {
-            tx.run(NOTE_DOCUMENTS, &[Numbers(&orphans)]).await?;
-            rows = tx.run(DELETE_DOCUMENTS, &[Numbers(&orphans)]).await?;
+        if !going.is_empty() {
+            self.tell_outputs(tx, &old_logs).await?;
+            tx.run(NOTE_DOCUMENTS, &[Numbers(&going)]).await?;
+            rows = tx.run(DELETE_DOCUMENTS, &[Numbers(&going)]).await?;
         }
-        let next = (page.len() == self.limit as usize).then_some(next);
+        let next = (is_cut || page.len() == self.limit as usize).then_some(next);
         Ok(Outcome { next, rows })
+    }
+
+    /// Tells followers of the objects whose logs go: targets have these logs too.
+    async fn tell_outputs(&self, tx: &mut impl Transaction, logs: &[String]) -> Result<()> {
+        let mut outputs: Vec<Vec<u8>> = Vec::new();
+        for name in logs {
+            let derivation = name.strip_prefix("log/").unwrap_or_default();
+            for row in &tx.rows(documents::OUTPUTS, &[Number(self.cache.0), Text(derivation)]).await? {
+                outputs.push(row.column(0, "objects")?);
+            }
+        }
+        if outputs.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<&[u8]> = outputs.iter().map(Vec::as_slice).collect();
+        outbox::note_changes(tx, self.cache, &keys, self.now).await
     }
 
     /// A page of graces: those that last longer than a day, and the cursor behind the page, which

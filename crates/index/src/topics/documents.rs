@@ -67,9 +67,8 @@ pub(crate) const FORGET: Sql = both!(
      RETURNING name"
 );
 
-/// How the triggers that follow [`WRITE`] find the outputs of a log's derivation. Tests look at its
-/// plan, because no statement of a trigger can be explained.
-#[cfg(test)]
+/// The outputs of a log's derivation. The triggers that follow [`WRITE`] find them in the same way;
+/// tests look at the plan of this one, because no statement of a trigger can be explained.
 pub(crate) const OUTPUTS: Sql =
     both!("SELECT o.hash FROM objects AS o WHERE o.cache = $1 AND o.deriver = $2 LIMIT 256");
 

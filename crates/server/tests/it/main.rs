@@ -11,6 +11,7 @@ mod metrics;
 mod nix;
 mod operating;
 mod pages;
+mod permissions;
 mod routes;
 mod sessions;
 mod signed_paths;

@@ -267,10 +267,22 @@ fn the_largest_window_fits_the_default_memory() {
 #[test]
 fn unknown_compressions_are_refused_by_name() {
     let server = Server::start();
-    for (file, body) in [("x.nar.lzip", b"LZIP\x01".as_slice()), ("x.nar", b"random bytes"), ("x.nar", b"")] {
+    // Nix writes no suffix for `compress`, and other programs write `.Z` and `.lz`.
+    let (lzip, compress) = (b"LZIP\x01\x0c".as_slice(), b"\x1f\x9d\x90\x0d\x00".as_slice());
+    for (file, body) in [
+        ("x.nar.lzip", lzip),
+        ("x.nar.lz", lzip),
+        ("x.nar", lzip),
+        ("x.nar", compress),
+        ("x.nar.Z", compress),
+        ("x.nar", b"random bytes"),
+        ("x.nar", b""),
+    ] {
         let reply = put(&server, &format!("/main/nar/{file}"), body);
-        assert_eq!(reply.status, 400);
+        assert_eq!(reply.status, 400, "{file}: {reply:?}");
         assert!(reply.text().contains("xz, zstd, bzip2, gzip, br, lz4"), "{reply:?}");
+        let there = server.call(&admin(), "HEAD", &format!("/main/nar/{file}"), b"");
+        assert_eq!(there.status, 404, "{file}: nothing is left of it");
     }
 }
 

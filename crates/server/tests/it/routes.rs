@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use dormer_nix::{DocumentName, TraceKey};
 use serde_json::json;
 
 use crate::common::{nar, nar_info, path};
@@ -14,6 +15,8 @@ const PAGES: &str = include_str!("../../src/page_route.rs");
 /// A request about a cache.
 #[derive(Debug)]
 pub(crate) struct Asked {
+    /// The variant of `Route`.
+    pub(crate) route: &'static str,
     pub(crate) method: &'static str,
     pub(crate) address: String,
     /// `X-Attic-Nar-Info`.
@@ -85,16 +88,33 @@ fn addresses(route: &str, cache: &str) -> Vec<String> {
                 .map(|file| format!("/{cache}/nar/{file}"))
                 .to_vec()
         }
-        "Document" => [
-            format!("log/{hash}-x.drv"),
-            format!("build-trace-v2/{hash}-x.drv/out.doi"),
-            format!("realisations/sha256:{}!out.doi", "ab".repeat(32)),
-            "debuginfo/0123456789abcdef0123456789abcdef01234567".to_owned(),
-        ]
-        .map(|document| format!("/{cache}/{document}"))
-        .to_vec(),
+        "Document" => documents().iter().map(|document| format!("/{cache}/{document}")).collect(),
         other => panic!("the route {other} is new: which addresses does it have?"),
     }
+}
+
+/// The build id whose debug info the tables ask for.
+pub(crate) const BUILD_ID: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// An address of every kind of document.
+pub(crate) fn documents() -> [String; 4] {
+    let hash = path(1).hash();
+    let documents = [
+        format!("log/{hash}-x.drv"),
+        format!("build-trace-v2/{hash}-x.drv/out.doi"),
+        format!("realisations/sha256:{}!out.doi", "ab".repeat(32)),
+        format!("debuginfo/{BUILD_ID}"),
+    ];
+    // A new kind does not compile here, and lacks its address below.
+    let folder = |address: &String| match DocumentName::of_address(address).expect("a document's address") {
+        DocumentName::Log(_) => "log/",
+        DocumentName::Trace(TraceKey::Derivation { .. }) => "build-trace-v2/",
+        DocumentName::Trace(TraceKey::Hash { .. }) => "realisations/",
+        DocumentName::DebugInfo(_) => "debuginfo/",
+    };
+    let folders: BTreeSet<_> = documents.iter().map(folder).collect();
+    assert_eq!(folders, BTreeSet::from(DocumentName::FOLDERS), "a kind of document without an address");
+    documents
 }
 
 /// Every request about a cache by the protocols and the API.
@@ -120,6 +140,7 @@ pub(crate) fn requests(cache: &str) -> Vec<Asked> {
                 };
                 let is_upload = route == "UploadPath";
                 requests.push(Asked {
+                    route,
                     method,
                     address: address.clone(),
                     info: is_upload.then(|| nar_info(cache, &path(1), &nar(1), &json!({})).to_string()),

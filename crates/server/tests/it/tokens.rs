@@ -232,6 +232,7 @@ fn a_private_cache_looks_like_one_that_is_not_there() {
             server.request(asked.method, &asked.address, &headers, &asked.body).without_noise()
         };
         let nar_of = |cache: &str| Asked {
+            route: "Nar",
             method: "GET",
             address: format!("/{cache}/{there}"),
             info: None,
