@@ -423,11 +423,10 @@ struct Keeping {
 async fn keeping(app: &App, opened: &Opened, hash: &StorePathHash) -> Result<Keeping, Failure> {
     let cache = &opened.cache;
     // A server without jobs lets nothing go.
-    let defaults =
-        app.operations.get().map_or(
-            ExpiryDefaults { retention_seconds: 0, quota_bytes: 0, grace_seconds: 0 },
-            |operations| *operations.collector().expiry_defaults(),
-        );
+    let defaults = app.operations.get().map_or(
+        ExpiryDefaults { retention_seconds: 0, quota_bytes: 0, grace_seconds: 0, log_retention_seconds: 0 },
+        |operations| *operations.collector().expiry_defaults(),
+    );
     // When a path was used, and what needs it, is for those alone that the API tells it.
     if !opened.may_list() {
         let stay = stay(&CacheRules::of(cache, &defaults), None);
