@@ -198,10 +198,9 @@ pub(super) async fn cache(app: &App, call: &Call, name: &CacheName) -> Result<Re
     };
     let (largest, longest_unused) = match extremes {
         None => (None, None),
-        Some(ExtremeObjects { largest, longest_unused }) => (
-            Some(largest.iter().map(sized).collect()),
-            Some(longest_unused.into_iter().map(path_row).collect()),
-        ),
+        Some(ExtremeObjects { largest, longest_unused }) => {
+            (Some(largest.iter().map(sized).collect()), Some(longest_unused.iter().map(path_row).collect()))
+        }
     };
     let settings = &app.settings;
     let server = settings.api_endpoint.clone().unwrap_or_else(|| call.address(&settings.trusted_proxies));
@@ -234,7 +233,7 @@ fn sized(object: &ListedObject) -> SizedPath {
     SizedPath { base_name: object.path.to_string(), nar_bytes: object.nar_size }
 }
 
-fn path_row(object: ListedObject) -> PathRow {
+fn path_row(object: &ListedObject) -> PathRow {
     PathRow {
         base_name: object.path.to_string(),
         nar_bytes: object.nar_size,
@@ -320,7 +319,7 @@ async fn search(
                 return Ok(Search { paths, next: after, looked_through: None });
             }
             after = Some(object.place);
-            paths.push(path_row(object));
+            paths.push(path_row(&object));
         }
         if is_last {
             return Ok(Search { paths, ..Search::default() });
