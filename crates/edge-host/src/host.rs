@@ -15,6 +15,7 @@ use dormer_edge::{
 use dormer_http_host::{Error, HostSettings, Listener, NotReady, Peer, Probe, Probes, Service, brief, serve};
 use dormer_stores::ByteStream;
 use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -157,13 +158,16 @@ impl EdgeServer {
 
     /// Serves until `shutdown` is ready; then takes no more connections and lets requests in flight
     /// finish.
-    pub async fn run(
+    ///
+    /// The compiler builds a boxed future where it is made: here, for speed, and not in the
+    /// binary's crate, which is built for size.
+    pub fn run(
         self,
-        listener: impl Into<Listener>,
-        shutdown: impl Future<Output = ()>,
-    ) -> Result<(), Error> {
+        listener: Listener,
+        shutdown: BoxFuture<'static, ()>,
+    ) -> BoxFuture<'static, Result<(), Error>> {
         let settings = self.settings.host.clone();
-        serve(listener, Arc::new(self), settings, shutdown).await
+        Box::pin(serve(listener, Arc::new(self), settings, shutdown))
     }
 
     async fn respond(&self, request: &Request<Incoming>) -> Response<Body> {

@@ -30,7 +30,7 @@ async fn host(store: &SeaweedFs, bucket: &str, kept: Option<&Path>) -> SocketAdd
     let server = EdgeServer::new(source, disk, None, EdgeSettings::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(server.run(listener, std::future::pending()));
+    tokio::spawn(server.run(listener.into(), Box::pin(std::future::pending())));
     address
 }
 

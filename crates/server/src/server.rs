@@ -5,6 +5,7 @@ use std::sync::Arc;
 use dormer_engine::Engine;
 use dormer_http_host::{Error, Listener, Peer, Probes, Service};
 use dormer_index::PublishIndex;
+use futures::future::BoxFuture;
 use http::{Request, Response};
 use hyper::body::Incoming;
 
@@ -49,19 +50,22 @@ impl Server {
     }
 
     /// Serves clients until `shutdown` is ready, then stops; see [`dormer_http_host::serve`].
-    pub async fn run(
+    ///
+    /// The compiler builds a boxed future where it is made. All that a request passes through is
+    /// therefore built here, for speed, and not in the binary's crate, which is built for size.
+    pub fn run(
         self,
-        listener: impl Into<Listener>,
-        shutdown: impl Future<Output = ()>,
-    ) -> Result<(), Error> {
+        listener: Listener,
+        shutdown: BoxFuture<'static, ()>,
+    ) -> BoxFuture<'static, Result<(), Error>> {
         let settings = self.app.settings.host();
-        dormer_http_host::serve(listener, self.app, settings, shutdown).await
+        Box::pin(dormer_http_host::serve(listener, self.app, settings, shutdown))
     }
 
     /// Serves operators `/metrics`, `/healthz` and `/readyz` for as long as the future is polled.
-    pub fn serve_metrics<L: Into<Listener>>(&self, listener: L) -> impl Future<Output = ()> + use<L> {
+    pub fn serve_metrics(&self, listener: Listener) -> BoxFuture<'static, ()> {
         let page = MetricsPage::new(Arc::clone(&self.app));
-        async move {
+        Box::pin(async move {
             let serving = dormer_http_host::serve(
                 listener,
                 Arc::new(page),
@@ -70,7 +74,7 @@ impl Server {
             );
             // Without a shutdown, serving never ends.
             let _ = serving.await;
-        }
+        })
     }
 }
 

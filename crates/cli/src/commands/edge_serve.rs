@@ -91,7 +91,7 @@ pub(super) async fn run(args: EdgeServeArgs, context: &Context) -> Result<()> {
     let shutdown = stop_signal()?;
     context.printer.say(&listening_line(&address));
     notify(State::Ready);
-    if let Err(error) = server.run(listener, stopping_after(shutdown)).await {
+    if let Err(error) = server.run(listener, Box::pin(stopping_after(shutdown))).await {
         context.printer.warn(&error.to_string());
     }
     context.printer.say("stopped");

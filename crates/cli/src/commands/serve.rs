@@ -158,7 +158,7 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
     let (stop_journal, journal_stopped) = tokio::sync::oneshot::channel::<()>();
     let running_journal =
         tokio::spawn(async move { journal.run(async { drop(journal_stopped.await) }).await });
-    let served = server.run(listener, shutdown).await;
+    let served = server.run(listener, Box::pin(shutdown)).await;
     drop(stop_journal);
     if let Err(error) = running_journal.await {
         voice.warn(&format!("the journal ended badly: {error}"));

@@ -163,9 +163,12 @@ impl Server {
         ));
         server.metrics().register(Box::new(dormer_engine::JournalMetrics::default())).unwrap();
         let metrics = Arc::clone(server.metrics());
-        let serving = server.clone().run(listener, async {
-            stopped.await.ok();
-        });
+        let serving = server.clone().run(
+            listener.into(),
+            Box::pin(async {
+                stopped.await.ok();
+            }),
+        );
         let serving = Some(runtime.spawn(serving));
         drop(in_runtime);
         Self {
@@ -210,7 +213,7 @@ impl Server {
     pub fn serve_metrics(&self) -> SocketAddr {
         let listener = self.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
-        self.runtime.as_ref().unwrap().spawn(self.served.serve_metrics(listener));
+        self.runtime.as_ref().unwrap().spawn(self.served.serve_metrics(listener.into()));
         address
     }
 
