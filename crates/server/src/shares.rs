@@ -188,12 +188,11 @@ impl Held {
     async fn take(&mut self, permits: u32) {
         let permits = permits.min(u32::try_from(self.level.permits_max).unwrap_or(u32::MAX));
         let mut taken = pin!(Arc::clone(&self.level.permits).acquire_many_owned(permits));
-        let permits = match taken.as_mut().now_or_never() {
-            Some(permits) => permits,
-            None => {
-                let _waiting = Waiting::new(&self.level.waiting);
-                taken.await
-            }
+        let permits = if let Some(permits) = taken.as_mut().now_or_never() {
+            permits
+        } else {
+            let _waiting = Waiting::new(&self.level.waiting);
+            taken.await
         };
         self.add(permits.expect(NEVER_CLOSED));
     }
