@@ -43,12 +43,12 @@ use crate::path_info::PathInfo;
 use crate::reporter::{PushReporter, Retry, UploadReporter};
 
 /// Raw bytes that are asked about at once. With those below, the process takes less than 192 MiB,
-/// of which 40 are the program's own and as many are lost between allocations.
-const WINDOW_BYTES: usize = 32 * 1024 * 1024;
+/// of which 40 are the program's own and more than as many are lost between allocations.
+const WINDOW_BYTES: usize = 24 * 1024 * 1024;
 /// Raw bytes in memory: a window, and the beginning of the next one.
-pub(super) const RAW_BYTES_MAX: usize = 44 * 1024 * 1024;
-/// Compressed bytes in memory: four parts of 8 MiB.
-pub(super) const ENCODED_BYTES_MAX: u64 = 32 * 1024 * 1024;
+pub(super) const RAW_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Compressed bytes in memory: two parts of 8 MiB on the line, and the beginning of a third one.
+pub(super) const ENCODED_BYTES_MAX: u64 = 20 * 1024 * 1024;
 /// The first window and the first part of a push go earlier, so that no line is idle while a full
 /// one gathers. Each one that goes early doubles the size of the next.
 const EARLY_WINDOW_BYTES: usize = 4 * 1024 * 1024;
@@ -97,9 +97,9 @@ pub(super) struct Pipeline {
     cut_events: mpsc::Receiver<CutEvent>,
     window: Vec<WindowChunk>,
     window_bytes: usize,
-    /// The size of a window that goes although it is not full, if nothing else goes.
+    /// The size of a window that goes although it is not full.
     early_window_bytes: usize,
-    /// The same for a part.
+    /// The size of a part that goes although it is not full, if nothing else goes.
     early_part_bytes: u64,
     asking: bool,
     lacked: VecDeque<LackedChunk>,
@@ -403,7 +403,7 @@ impl Pipeline {
             return;
         }
         if !full && !self.cuts_nothing() {
-            if self.window_bytes < self.early_window_bytes || !self.sends_nothing() {
+            if self.window_bytes < self.early_window_bytes {
                 return;
             }
             self.early_window_bytes *= 2;
@@ -558,13 +558,6 @@ impl Pipeline {
         }
     }
 
-    /// Whether nothing is compressed or on a line.
-    fn sends_nothing(&self) -> bool {
-        self.lacked.is_empty()
-            && self.encodes.is_empty()
-            && self.targets.iter().all(|target| target.parts.is_empty() && target.parts_in_flight == 0)
-    }
-
     fn send_parts(&mut self) {
         for (number, target) in self.targets.iter_mut().enumerate() {
             while target.parts_in_flight < self.work.jobs
@@ -583,17 +576,16 @@ impl Pipeline {
     }
 
     fn start_commits(&mut self) {
-        let nothing_comes = self.cuts_nothing()
+        // Only the last parts are still on their way. What is ready meanwhile is committed at once:
+        // the server checks it beside them, and not after them.
+        let all_is_encoded = self.cuts_nothing()
             && self.window.is_empty()
             && !self.asking
             && self.lacked.is_empty()
             && self.encodes.is_empty();
         for (number, target) in self.targets.iter_mut().enumerate() {
-            let nothing_comes = nothing_comes
-                && target.builder.bytes() == 0
-                && target.parts.is_empty()
-                && target.parts_in_flight == 0;
-            let Some((batch, body)) = target.next_commit(&self.manifests, nothing_comes) else { continue };
+            let at_once = all_is_encoded && target.builder.bytes() == 0;
+            let Some((batch, body)) = target.next_commit(&self.manifests, at_once) else { continue };
             let (api, cache, session) = (target.api.clone(), target.cache.clone(), target.session.id());
             let reporter = Arc::clone(&self.work.reporter);
             target.summary.bytes_sent += body.len() as u64;

@@ -24,8 +24,8 @@ use crate::path_info::PathInfo;
 use crate::push::{FailedPath, NotTriedPath, PushSummary};
 use crate::reporter::{PathDone, PushReporter};
 
-/// NAR bytes in a commit that does not wait for more paths. A gigabyte takes some 16 commits.
-const COMMIT_NAR_BYTES: u64 = 64 * 1024 * 1024;
+/// NAR bytes in a commit that does not wait for more paths. A gigabyte takes some 11 commits.
+const COMMIT_NAR_BYTES: u64 = 96 * 1024 * 1024;
 /// Paths in a commit that does not wait for more paths.
 const COMMIT_PATHS: usize = 128;
 /// Longest time that a path waits for others to be committed with.
@@ -267,12 +267,12 @@ impl Target {
         self.ask_again_at.or_else(|| Some(self.ready_since.filter(|_| self.may_commit)? + COMMIT_WAIT))
     }
 
-    /// The paths of the next commit with the request's body, if a commit is due. `nothing_comes`
-    /// says that no path becomes ready by itself.
+    /// The paths of the next commit with the request's body, if a commit is due. With `at_once`, it
+    /// does not wait for more paths.
     pub(super) fn next_commit(
         &mut self,
         manifests: &[Option<Arc<NarManifest>>],
-        nothing_comes: bool,
+        at_once: bool,
     ) -> Option<(Vec<PathNumber>, Bytes)> {
         if self.committing || !self.is_active() || self.order.ready().is_empty() {
             return None;
@@ -280,7 +280,7 @@ impl Target {
         let now = Instant::now();
         let asks_again = self.ask_again_at.is_some_and(|at| at <= now);
         let is_new = self.may_commit
-            && (nothing_comes
+            && (at_once
                 || self.ready_nar_bytes >= COMMIT_NAR_BYTES
                 || self.order.ready().len() >= COMMIT_PATHS
                 || self.ready_since.is_some_and(|since| since + COMMIT_WAIT <= now));
