@@ -577,11 +577,12 @@ mod tests {
         };
         assert!(hints(unavailable(408)).contains("--jobs 1") && hints(unavailable(503)).is_empty());
         let shared = dormer_client::Error::Shared(std::sync::Arc::new(refused(413, None)));
-        let advice = advice([&unavailable(408), &shared, &unavailable(503), &refused(413, None)].into_iter());
+        let errors = [unavailable(408), shared, unavailable(503), refused(413, None)];
+        let advice = advice(errors.iter());
         assert_eq!(advice.len(), 2, "each once: {advice:?}");
         let lost = |advice| Error::PathsLost { lost: 1, tried: 2, advice, incomplete: 0 }.hints().join(" ");
-        let hints = lost(advice);
-        assert!(hints.contains("--jobs 1") && hints.contains("client_max_body_size"), "{hints}");
+        let said = lost(advice);
+        assert!(said.contains("--jobs 1") && said.contains("client_max_body_size"), "{said}");
         assert!(lost(Vec::new()).contains("run the same command again"));
         let endless = dormer_client::Error::EndlessList { action: "x".to_owned() };
         assert!(hints(endless).contains("another program"));
