@@ -577,7 +577,8 @@ mod tests {
         };
         assert!(hints(unavailable(408)).contains("--jobs 1") && hints(unavailable(503)).is_empty());
         let shared = dormer_client::Error::Shared(std::sync::Arc::new(refused(413, None)));
-        let advice = advice([&unavailable(408), &shared, &unavailable(503), &refused(413, None)].into_iter());
+        let errors = [unavailable(408), shared, unavailable(503), refused(413, None)];
+        let advice = advice(errors.iter());
         assert_eq!(advice.len(), 2, "each once: {advice:?}");
         let lost = |advice| Error::PathsLost { lost: 1, tried: 2, advice, incomplete: 0 }.hints().join(" ");
         let said = lost(advice);
