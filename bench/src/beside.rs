@@ -6,7 +6,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::SystemTime;
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime};
 
 use dormer_testkit::services::Postgres;
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,7 @@ use sqlx::{AssertSqlSafe, Connection as _, raw_sql};
 use crate::corpus::Generation;
 use crate::error::{Context, Error, Result};
 use crate::gc::{Scale, runtime};
-use crate::measure::{Samples, wall_of};
+use crate::measure::{Samples, tree_cpu_seconds, wall_of};
 use crate::push::{self, in_parallel};
 use crate::reads::{fetch, nar_url, pull};
 use crate::replicas::Replicas;
@@ -27,6 +28,9 @@ const CONNECTIONS: usize = 5;
 
 /// How often a run pulls the first generation.
 const PASSES: usize = 4;
+
+/// Longest wait for the end of a collection.
+const COLLECTION_MAX: Duration = Duration::from_mins(5);
 
 /// Narinfos that a run asks for, each once.
 const NARINFOS: usize = 50_000;
@@ -54,7 +58,7 @@ pub(crate) struct Beside {
     push: Compared,
     /// Wall seconds of pulling the first generation.
     pull: Compared,
-    /// Collections that ended during pushes and pulls.
+    /// Collections that ended during pushes and pulls, and the one that ended next.
     collections: Samples,
     /// CPU seconds of the server for all narinfos, without and with a use to record.
     narinfos: Compared,
@@ -119,6 +123,27 @@ impl Place<'_> {
         ];
         environment.extend(url.map(|url| ("DORMER_DATABASE_URL".to_owned(), url.to_owned())));
         environment
+    }
+
+    /// CPU seconds of the server and of its database so far.
+    fn cpu_seconds(&self, server: &Replicas) -> Result<f64> {
+        let database = self.postgres.map_or(Ok(0.0), |postgres| tree_cpu_seconds(postgres.process_id()))?;
+        Ok(server.cpu_seconds()? + database)
+    }
+
+    /// Waits for the end of the next collection, and returns how many have ended. The next one
+    /// begins seconds later, so what runs between two waits runs beside collections.
+    fn wait_for_collection(&self, server: &Replicas) -> Result<f64> {
+        let ended = || Ok::<f64, Error>(server.scrape()?.sum("dormer_gc_runs_total"));
+        let (before, deadline) = (ended()?, Instant::now() + COLLECTION_MAX);
+        while Instant::now() < deadline {
+            let now = ended()?;
+            if now > before {
+                return Ok(now);
+            }
+            sleep(Duration::from_millis(100));
+        }
+        Err(Error::new(format!("no collection ends; see {}", self.work.display())))
     }
 
     /// Makes a copy, lets `prepare` change its database by SQL, and starts a server on it.
@@ -199,20 +224,19 @@ fn measure_on(
     let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
     for run in 0..runs {
         for interval in ["0s", "1s"] {
+            let is_alone = interval == "0s";
             let server = place.start(binary, interval, "SELECT 1")?;
-            let before = server.scrape()?;
+            let collections = if is_alone { 0.0 } else { place.wait_for_collection(&server)? };
             let connect = |number| server.connect(number);
             let (push, ()) = wall_of(|| push::generation_over(&connect, second, CONNECTIONS))?;
-            let cpu = server.cpu_seconds()?;
+            let cpu = place.cpu_seconds(&server)?;
             let nars = nars_of(&server, first)?;
             let (pull_seconds, _) = wall_of(|| pull(&connect, &nars, PASSES, CONNECTIONS))?;
-            let collections = server.scrape()?.since(&before).sum("dormer_gc_runs_total");
-            let is_alone = interval == "0s";
             if is_alone {
                 // One pass of the NARs has its share of the CPU of all passes.
-                result.pull_cpu.push((server.cpu_seconds()? - cpu) / PASSES as f64);
+                result.pull_cpu.push((place.cpu_seconds(&server)? - cpu) / PASSES as f64);
             } else {
-                result.collections.push(collections);
+                result.collections.push(place.wait_for_collection(&server)? - collections);
             }
             let sides = [(&mut result.push, push), (&mut result.pull, pull_seconds)];
             for (compared, seconds) in sides {
@@ -223,7 +247,7 @@ fn measure_on(
             let last_use = if is_due { now - 86_400 } else { now };
             let server =
                 place.start(binary, "0s", &format!("UPDATE objects SET last_used_at = {last_use}"))?;
-            let cpu = server.cpu_seconds()?;
+            let cpu = place.cpu_seconds(&server)?;
             let narinfos = NARINFOS.min(usize::try_from(objects).unwrap_or(NARINFOS) / 2);
             result.narinfo_count = narinfos;
             in_parallel(CONNECTIONS, |number| {
@@ -234,8 +258,8 @@ fn measure_on(
                 Ok(())
             })?;
             // The uses are written a moment later.
-            std::thread::sleep(std::time::Duration::from_secs(3));
-            let seconds = server.cpu_seconds()? - cpu;
+            sleep(Duration::from_secs(3));
+            let seconds = place.cpu_seconds(&server)? - cpu;
             if is_due { &mut result.narinfos.beside } else { &mut result.narinfos.alone }.push(seconds);
         }
         note(&format!(
