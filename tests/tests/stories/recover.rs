@@ -6,10 +6,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dormer_tests::{Lab, LabOptions, Nix, http, nars};
+use dormer_testkit::services::Postgres;
+use dormer_tests::{Lab, LabOptions, Nix, Run, http, nars, workspace_root};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -68,6 +70,13 @@ fn spoil(folder: &Path, bytes: &[u8]) -> bool {
     })
 }
 
+/// Bytes that cannot be compressed.
+fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut noise = vec![0; bytes];
+    SmallRng::seed_from_u64(seed).fill(&mut noise[..]);
+    noise
+}
+
 /// Real Nix on a new machine gets the path from the cache, with its whole closure.
 fn substitutes(lab: &Lab, machine: &str, path: &str, closure: &[String]) {
     let machine = lab.machine(machine, Nix::NEWEST);
@@ -91,8 +100,7 @@ fn a_lost_database_is_recovered_and_nix_substitutes_every_path() {
     let logged = http::request(lab.address(), "PUT", &format!("/main/log/{LOG}"), &headers, b"it was built");
     assert!(logged.status < 300, "{logged:?}");
     let key = lab.public_key("main");
-    let mut noise = vec![0; 50_000];
-    SmallRng::seed_from_u64(3).fill(&mut noise[..]);
+    let noise = noise(3, 50_000);
     let spoilt = nars::file(&noise);
     push(&lab, &spoilt, "spoilt");
     journalled(&lab);
@@ -169,9 +177,7 @@ fn a_backup_beside_a_serving_server_brings_back_what_it_had() {
     builder.login(&lab);
     let [before, after] = ["before", "after"].map(|salt| builder.build("all", &[("salt", salt)]));
     builder.dormer(&["push", "main", &before, "--pin", "release"]).succeeds();
-    let mut large = vec![0; 20_000_000];
-    SmallRng::seed_from_u64(4).fill(&mut large[..]);
-    let large = nars::file(&large);
+    let large = nars::file(&noise(4, 20_000_000));
     let backup = lab.folder().join("backup.sqlite");
     let backup = backup.to_str().unwrap();
     // An upload is under way at that moment.
@@ -195,6 +201,72 @@ fn a_backup_beside_a_serving_server_brings_back_what_it_had() {
     builder.dormer(&["push", "main", &after]).succeeds();
     push(&lab, &large, "meanwhile");
     substitutes(&lab, "later-reader", &after, &builder.closure(&after));
+}
+
+/// The commands in docs/OPERATING.md that begin with this word, as they stand there.
+fn documented(program: &str) -> String {
+    let page = fs::read_to_string(workspace_root().join("docs/OPERATING.md")).unwrap();
+    let (_, rest) = page.split_once(&format!("```sh,example\n{program} ")).unwrap();
+    format!("{program} {}", rest.split_once("```").unwrap().0)
+}
+
+#[test]
+fn a_dump_of_postgresql_beside_serving_replicas_brings_back_what_it_had() {
+    let settings = "[journal]\ninterval = \"1s\"\n[[edge]]\nname = \"edge\"\ntype = \"local\"\n\
+        path = \"LAB/edge\"\ncaches = [\"main\"]\nsettle-time = \"0s\"\n";
+    let settings = Some(settings.to_owned());
+    // The doctor refuses the secret of all labs: it can be guessed.
+    let secret = "cG93ZXItY3V0cy1hbmQtZmxvb2RzLWFuZC1maXJlcy1hbmQtbWljZS1hbmQtbWlzdGFrZXM=";
+    let environment = vec![("DORMER_JWT_SIGNING_TOKEN_HS256_SECRET_BASE64".to_owned(), secret.to_owned())];
+    let mut lab = Lab::start_production_with(LabOptions { settings, environment, ..LabOptions::default() });
+    let (database, server) = (lab.sql("SELECT current_database()").trim().to_owned(), Postgres::shared());
+    let run = |lab: &Lab, commands: &str| {
+        let commands = commands
+            .replace("/backups", lab.folder().to_str().unwrap())
+            .replace("$(date +%F)", "2026-11-28")
+            .replace("--owner=dormer dormer\n", &format!("--owner=dormer {database}\n"));
+        // The settings of the servers count for every command.
+        let settings = lab.server_process(&[]);
+        let mut shell = Command::new("sh");
+        let path = format!("{}:/usr/bin:/bin", lab.folder().join("bin").display());
+        shell.args(["-euc", &commands]).env_clear();
+        shell.envs(settings.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        shell.env("PATH", path).env("ADMIN_URL", server.url("postgres"));
+        Run::of(&mut shell).succeeds()
+    };
+    let builder = lab.machine("builder", Nix::NEWEST);
+    builder.login(&lab);
+    let [before, after] = ["before", "after"].map(|salt| builder.build("all", &[("salt", salt)]));
+    builder.dormer(&["push", "main", &before, "--pin", "release"]).succeeds();
+    lab.server_command(&["publish"]).succeeds();
+    let large = nars::file(&noise(4, 8_000_000));
+    // An upload is under way at that moment.
+    thread::scope(|threads| {
+        let upload = threads.spawn(|| push(&lab, &large, "meanwhile"));
+        run(&lab, &documented("pg_dump"));
+        upload.join().unwrap();
+    });
+    builder.dormer(&["push", "main", &after]).succeeds();
+    lab.kill();
+    server.sql("postgres", &format!("DROP DATABASE {database} WITH (FORCE)"));
+    let doctor = run(&lab, &documented("createdb"));
+    assert!(doctor.contains("store and database carry the same id"), "{doctor}");
+    lab.restart();
+
+    substitutes(&lab, "reader", &before, &builder.closure(&before));
+    let pins = builder.dormer(&["pin", "list", "main"]).succeeds();
+    assert!(pins.starts_with("release  "), "{pins}");
+    let narinfo = format!("/main/{}.narinfo", &after["/nix/store/".len()..][..32]);
+    assert_eq!(lab.get(&narinfo).status, 404, "the backup is older");
+    let refused = lab.server_command(&["publish"]).fails();
+    assert!(refused.contains("--reconcile"), "{refused}");
+    lab.server_command(&["publish", "--reconcile"]).succeeds();
+    // Both can be pushed again, on top of packs that the database does not know any more.
+    builder.dormer(&["push", "main", &after]).succeeds();
+    push(&lab, &large, "meanwhile");
+    substitutes(&lab, "later-reader", &after, &builder.closure(&after));
+    // The journal goes on, too.
+    journalled(&lab);
 }
 
 fn copy(from: &Path, to: &Path) {
