@@ -159,8 +159,8 @@ impl EdgeServer {
     /// Serves until `shutdown` is ready; then takes no more connections and lets requests in flight
     /// finish.
     ///
-    /// The compiler builds a boxed future where it is made: here, for speed, and not in the
-    /// binary's crate, which is built for size.
+    /// The compiler builds a boxed future where it is made: in this crate, whatever the binary's
+    /// crate is built for.
     pub fn run(
         self,
         listener: Listener,

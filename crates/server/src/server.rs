@@ -52,7 +52,7 @@ impl Server {
     /// Serves clients until `shutdown` is ready, then stops; see [`dormer_http_host::serve`].
     ///
     /// The compiler builds a boxed future where it is made. All that a request passes through is
-    /// therefore built here, for speed, and not in the binary's crate, which is built for size.
+    /// therefore built in this crate, whatever the binary's crate is built for.
     pub fn run(
         self,
         listener: Listener,
