@@ -187,7 +187,20 @@ impl Shared {
             }
             "commit" => {
                 let entries = CommitEntry::decode_all(body, self.limits.commit_paths_max as usize).unwrap();
-                let results = entries.iter().map(|entry| self.commit(&mut state, session, entry)).collect();
+                // A path waits for what it refers to, as in a real server.
+                let mut held_back = HashSet::new();
+                let results = entries.iter().map(|entry| {
+                    let info = UploadPathNarInfo::parse(entry.info).unwrap();
+                    let waits = info.references.iter().any(|reference| held_back.contains(reference));
+                    let result =
+                        if waits { CommitResult::Waiting } else { self.commit(&mut state, session, entry) };
+                    if !matches!(result, CommitResult::Committed(_)) {
+                        let base_name = info.store_path.rsplit('/').next().unwrap_or_default();
+                        held_back.insert(base_name.to_owned());
+                    }
+                    result
+                });
+                let results = results.collect();
                 (200, serde_json::to_vec(&CommitResponse { results }).unwrap())
             }
             other => panic!("no such route: {other}"),
