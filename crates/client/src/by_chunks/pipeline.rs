@@ -576,16 +576,17 @@ impl Pipeline {
     }
 
     fn start_commits(&mut self) {
-        // Only the last parts are still on their way. What is ready meanwhile is committed at once:
-        // the server checks it beside them, and not after them.
-        let all_is_encoded = self.cuts_nothing()
+        let nothing_comes = self.cuts_nothing()
             && self.window.is_empty()
             && !self.asking
             && self.lacked.is_empty()
             && self.encodes.is_empty();
         for (number, target) in self.targets.iter_mut().enumerate() {
-            let at_once = all_is_encoded && target.builder.bytes() == 0;
-            let Some((batch, body)) = target.next_commit(&self.manifests, at_once) else { continue };
+            let nothing_comes = nothing_comes
+                && target.builder.bytes() == 0
+                && target.parts.is_empty()
+                && target.parts_in_flight == 0;
+            let Some((batch, body)) = target.next_commit(&self.manifests, nothing_comes) else { continue };
             let (api, cache, session) = (target.api.clone(), target.cache.clone(), target.session.id());
             let reporter = Arc::clone(&self.work.reporter);
             target.summary.bytes_sent += body.len() as u64;

@@ -267,12 +267,12 @@ impl Target {
         self.ask_again_at.or_else(|| Some(self.ready_since.filter(|_| self.may_commit)? + COMMIT_WAIT))
     }
 
-    /// The paths of the next commit with the request's body, if a commit is due. With `at_once`, it
-    /// does not wait for more paths.
+    /// The paths of the next commit with the request's body, if a commit is due. `nothing_comes`
+    /// says that no path becomes ready by itself.
     pub(super) fn next_commit(
         &mut self,
         manifests: &[Option<Arc<NarManifest>>],
-        at_once: bool,
+        nothing_comes: bool,
     ) -> Option<(Vec<PathNumber>, Bytes)> {
         if self.committing || !self.is_active() || self.order.ready().is_empty() {
             return None;
@@ -280,7 +280,7 @@ impl Target {
         let now = Instant::now();
         let asks_again = self.ask_again_at.is_some_and(|at| at <= now);
         let is_new = self.may_commit
-            && (at_once
+            && (nothing_comes
                 || self.ready_nar_bytes >= COMMIT_NAR_BYTES
                 || self.order.ready().len() >= COMMIT_PATHS
                 || self.ready_since.is_some_and(|since| since + COMMIT_WAIT <= now));
