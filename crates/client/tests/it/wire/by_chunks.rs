@@ -368,8 +368,8 @@ async fn a_part_that_is_refused_stops_only_the_paths_that_wait_for_it() {
     for _ in 0..2 {
         files.add(&contents, &[]);
     }
-    // One path at a time: the first has to be sent again when the second is not yet asked for, since
-    // the server is too busy for the second commit until it has refused the part.
+    // One path at a time: the first has to be sent again when the second is not yet asked for,
+    // because the server is too busy for the second commit until it has refused the part.
     let limits = SessionResponse { commit_paths_max: 1, ..limits(files.store_dir()) };
     let server = ChunkServer::start(limits, false).await;
     let (losing, parts) = (server.clone(), AtomicUsize::new(0));
