@@ -85,7 +85,8 @@ fn a_full_disk_refuses_pushes_and_loses_nothing() {
     }
 }
 
-/// The way out of a full disk that docs/OPERATING.md, "A full bucket", describes, in its order.
+/// The way out of a full disk that docs/OPERATING.md, "A full bucket", describes: looking, the
+/// reserve, and a removal.
 #[test]
 fn space_is_freed_on_a_full_disk_without_room_of_its_own() {
     let lab = Lab::start_with(LabOptions { disk_bytes: Some(64 * MIB as u64), ..LabOptions::default() });
