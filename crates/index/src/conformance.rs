@@ -200,6 +200,7 @@ where
         a_lost_lease_expires_nothing, a_policy_that_changes_counts_at_once, small_steps_remove_the_same,
         a_pin_keeps_its_path_and_closure, pins_come_by_name_and_the_newest_stay,
         references_are_found_in_both_directions, objects_are_listed_in_every_order,
+        objects_are_listed_by_the_begin_of_their_name,
         what_keeps_an_object_is_told_as_the_job_decides, a_look_for_keepers_is_bounded,
         a_removal_by_hand_is_in_the_audit, documents_of_no_object_expire,
         logs_of_no_object_stay_where_everything_is_kept, logs_have_a_retention_of_their_own, random_histories_keep_closures_whole,

@@ -528,6 +528,8 @@ pub struct CacheGlance {
     pub counts: PathCounts,
     /// When its newest path was pushed first.
     pub newest_at: Option<UnixSeconds>,
+    /// Whether a target publishes it.
+    pub is_published: bool,
 }
 
 /// A day of the calendar in UTC, as days since 1970-01-01.
@@ -1034,6 +1036,16 @@ pub trait RetentionIndex: Send + Sync + std::fmt::Debug + 'static {
         after: Option<ObjectPlace>,
         limit: u32,
     ) -> Result<Vec<ListedObject>>;
+    /// Objects whose name begins with a text, after a name and a place of this order: by the bytes
+    /// of the name, then by age. `after` names an object that begins with the text, too. Upper and
+    /// lower case differ.
+    async fn list_objects_by_name(
+        &self,
+        cache: CacheId,
+        prefix: &str,
+        after: Option<(&str, ObjectPlace)>,
+        limit: u32,
+    ) -> Result<Vec<ListedObject>>;
     /// Removes an object as [`Removal::ForCause`] does, with an audit entry in the same
     /// transaction, also if it was not there. The same transaction notes the object's NAR, and the
     /// NARs of its graces. With `purge`, the collector removes the bytes that nothing else needs
@@ -1127,6 +1139,8 @@ pub trait DocumentIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Finds a document. One statement. Debug info is no document here: see
     /// [`Self::find_debug_nar`].
     async fn find_document(&self, cache: CacheId, name: &DocumentName) -> Result<Option<StoredDocument>>;
+    /// Whether a document is there, of a cache that is there. One statement, which reads no body.
+    async fn has_document(&self, cache: CacheId, name: &DocumentName) -> Result<bool>;
     /// The newest sound NAR of an object of the cache that has the debug file with this build id.
     /// One statement.
     async fn find_debug_nar(

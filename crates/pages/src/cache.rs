@@ -14,6 +14,7 @@ const KEYS_IN_TEXTS: usize = 2;
 
 /// A cache.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each one is a fact of its own")]
 pub struct CacheView {
     /// Its name.
     pub name: String,
@@ -33,10 +34,14 @@ pub struct CacheView {
     pub priority: i32,
     /// What it holds.
     pub contents: Contents,
-    /// Seconds for which an unused path is kept; `None` if the page does not say so.
+    /// Seconds for which a path is kept after its last use; `None` if the page does not say so.
     pub retention_seconds: Option<i64>,
+    /// Whether the last push counts instead of the last use.
+    pub is_published: bool,
     /// Most bytes of its NARs as served.
     pub quota_bytes: Option<u64>,
+    /// How many paths of a name it keeps.
+    pub keep_latest: Option<u64>,
     /// Its days without a gap, the oldest first. None where the host does not know them.
     pub history: Vec<PastDay>,
     /// Its largest paths, for visitors that may list them.
@@ -72,7 +77,7 @@ pub struct Counts {
     pub paths: u64,
     /// Bytes of their NARs, uncompressed.
     pub nar_bytes: u64,
-    /// When the newest path came.
+    /// When the newest path came: a path that is pushed again is as old as before.
     pub newest_at: Option<i64>,
 }
 
@@ -87,7 +92,8 @@ impl CacheView {
                 (self.contents.render(frame))
                 div { dt { "Priority" } dd { (self.priority) } }
                 div { dt { "Store folder" } dd { code { (shortened(&self.store_dir, 200)) } } }
-                @if let Some(seconds) = self.retention_seconds { div { dt { "Unused paths stay" } dd { (span(seconds)) } } }
+                @if let Some(seconds) = self.retention_seconds { div { dt { "Paths stay" } dd { (span(seconds)) " after the last " @if self.is_published { "push" } @else { "use" } } } }
+                @if let Some(count) = self.keep_latest { div { dt { "Kept of a name" } dd { "the newest " (number(count)) } } }
                 @if let Some(quota) = self.quota_bytes { div { dt { "Quota" } dd { (bytes(quota)) } } }
             }
             p {
@@ -144,8 +150,9 @@ impl CacheView {
         if !self.is_public {
             conf.push_str("netrc-file = /etc/nix/netrc\n");
         }
+        let netrc_of_nixos = if self.is_public { "" } else { "  netrc-file = \"/etc/nix/netrc\";\n" };
         let nixos = format!(
-            "nix.settings = {{\n  substituters = [ {} ];\n  trusted-public-keys = [ {} ];\n}};\n",
+            "nix.settings = {{\n  substituters = [ {} ];\n  trusted-public-keys = [ {} ];\n{netrc_of_nixos}}};\n",
             list(substituter),
             list(&keys)
         );
@@ -154,15 +161,19 @@ impl CacheView {
             list(substituter),
             list(&keys)
         );
-        let actions = format!(
+        let host = netrc_host(&self.substituter);
+        let mut actions = format!(
             "- uses: cachix/install-nix-action@v31\n  with:\n    extra_nix_config: |\n      extra-substituters = {}\n      \
              extra-trusted-public-keys = {}\n",
             self.substituter,
             keys.join(" ")
         );
-        let host =
-            self.substituter.split_once("://").map_or("", |(_, rest)| rest).split('/').next().unwrap_or("");
-        let host = host.split(':').next().unwrap_or("");
+        if !self.is_public {
+            actions = format!(
+                "- run: echo \"machine {host} login token password $TOKEN\" | sudo install -D -m 600 /dev/stdin /etc/nix/netrc\n  \
+                 env:\n    TOKEN: ${{{{ secrets.DORMER_TOKEN }}}}\n{actions}      netrc-file = /etc/nix/netrc\n"
+            );
+        }
         html! {
             section {
                 h2 #use { "Use this cache" }
@@ -173,8 +184,16 @@ impl CacheView {
                     (copyable("the line for netrc", &format!("machine {host} login token password TOKEN\n")))
                 }
                 details { summary { "NixOS" } (copyable("the lines for NixOS", &nixos)) }
-                details { summary { "A flake" } (copyable("the lines for a flake", &flake)) }
-                details { summary { "GitHub Actions" } (copyable("the step for GitHub Actions", &actions)) }
+                details {
+                    summary { "A flake" }
+                    (copyable("the lines for a flake", &flake))
+                    @if !self.is_public { p { "A flake brings no token: each machine that builds it needs the netrc file above." } }
+                }
+                details {
+                    summary { "GitHub Actions" }
+                    (copyable(if self.is_public { "the step for GitHub Actions" } else { "the steps for GitHub Actions" }, &actions))
+                    @if !self.is_public { p { "The secret " code { "DORMER_TOKEN" } " of the repository holds a token that may pull." } }
+                }
                 @if let Some(server) = &self.server {
                     details {
                         summary { "The command line, and pushing" }
@@ -222,7 +241,7 @@ impl Contents {
                 Self::Stored(counts) => {
                     div { dt { "Paths" } dd { (number(counts.paths)) } }
                     div { dt { "Size" } dd { (size(counts.nar_bytes)) } }
-                    div { dt { "Newest path" } dd { @if let Some(at) = counts.newest_at { (moment(frame, at)) } @else { "none yet" } } }
+                    div { dt { "Last new path" } dd { @if let Some(at) = counts.newest_at { (moment(frame, at)) } @else { "none yet" } } }
                 }
                 Self::Published { paths, file_bytes, at } => {
                     div { dt { "Paths" } dd { (number(paths)) } }
@@ -231,6 +250,15 @@ impl Contents {
                 }
             }
         }
+    }
+}
+
+/// The host of an address as netrc files name it: without port and brackets.
+fn netrc_host(url: &str) -> &str {
+    let authority = url.split_once("://").map_or("", |(_, rest)| rest).split('/').next().unwrap_or("");
+    match authority.strip_prefix('[').and_then(|host| host.split_once(']')) {
+        Some((address, _)) => address,
+        None => authority.split(':').next().unwrap_or(""),
     }
 }
 
@@ -258,4 +286,21 @@ pub(crate) fn way_below(cache: &str, address: String, name: String) -> Vec<crate
 /// An address below a cache's.
 pub(crate) fn below(cache: &str, rest: &str) -> String {
     format!("{}/{rest}", escape_segment(cache))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::netrc_host;
+
+    #[test]
+    fn netrc_files_name_hosts_without_port_and_brackets() {
+        for (url, host) in [
+            ("https://cache.example.org/main", "cache.example.org"),
+            ("http://127.0.0.1:8080/main", "127.0.0.1"),
+            ("http://[::1]:8080/main", "::1"),
+            ("http://[fd00::7]/main", "fd00::7"),
+        ] {
+            assert_eq!(netrc_host(url), host);
+        }
+    }
 }

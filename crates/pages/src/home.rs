@@ -65,7 +65,7 @@ impl HomeView {
                 (self.more())
             } @else {
                 table.wide {
-                    thead { tr { th scope="col" { "Cache" } th scope="col" { "Readers" } th.figure scope="col" { "Paths" } th.figure scope="col" { "Size" } th scope="col" { "Newest path" } } }
+                    thead { tr { th scope="col" { "Cache" } th scope="col" { "Readers" } th.figure scope="col" { "Paths" } th.figure scope="col" { "Size" } th scope="col" { "Last new path" } } }
                     tbody {
                         @for cache in &self.caches {
                             tr {
@@ -73,7 +73,7 @@ impl HomeView {
                                 td data-label="Readers" { (visibility(cache.is_public)) }
                                 td.figure data-label="Paths" { @if let Some((paths, _)) = cache.counts { (number(paths)) } }
                                 td.figure data-label="Size" { @if let Some((_, nar_bytes)) = cache.counts { (size(nar_bytes)) } }
-                                td data-label="Newest path" { @if let Some(at) = cache.newest_at { (moment(frame, at)) } @else { span.quiet { "none yet" } } }
+                                td data-label="Last new path" { @if let Some(at) = cache.newest_at { (moment(frame, at)) } @else { span.quiet { "none yet" } } }
                             }
                         }
                     }

@@ -20,7 +20,6 @@ const PROVENANCE_CHARACTERS: usize = 1_000;
 
 /// A store path.
 #[derive(Debug, Clone)]
-#[expect(clippy::struct_excessive_bools, reason = "each one is whether the page has something")]
 pub struct PathView {
     /// The cache.
     pub cache: String,
@@ -40,8 +39,8 @@ pub struct PathView {
     pub file_bytes: Option<u64>,
     /// The derivation that built it.
     pub deriver: Option<String>,
-    /// Whether the cache has the derivation's log, as far as the page knows.
-    pub shows_log: bool,
+    /// Whether the cache has the derivation's log; `None` if the host does not look.
+    pub has_log: Option<bool>,
     /// The kind of machine it was built for.
     pub system: Option<String>,
     /// What determines the path, if its content does.
@@ -98,7 +97,7 @@ impl PathView {
             }
             p {
                 a href=(frame.link(&file_address(&self.cache, hash, []))) { "Files" }
-                @if self.shows_log { " · " a href=(link("/log")) { "Build log" } }
+                @if self.has_log != Some(false) { " · " a href=(link("/log")) { "Build log" } @if self.has_log.is_none() { " (if there is one)" } }
                 @if self.is_public { " · " a href=(link(".narinfo")) { "narinfo" } }
                 @if let Some(url) = self.nar_url.as_ref().filter(|_| self.is_public) { " · " a href=(frame.link(&below(&self.cache, url))) { "NAR" } }
             }

@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use crate::cache::{below, search_hint, way_below};
 use crate::frame::{Frame, escape_segment};
 use crate::parts::{moment, path_link, size};
-use crate::text::{counted, number, shortened};
+use crate::text::{number, shortened};
 
 /// The order of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,21 +121,23 @@ impl PathsView {
             }
             @if let Some(count) = self.looked_through {
                 p.note role="status" {
-                    "The search is not over: it looked through " (number(count)) " paths, the " (self.sort.title())
-                    ". " @if paths.is_empty() { "None of them fits." } @else { (counted(paths.len() as u64, "of them fits.", "of them fit.")) }
+                    @if self.query.contains('*') { "The search is not over: it" }
+                    @else { "Names that begin with the text come first. For other names, the search is not over: it" }
+                    " looked through " (number(count)) " paths, the " (self.sort.title()) ". "
+                    @if paths.is_empty() { "Nothing fits so far." }
                 }
             } @else if paths.is_empty() && self.notice.is_none() {
                 p role="status" { "Nothing here." }
             }
             @if !paths.is_empty() {
                 table.wide data-filter {
-                    thead { tr { th scope="col" { "Path" } th.figure scope="col" { "Size" } th scope="col" { "Pushed" } th scope="col" { "Last used" } } }
+                    thead { tr { th scope="col" { "Path" } th.figure scope="col" { "Size" } th scope="col" { "First pushed" } th scope="col" { "Last used" } } }
                     tbody {
                         @for path in paths {
                             tr {
                                 th scope="row" { (path_link(frame, &self.cache, &path.base_name)) }
                                 td.figure data-label="Size" { (size(path.nar_bytes)) }
-                                td data-label="Pushed" { (moment(frame, path.created_at)) }
+                                td data-label="First pushed" { (moment(frame, path.created_at)) }
                                 td data-label="Last used" { (moment(frame, path.used_at)) }
                             }
                         }

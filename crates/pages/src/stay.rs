@@ -11,6 +11,9 @@ use crate::text::{bytes, counted, date, number, span};
 /// [`PAGE_BYTES_MAX`](crate::PAGE_BYTES_MAX).
 const PINS_ABOVE_SHOWN: usize = 3;
 
+/// What a visitor learns of pins that it may not see.
+const UNSEEN_PIN: &str = "a pin, which you may not see, keeps it";
+
 /// The rules of a cache, and what they say of a path.
 #[derive(Debug, Clone)]
 pub struct StayView {
@@ -20,6 +23,10 @@ pub struct StayView {
     pub quota_bytes: Option<u64>,
     /// How many paths of a name it keeps.
     pub keep_latest: Option<u64>,
+    /// Whether the cache is published: then the last push counts instead of the last use.
+    pub is_published: bool,
+    /// Whether the server looks for what its rules keep no longer.
+    pub lets_go: bool,
     /// What they say of the path; `None` for visitors that may not know when it was used.
     pub of_path: Option<PathStay>,
 }
@@ -27,8 +34,6 @@ pub struct StayView {
 /// What the rules say of a path.
 #[derive(Debug, Clone)]
 pub struct PathStay {
-    /// Whether the cache is published: then the last push counts instead of the last use.
-    pub is_published: bool,
     /// When the path was used or pushed last, as far as it counts.
     pub counts_from: i64,
     /// The last second for which the rules keep the path by itself, and the rule that ends it.
@@ -69,8 +74,8 @@ impl StayView {
             } @else if self.has_rules() {
                 p { "Without that, " (self.by_itself(frame, of, "it")) }
             }
-            @if of.pins_above.is_none() && self.has_rules() { p { "A pin would keep it, too." } }
             (self.quota())
+            (self.nothing_goes())
         }
     }
 
@@ -90,18 +95,20 @@ impl StayView {
                 }
                 Some((until, end)) => {
                     @if until < frame.now {
-                        strong { (it) " goes when the server looks through the cache next" }
+                        strong { (it) @if self.lets_go { " goes when the server looks through the cache next" } @else { " may go now" } }
                     } @else {
                         strong { (it) " goes after " (date(until)) } ", in " (span(until.saturating_sub(frame.now)))
                     }
                     @match end {
                         StayEnd::Newer => {
+                            @if of.pins_above.is_none() { ", unless " (UNSEEN_PIN) }
                             ", because the cache keeps the newest " (number(self.keep_latest.unwrap_or(1))) " of a name, and that many are newer."
                         }
                         StayEnd::Age => {
-                            ", unless somebody " @if of.is_published { "pushes it again" } @else { "uses it" } " before: "
+                            ", unless " @if of.pins_above.is_none() { (UNSEEN_PIN) ", or " }
+                            "somebody " @if self.is_published { "pushes it again" } @else { "uses it" } " before: "
                             "the cache keeps a path for " (span(self.retention_seconds.unwrap_or(0))) " after its last "
-                            @if of.is_published { "push" } @else { "use" } ", " (date(of.counts_from)) "."
+                            (self.counted()) ", " (date(of.counts_from)) "."
                         }
                     }
                 }
@@ -117,13 +124,27 @@ impl StayView {
         }
     }
 
+    /// What the age of a path counts from.
+    const fn counted(&self) -> &'static str {
+        if self.is_published { "push" } else { "use" }
+    }
+
+    fn nothing_goes(&self) -> Markup {
+        html! {
+            @if self.has_rules() && !self.lets_go {
+                p { "But this server does not look for what its caches keep no longer, so nothing goes by itself." }
+            }
+        }
+    }
+
     /// For visitors that may not know more.
     fn rules(&self) -> Markup {
         html! {
             @if self.has_rules() {
-                @if let Some(seconds) = self.retention_seconds { p { "The cache keeps a path for " (span(seconds)) " after its last use." } }
+                @if let Some(seconds) = self.retention_seconds { p { "The cache keeps a path for " (span(seconds)) " after its last " (self.counted()) "." } }
                 @if let Some(count) = self.keep_latest { p { "It keeps the newest " (number(count)) " of a name." } }
                 (self.quota())
+                (self.nothing_goes())
                 p { "A pin keeps a path whatever these rules say, and so does every path that stays and needs it." }
             } @else {
                 p { "It stays for good: the cache keeps its paths, whether they are used or not." }
@@ -208,7 +229,6 @@ mod tests {
     fn a_path_has_a_date_or_a_reason_to_stay() {
         let now = frame().now;
         let of_path = PathStay {
-            is_published: false,
             counts_from: now - DAY,
             end: Some((now + 2 * DAY, StayEnd::Age)),
             pins_above: Some(Vec::new()),
@@ -218,6 +238,8 @@ mod tests {
             retention_seconds: Some(3 * DAY),
             quota_bytes: None,
             keep_latest: None,
+            is_published: false,
+            lets_go: true,
             of_path: Some(of_path.clone()),
         };
         let none = StayView { retention_seconds: None, ..weekly.clone() };
@@ -238,10 +260,14 @@ mod tests {
             "{dated}"
         );
         assert!(dated.ends_with("for 3 days after its last use, 2027-01-14 08:00 UTC."), "{dated}");
-        let published = alone(&with(&|of| of.is_published = true, &weekly));
+        let published = alone(&StayView { is_published: true, ..weekly.clone() });
         assert!(published.contains("pushes it again") && published.contains("its last push"), "{published}");
         let late = alone(&with(&|of| of.end = Some((now - 1, StayEnd::Age)), &weekly));
         assert!(late.starts_with("It goes when the server looks through the cache next, unless"), "{late}");
+        let idle = StayView { lets_go: false, ..with(&|of| of.end = Some((now - 1, StayEnd::Age)), &weekly) };
+        let idle = alone(&idle);
+        assert!(idle.starts_with("It may go now, unless somebody uses it"), "{idle}");
+        assert!(idle.ends_with("keep no longer, so nothing goes by itself."), "{idle}");
         let two = StayView { keep_latest: Some(2), ..none.clone() };
         let old = alone(&with(&|of| of.end = Some((now + DAY, StayEnd::Newer)), &two));
         assert!(
@@ -262,6 +288,11 @@ mod tests {
             stranger.contains("for 3 days after its last use.It keeps the newest 2 of a name."),
             "{stranger}"
         );
+
+        assert!(!stranger.contains("by itself"), "{stranger}");
+        let stranger =
+            alone(&StayView { of_path: None, is_published: true, lets_go: false, ..weekly.clone() });
+        assert!(stranger.contains("for 3 days after its last push.But this server"), "{stranger}");
 
         let ends = [pin("a", Some(now + DAY)), pin("b", Some(now + 3 * DAY))];
         let pinned = say(&weekly, &ends, &[], false);
@@ -287,6 +318,16 @@ mod tests {
         let cut = say(&with(&|of| of.is_cut = true, &weekly), &[], &["h-a"], true);
         assert!(cut.contains("than this page looks at"), "{cut}");
         let unpinned = say(&with(&|of| of.pins_above = None, &weekly), &[], &[], false);
-        assert!(unpinned.ends_with("A pin would keep it, too."), "{unpinned}");
+        assert!(
+            unpinned
+                .contains(", in 2 days, unless a pin, which you may not see, keeps it, or somebody uses it"),
+            "{unpinned}"
+        );
+        let newer = |of: &mut PathStay| {
+            of.end = Some((now + DAY, StayEnd::Newer));
+            of.pins_above = None;
+        };
+        let unpinned = alone(&with(&newer, &two));
+        assert!(unpinned.contains(", unless a pin, which you may not see, keeps it, because"), "{unpinned}");
     }
 }

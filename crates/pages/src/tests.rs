@@ -75,6 +75,8 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         contents: Contents::Stored(Counts { paths: 1, nar_bytes: 2, newest_at: None }),
         retention_seconds: Some(86_400),
         quota_bytes: Some(1 << 40),
+        keep_latest: Some(2),
+        is_published: true,
         history: history(length),
         largest: Some(sized().into_iter().take(10).collect()),
         longest_unused: Some(vec![row.clone(); length.min(10)]),
@@ -91,7 +93,6 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         notice: Some(owned()),
     };
     let of_path = PathStay {
-        is_published: true,
         counts_from: 5,
         end: Some((1_900_000_000, StayEnd::Age)),
         pins_above: Some(vec![pin.clone(); length]),
@@ -101,6 +102,8 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         retention_seconds: Some(86_400),
         quota_bytes: Some(1 << 40),
         keep_latest: Some(2),
+        is_published: true,
+        lets_go: false,
         of_path: Some(of_path),
     };
     let path = PathView {
@@ -113,7 +116,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         nar_bytes: 1,
         file_bytes: Some(1),
         deriver: Some(owned()),
-        shows_log: true,
+        has_log: None,
         system: Some(owned()),
         content_address: Some(owned()),
         provenance: Some(owned()),

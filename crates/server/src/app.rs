@@ -149,7 +149,7 @@ impl App {
         self.in_time("files", TURN_TIMEOUT, turn).await
     }
 
-    /// A turn to look through a listing or a closure.
+    /// A turn to look through a listing, a closure or the names of a cache.
     pub(crate) async fn search_turn(&self, call: &Call) -> Result<Share, Failure> {
         let turn = async { self.searches.take(&self.caller(call), 1).await };
         self.in_time("searches", TURN_TIMEOUT, turn).await

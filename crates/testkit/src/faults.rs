@@ -545,6 +545,9 @@ impl DocumentIndex for FaultIndex {
     async fn find_document(&self, cache: CacheId, name: &DocumentName) -> Outcome<Option<StoredDocument>> {
         read_step!(self, self.inner.find_document(cache, name))
     }
+    async fn has_document(&self, cache: CacheId, name: &DocumentName) -> Outcome<bool> {
+        read_step!(self, self.inner.has_document(cache, name))
+    }
     async fn find_debug_nar(
         &self,
         cache: CacheId,
@@ -626,6 +629,15 @@ impl RetentionIndex for FaultIndex {
         limit: u32,
     ) -> Outcome<Vec<ListedObject>> {
         read_step!(self, self.inner.list_objects(cache, order, after, limit))
+    }
+    async fn list_objects_by_name(
+        &self,
+        cache: CacheId,
+        prefix: &str,
+        after: Option<(&str, ObjectPlace)>,
+        limit: u32,
+    ) -> Outcome<Vec<ListedObject>> {
+        read_step!(self, self.inner.list_objects_by_name(cache, prefix, after, limit))
     }
     async fn remove_for_cause(
         &self,

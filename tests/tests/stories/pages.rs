@@ -168,13 +168,14 @@ fn rows_of_paths(key: impl Fn(&str, usize) -> String, empty: &str) -> String {
     format!(
         "{numbers} INSERT INTO nars (hash, size, file_size, tag, recipe)
              SELECT {nar}, 5000 + i, 2000 + i, {tag}, {empty} FROM n;
-         {numbers} INSERT INTO objects (cache, hash, nar, created_at, last_used_at, pushed_at, name, nar_size, sigs, refs)
-             SELECT {cache}, {path}, m.id, {now}, {now}, {now}, 'package-' || i, 5000 + i, {empty}, {empty}
+         {numbers} INSERT INTO objects (cache, hash, nar, created_at, last_used_at, pushed_at, name, nar_size, sigs, refs, deriver)
+             SELECT {cache}, {path}, m.id, {now}, {now}, {now}, 'package-' || i, 5000 + i, {empty}, {empty}, '{deriver}'
              FROM n JOIN nars AS m ON m.hash = {nar};
          {numbers} INSERT INTO object_refs (cache, reference, referrer) SELECT {cache}, {largest}, {path} FROM n WHERE i <= 300;
          INSERT INTO pins (cache, name, hash, path_name, created_at) VALUES ({cache}, 'release', {pinned}, 'package-7', {now});
          UPDATE caches SET retention_seconds = 864000 WHERE name = 'main';",
         pinned = key("7", 20),
+        deriver = format_args!("{}-package.drv", hash_of(1)),
     )
 }
 
@@ -206,8 +207,9 @@ fn look_at_thousands_of_paths(mut lab: Lab) {
         stats["index_statements"].as_u64().unwrap()
     };
     let (largest, lonely) = (format!("/main/{}", hash_of(PATHS)), format!("/main/{}", hash_of(PATHS - 1)));
-    let nothing = "/main/paths?q=no-such-name".to_owned();
-    for page in ["/", "/main/", "/main/paths", &largest, &lonely, &nothing] {
+    let named = |text: &str| format!("/main/paths?q={text}");
+    let (nothing, begin) = (named("no-such-name"), named("package-10"));
+    for page in ["/", "/main/", "/main/paths", &largest, &lonely, &nothing, &begin] {
         // The server's own work may come between.
         let costs = (0..5).map(|_| {
             let before = statements();
@@ -234,14 +236,30 @@ fn look_at_thousands_of_paths(mut lab: Lab) {
     assert!(owner.contains("Least used paths") && owner.contains("package-4000"), "{owner}");
 
     // One of eleven is behind the bound.
+    let next_of = |page: &str| {
+        let (_, rest) = page.split_once("rel=\"next\" href=\"").expect("the search goes on");
+        ask(&format!("/main/paths{}", rest.split('"').next().unwrap().replace("&amp;", "&")))
+    };
+    let shown = |page: &str| page.matches("<th scope=\"row\">").count();
     let page = ask("/main/paths?q=e-101");
     assert!(page.contains("it looked through 3,000 paths, the largest first. "), "{page}");
-    assert!(page.contains("10 of them fit.") && !page.contains(">package-101<"), "{page}");
-    let (_, rest) = page.split_once("rel=\"next\" href=\"").expect("the search goes on");
-    let next = rest.split('"').next().unwrap().replace("&amp;", "&");
-    let page = ask(&format!("/main/paths{next}"));
+    assert!(shown(&page) == 10 && !page.contains(">package-101<"), "{page}");
+    let page = next_of(&page);
     assert!(page.contains(">package-101<") && !page.contains(">package-1010<"), "{page}");
     assert!(!page.contains("rel=\"next\"") && !page.contains("it looked through"), "{page}");
+
+    // Names that begin with the text are found at once, small as these paths are, and each once.
+    let first = ask(&begin);
+    assert!(first.contains(">package-10<") && first.contains(">package-1039<"), "{first}");
+    assert!(shown(&first) == 50 && !first.contains("it looked through"), "{first}");
+    let second = next_of(&first);
+    assert!(shown(&second) == 50 && second.contains(">package-1084<"), "{second}");
+    let third = next_of(&second);
+    assert!(shown(&third) == 11 && third.contains("it looked through 3,000 paths"), "{third}");
+    let last = next_of(&third);
+    assert!(shown(&last) == 0 && !last.contains("rel=\"next\""), "{last}");
+    let all = ask("/main/paths?q=package-100*");
+    assert!(shown(&all) == 11 && !all.contains("rel=\"next\""), "{all}");
 }
 
 #[test]

@@ -120,7 +120,7 @@ fn paint(frame: &mut Frame<'_>, watched: &Watched) {
     ])
     .areas(frame.area());
     paint_head(frame, head, watched, status);
-    paint_rates(frame, pictures, watched, status);
+    paint_rates(frame, pictures, watched);
     paint_queues(frame, turns, &queues);
     paint_jobs(frame, jobs, status);
     paint_targets(frame, targets, &status.targets);
@@ -138,8 +138,13 @@ fn paint_head(frame: &mut Frame<'_>, area: Rect, watched: &Watched, status: &Sta
     );
     let requests = &status.requests;
     let second = format!(
-        "{} connections, {} requests in flight; since the start {} answered, {} failed, {} refused",
-        requests.connections, requests.in_flight, requests.answered, requests.failed, requests.refused
+        "{} connections, {} in flight, {} uploading; since the start {} answered, {} failed, {} refused",
+        requests.connections,
+        requests.in_flight,
+        status.pushes.uploading,
+        requests.answered,
+        requests.failed,
+        requests.refused
     );
     let state = match (&watched.failure, &status.not_ready) {
         (Some(failure), _) => Line::styled(format!("no answer: {}", shown(failure)), REVERSED),
@@ -151,21 +156,20 @@ fn paint_head(frame: &mut Frame<'_>, area: Rect, watched: &Watched, status: &Sta
     frame.render_widget(Paragraph::new(lines), area);
 }
 
-fn paint_rates(frame: &mut Frame<'_>, area: Rect, watched: &Watched, status: &StatusResponse) {
+fn paint_rates(frame: &mut Frame<'_>, area: Rect, watched: &Watched) {
     let [left, right] = Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).areas(area);
     let last = watched.rates.back().copied();
     let (reads, pushes) = match last {
         Some(rates) => (
             format!("reads {:.1}/s, NARs {:.1}/s, {}/s", rates.narinfos, rates.nars, whole(rates.sent_bytes)),
             format!(
-                "pushes {:.1}/s, {}/s, new {}/s, {} uploading",
+                "pushes {:.1}/s, {}/s, new {}/s",
                 rates.pushes,
                 whole(rates.pushed_bytes),
-                whole(rates.new_bytes),
-                status.pushes.uploading
+                whole(rates.new_bytes)
             ),
         ),
-        None => ("reads".to_owned(), format!("pushes, {} uploading", status.pushes.uploading)),
+        None => ("reads".to_owned(), "pushes".to_owned()),
     };
     paint_picture(frame, left, reads, watched, |rates| rates.sent_bytes);
     paint_picture(frame, right, pushes, watched, |rates| rates.pushed_bytes);

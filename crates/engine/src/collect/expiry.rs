@@ -49,6 +49,11 @@ impl Collector {
         &self.settings.expiry_defaults
     }
 
+    /// Whether servers look by themselves for what is kept no longer.
+    pub fn is_automatic(&self) -> bool {
+        self.settings.interval_seconds.is_some()
+    }
+
     /// What the rules of all caches let go now, which is not the work of a collection: the NARs
     /// follow when their graces are over. Reads only. It takes much memory, so it is for commands.
     pub async fn plan_expiry(&self) -> Result<ExpiryTotals> {

@@ -85,6 +85,9 @@ impl JobIndex for FaultJobs {
     async fn list_jobs(&self, after: Option<JobId>, limit: u32) -> Result<Vec<Job>> {
         self.call(self.inner.list_jobs(after, limit)).await
     }
+    async fn find_job(&self, kind: JobKind) -> Result<Option<JobId>> {
+        self.call(self.inner.find_job(kind)).await
+    }
     async fn job_backlog(&self, now: UnixSeconds) -> Result<Vec<JobBacklog>> {
         self.call(self.inner.job_backlog(now)).await
     }

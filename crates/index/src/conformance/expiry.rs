@@ -4,8 +4,8 @@ use super::fixtures::{NOW, cache, changes, nar_hash, object, path, path_hash, pu
 use super::jobs::Both;
 use crate::{
     AuditFilter, CacheId, CachePatch, CacheRules, CommitTarget, Error, ExpiryDefaults, ExpiryRule, JobKind,
-    JobLease, KEEPERS_WINDOW, Keepers, NarCommit, NarKey, NarSource, NewDocument, Object, ObjectOrder, Pin,
-    Result, Use,
+    JobLease, KEEPERS_WINDOW, Keepers, ListedObject, NarCommit, NarKey, NarSource, NewDocument, Object,
+    ObjectOrder, ObjectPlace, Pin, Result, Use,
 };
 use dormer_nix::{BuildTrace, DocumentName, StorePath, TraceKey};
 use std::collections::{BTreeMap, BTreeSet};
@@ -153,7 +153,9 @@ pub(super) async fn logs_of_no_object_stay_where_everything_is_kept(both: Both) 
     let are_there = async || -> Result<Vec<bool>> {
         let mut found = Vec::new();
         for name in &orphans {
-            found.push(both.index.find_document(main, name).await?.is_some());
+            let is_there = both.index.find_document(main, name).await?.is_some();
+            assert_eq!(both.index.has_document(main, name).await?, is_there);
+            found.push(is_there);
         }
         Ok(found)
     };
@@ -622,6 +624,43 @@ pub(super) async fn objects_are_listed_in_every_order(both: Both) -> Result<()> 
     assert_eq!((extremes.largest, extremes.longest_unused), (largest, longest_unused));
     both.index.delete_cache(main, None, NOW).await?;
     assert_eq!(both.index.list_objects(main, ObjectOrder::Age, None, 3).await?, []);
+    Ok(())
+}
+
+/// Names that begin with a text, in the order of their bytes whatever the database's own order is.
+pub(super) async fn objects_are_listed_by_the_begin_of_their_name(both: Both) -> Result<()> {
+    let (main, other) = (cache(&both.index, "main").await?, cache(&both.index, "other").await?);
+    // In most collations, signs and case count less than letters, so other names come between.
+    let names = ["curl-8", "curl.8", "curl8", "Curl-8", "curl", "cur", "cus", "curl-8", "curl_8"];
+    for (number, name) in (1..).zip(names) {
+        let named =
+            Object { path: StorePath::new(path_hash(number), name).expect("a name"), ..object(number) };
+        push(&both.index, main, number, CommitTarget::Object(named)).await?;
+    }
+    both.push_referring(other, 20, &[]).await?;
+    let found = async |prefix: &str, size: u32| {
+        let (mut listed, mut after) = (Vec::<ListedObject>::new(), None);
+        loop {
+            let place = after.as_ref().map(|(name, place): &(String, ObjectPlace)| (name.as_str(), *place));
+            let page = both.index.list_objects_by_name(main, prefix, place, size).await?;
+            let Some(last) = page.last() else { break };
+            after = Some((last.path.name().to_owned(), last.place));
+            listed.extend(page);
+        }
+        Result::Ok(listed.iter().map(|object| object.path.name().to_owned()).collect::<Vec<_>>())
+    };
+    let expected = ["curl", "curl-8", "curl-8", "curl.8", "curl8", "curl_8"];
+    for size in [1, 2, 100] {
+        assert_eq!(found("curl", size).await?, expected, "{size} at a time");
+    }
+    assert_eq!(found("Curl", 9).await?, ["Curl-8"]);
+    assert_eq!(found("cur", 9).await?.len(), 7);
+    assert_eq!(found("", 3).await?.len(), 9);
+    for nothing in ["url", "curl-8-", "cür", "cur\0", "cur\n"] {
+        assert!(found(nothing, 9).await?.is_empty(), "{nothing:?}");
+    }
+    both.index.delete_cache(main, None, NOW).await?;
+    assert!(found("curl", 9).await?.is_empty());
     Ok(())
 }
 

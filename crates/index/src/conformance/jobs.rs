@@ -89,6 +89,11 @@ pub(super) async fn a_job_is_opened_once(both: Both) -> Result<()> {
     both.index.delete_cache(id, None, NOW + 6).await?;
     let jobs = both.jobs.list_jobs(None, 10).await?;
     assert_eq!(jobs.len(), 5);
+    assert_eq!(both.jobs.find_job(JobKind::Scrub).await?, None);
+    both.jobs.open_job(JobKind::Scrub, None, None, NOW).await?;
+    let all = both.jobs.list_jobs(None, 10).await?;
+    assert_eq!(both.jobs.find_job(JobKind::Scrub).await?, Some(all[5].id));
+    assert_eq!(both.jobs.find_job(JobKind::DeleteCache).await?, None, "that one has a cache");
     let last = &jobs[4];
     assert_eq!((last.kind.as_str(), last.cache, last.target), ("delete-cache", Some(id), None));
     assert_eq!((last.cache_name.as_deref(), last.target_name.as_deref()), (Some("main"), None));

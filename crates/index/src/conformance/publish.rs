@@ -591,6 +591,7 @@ pub(super) async fn a_cache_is_remembered_and_forgotten(both: Both) -> Result<()
         .write_published_cache(&lease, &PublishedCache { scan: None, ..published.clone() }, NOW)
         .await?;
     assert_eq!(both.publish.published_caches(lease.target).await?, [published.clone()]);
+    assert!(both.index.glance_at_caches(&[id]).await?[0].is_published);
     // People see this work as a job, run by the holder of the target's lease.
     let jobs = both.jobs.list_jobs(None, 10).await?;
     assert_eq!(jobs.len(), 1);

@@ -173,6 +173,8 @@ pub trait JobIndex: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<JobId>;
     /// Open jobs after one, oldest first.
     async fn list_jobs(&self, after: Option<JobId>, limit: u32) -> Result<Vec<Job>>;
+    /// The open job of a kind whose jobs belong to no cache and no target. One statement.
+    async fn find_job(&self, kind: JobKind) -> Result<Option<JobId>>;
     /// How many jobs of each kind are open; a kind without any is left out. One statement.
     async fn job_backlog(&self, now: UnixSeconds) -> Result<Vec<JobBacklog>>;
     /// Takes, for `holder`, the lease of the oldest job of a kind whose last lease has ended at

@@ -62,16 +62,16 @@ const POLICY: Sql = both!(
 );
 
 /// What an object counts for a quota: its NAR as clients download it, its traces, and the log of
-/// its derivation, of which `$log` is the name. The log counts for each output: where one goes and
-/// another stays, the log stays. (The columns differ in their collation on PostgreSQL.)
+/// its derivation. The log counts for each output: where one goes and another stays, the log stays.
+/// On PostgreSQL, `$collation` is that of the indexes by name; columns of objects have another.
 macro_rules! counted_bytes {
-    ($log:literal) => {
+    ($collation:literal) => {
         concat!(
             "n.file_size
              + CAST((SELECT coalesce(sum(d.size), 0) FROM documents AS d
                  WHERE d.cache = o.cache AND d.owner = o.hash AND d.kind = 2) AS BIGINT)
-             + coalesce((SELECT l.size FROM documents AS l WHERE l.cache = o.cache AND l.name = ",
-            $log,
+             + coalesce((SELECT l.size FROM documents AS l WHERE l.cache = o.cache AND l.name = ('log/' || o.deriver)",
+            $collation,
             "), 0)"
         )
     };
@@ -80,18 +80,20 @@ macro_rules! counted_bytes {
 /// What is looked at of an object: `$1` is the cache, `$2` is now, `$3` how many of a name are
 /// kept. `$more` are columns behind these.
 macro_rules! examine {
-    ($log:literal, $from:expr) => {
-        examine!($log, "", $from)
+    ($collation:literal, $from:expr) => {
+        examine!($collation, "", $from)
     };
-    ($log:literal, $more:literal, $from:expr) => {
+    ($collation:literal, $more:literal, $from:expr) => {
         concat!(
             "SELECT o.hash, o.name, o.refs, o.nar, o.last_used_at, o.pushed_at, ",
-            counted_bytes!($log),
+            counted_bytes!($collation),
             ",
                  EXISTS (SELECT 1 FROM object_refs AS r WHERE r.cache = o.cache AND r.reference = o.hash),
                  EXISTS (SELECT 1 FROM pins AS p WHERE p.cache = o.cache AND p.hash = o.hash
                      AND (p.ends_at IS NULL OR p.ends_at > $2)),
-                 (SELECT count(*) FROM (SELECT 1 FROM objects AS m WHERE m.cache = o.cache AND m.name = o.name
+                 (SELECT count(*) FROM (SELECT 1 FROM objects AS m WHERE m.cache = o.cache AND m.name = o.name",
+            $collation,
+            "
                      AND (m.created_at, m.id) > (o.created_at, o.id) LIMIT $3) AS newer), o.id",
             $more,
             "
@@ -101,33 +103,31 @@ macro_rules! examine {
     };
 }
 macro_rules! examine_page {
-    ($log:literal) => {
+    ($collation:literal) => {
         concat!(
-            examine!($log, "objects AS o CROSS JOIN nars AS n"),
+            examine!($collation, "objects AS o CROSS JOIN nars AS n"),
             " WHERE o.cache = $1 AND n.id = o.nar AND (o.last_used_at, o.id) > ($4, $5) AND o.last_used_at < $6
              ORDER BY o.last_used_at, o.id LIMIT $7"
         )
     };
 }
-pub(crate) const EXAMINE_PAGE: Sql = Sql {
-    sqlite: examine_page!("'log/' || o.deriver"),
-    postgres: examine_page!("('log/' || o.deriver) COLLATE \"C\""),
-};
+pub(crate) const EXAMINE_PAGE: Sql =
+    Sql { sqlite: examine_page!(""), postgres: examine_page!(" COLLATE \"C\"") };
 pub(crate) const EXAMINE_FREED: Sql = Sql {
     sqlite: concat!(
-        examine!("'log/' || o.deriver", "json_each($4) AS k CROSS JOIN objects AS o CROSS JOIN nars AS n"),
+        examine!("", "json_each($4) AS k CROSS JOIN objects AS o CROSS JOIN nars AS n"),
         " WHERE o.cache = $1 AND o.hash = unhex(k.value) AND n.id = o.nar"
     ),
     postgres: concat!(
-        examine!("('log/' || o.deriver) COLLATE \"C\"", "objects AS o JOIN nars AS n ON n.id = o.nar"),
+        examine!(" COLLATE \"C\"", "objects AS o JOIN nars AS n ON n.id = o.nar"),
         " WHERE o.cache = $1 AND o.hash = ANY ($4::bytea[])"
     ),
 };
 macro_rules! examine_one {
-    ($log:literal) => {
+    ($collation:literal) => {
         concat!(
             examine!(
-                $log,
+                $collation,
                 ", EXISTS (SELECT 1 FROM publish_caches AS published WHERE published.cache = o.cache)",
                 "objects AS o CROSS JOIN nars AS n"
             ),
@@ -135,10 +135,8 @@ macro_rules! examine_one {
         )
     };
 }
-pub(crate) const EXAMINE_ONE: Sql = Sql {
-    sqlite: examine_one!("'log/' || o.deriver"),
-    postgres: examine_one!("('log/' || o.deriver) COLLATE \"C\""),
-};
+pub(crate) const EXAMINE_ONE: Sql =
+    Sql { sqlite: examine_one!(""), postgres: examine_one!(" COLLATE \"C\"") };
 // The plus keeps SQLite from reading all objects that are old. On PostgreSQL the rows are locked in
 // the order of their hashes, as uses are: neither waits for the other in a circle.
 pub(crate) const DELETE_OBJECTS: Sql = Sql {
@@ -157,19 +155,17 @@ const WRITE_GRACES: Sql = records!(
          ends_at = CASE WHEN graces.ends_at < excluded.ends_at THEN excluded.ends_at ELSE graces.ends_at END"
 );
 macro_rules! sum_objects {
-    ($log:literal) => {
+    ($collation:literal) => {
         concat!(
             "SELECT o.hash, ",
-            counted_bytes!($log),
+            counted_bytes!($collation),
             " FROM objects AS o CROSS JOIN nars AS n
              WHERE o.cache = $1 AND o.hash > $2 AND n.id = o.nar ORDER BY o.hash LIMIT $3"
         )
     };
 }
-pub(crate) const SUM_OBJECTS: Sql = Sql {
-    sqlite: sum_objects!("'log/' || o.deriver"),
-    postgres: sum_objects!("('log/' || o.deriver) COLLATE \"C\""),
-};
+pub(crate) const SUM_OBJECTS: Sql =
+    Sql { sqlite: sum_objects!(""), postgres: sum_objects!(" COLLATE \"C\"") };
 pub(crate) const SUM_GRACES: Sql = both!(
     "SELECT g.hash, g.nar, g.ends_at, n.file_size FROM graces AS g CROSS JOIN nars AS n
      WHERE g.cache = $1 AND (g.hash, g.nar) > ($2, $3) AND n.id = g.nar ORDER BY g.hash, g.nar LIMIT $4"

@@ -40,6 +40,10 @@ impl<D: Dialect> JobIndex for SqlIndex<D> {
         self.read("list jobs", async |mut tx| work::list_jobs(&mut tx, after, limit).await).await
     }
 
+    async fn find_job(&self, kind: JobKind) -> Result<Option<JobId>> {
+        self.read("find a job", async |mut tx| work::find_job(&mut tx, kind).await).await
+    }
+
     async fn job_backlog(&self, now: UnixSeconds) -> Result<Vec<JobBacklog>> {
         self.read("count jobs", async |mut tx| work::job_backlog(&mut tx, now).await).await
     }

@@ -32,6 +32,8 @@ const LIST: Sql = both!(
      FROM jobs AS j LEFT JOIN caches AS c ON c.id = j.cache LEFT JOIN publish_targets AS t ON t.id = j.target
      WHERE j.id > $1 ORDER BY j.id LIMIT $2"
 );
+const FIND: Sql =
+    both!("SELECT id FROM jobs WHERE kind = $1 AND coalesce(cache, 0) = 0 AND coalesce(target, 0) = 0");
 // A job of a target runs while the target's lease does. PostgreSQL sums to numeric, so it casts.
 const BACKLOG: Sql = both!(
     "SELECT j.kind,
@@ -103,6 +105,11 @@ pub(crate) async fn list_jobs(
 ) -> Result<Vec<Job>> {
     let arguments = [Number(after.map_or(0, |job| job.0)), Number(i64::from(limit))];
     tx.rows(LIST, &arguments).await?.iter().map(read_job).collect()
+}
+
+pub(crate) async fn find_job(tx: &mut impl Transaction, kind: JobKind) -> Result<Option<JobId>> {
+    let row = tx.optional(FIND, &[Text(kind.as_str())]).await?;
+    row.map(|row| Ok(JobId(row.column(0, TABLE)?))).transpose()
 }
 
 pub(crate) async fn job_backlog(tx: &mut impl Transaction, now: UnixSeconds) -> Result<Vec<JobBacklog>> {

@@ -46,11 +46,13 @@ pub(crate) const GLANCE: Sql = Sql {
         SELECT k.value,
             (SELECT coalesce(sum(c.paths), 0) FROM counters AS c WHERE c.cache = k.value),
             (SELECT coalesce(sum(c.path_bytes), 0) FROM counters AS c WHERE c.cache = k.value),
-            (SELECT o.created_at FROM objects AS o WHERE o.cache = k.value ORDER BY o.created_at DESC LIMIT 1)
+            (SELECT o.created_at FROM objects AS o WHERE o.cache = k.value ORDER BY o.created_at DESC LIMIT 1),
+            EXISTS (SELECT 1 FROM publish_caches AS p WHERE p.cache = k.value)
         FROM json_each($1) AS k",
     postgres: "
         SELECT k.item, s.paths, s.path_bytes,
-            (SELECT o.created_at FROM objects AS o WHERE o.cache = k.item ORDER BY o.created_at DESC LIMIT 1)
+            (SELECT o.created_at FROM objects AS o WHERE o.cache = k.item ORDER BY o.created_at DESC LIMIT 1),
+            EXISTS (SELECT 1 FROM publish_caches AS p WHERE p.cache = k.item)
         FROM unnest($1::bigint[]) AS k (item) CROSS JOIN LATERAL (
             SELECT coalesce(sum(u.paths), 0)::bigint AS paths, coalesce(sum(u.path_bytes), 0)::bigint AS path_bytes
             FROM (SELECT c.paths, c.path_bytes FROM counters AS c WHERE c.cache = k.item
@@ -150,6 +152,7 @@ impl<D: Dialect> CounterIndex for SqlIndex<D> {
                     cache: CacheId(Row::column(row, 0, "counters")?),
                     counts: PathCounts { paths: counter(row, 1)?, bytes: counter(row, 2)? },
                     newest_at: Row::column(row, 3, "objects")?,
+                    is_published: Row::column(row, 4, "publish_caches")?,
                 })
             };
             rows.iter().map(glance).collect()

@@ -48,6 +48,7 @@ pub(crate) const FIND: Sql = both!(
     "SELECT size, encoding, body FROM documents WHERE cache = $1 AND name = $2
          AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
 );
+pub(crate) const HAS: Sql = both!("SELECT d.cache FROM documents AS d WHERE d.cache = $1 AND d.name = $2");
 /// Whether the cache is there, what it has under this name, whether it has the path of that and the
 /// path `$3`, and how many documents `$3` has.
 pub(crate) const LOOK: Sql = both!(
@@ -169,6 +170,14 @@ impl<D: Dialect> DocumentIndex for SqlIndex<D> {
                 encoding: row.column(1, TABLE)?,
                 body: row.column(2, TABLE)?,
             }))
+        })
+        .await
+    }
+
+    async fn has_document(&self, cache: CacheId, name: &DocumentName) -> Result<bool> {
+        let text = name.to_string();
+        self.read("look for a document", async |mut tx| {
+            Ok(tx.optional(HAS, &[Number(cache.0), Text(&text)]).await?.is_some())
         })
         .await
     }

@@ -133,6 +133,26 @@ macro_rules! list {
 pub(crate) const LIST_BY_USE: Sql = list!("last_used_at", ">", "");
 pub(crate) const LIST_BY_AGE: Sql = list!("created_at", ">", "");
 pub(crate) const LIST_BY_SIZE: Sql = list!("nar_size", "<", " DESC");
+/// Names that begin with a text, in the order of their bytes: `$2` to `$4` are the place before the
+/// first one, and every such name is below `$5`.
+macro_rules! list_by_name {
+    ($collation:literal) => {
+        concat!(
+            "SELECT hash, name, nar_size, created_at, last_used_at, created_at, id FROM objects
+             WHERE cache = $1 AND (name",
+            $collation,
+            ", created_at, id) > ($2, $3, $4) AND name",
+            $collation,
+            " < $5
+                 AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)
+             ORDER BY name",
+            $collation,
+            ", created_at, id LIMIT $6"
+        )
+    };
+}
+pub(crate) const LIST_BY_NAME: Sql =
+    Sql { sqlite: list_by_name!(""), postgres: list_by_name!(" COLLATE \"C\"") };
 // The ends of two indexes. The first column tells which one.
 pub(crate) const LIST_EXTREMES: Sql = both!(
     "SELECT largest.* FROM (SELECT 0, hash, name, nar_size, created_at, last_used_at, nar_size, id FROM objects
@@ -353,6 +373,31 @@ impl<D: Dialect> RetentionIndex for SqlIndex<D> {
         let page = [Number(cache.0), Number(value), Number(id), Number(limit.into())];
         self.read("list objects", async |mut tx| {
             tx.rows(sql, &page).await?.iter().map(|row| read_listed(row, 0)).collect()
+        })
+        .await
+    }
+
+    async fn list_objects_by_name(
+        &self,
+        cache: CacheId,
+        prefix: &str,
+        after: Option<(&str, ObjectPlace)>,
+        limit: u32,
+    ) -> Result<Vec<ListedObject>> {
+        // Names of paths are printable ASCII. Some databases refuse other texts.
+        if !prefix
+            .bytes()
+            .chain(after.map_or("", |(name, _)| name).bytes())
+            .all(|byte| byte.is_ascii_graphic())
+        {
+            return Ok(Vec::new());
+        }
+        let (name, ObjectPlace { value, id }) =
+            after.unwrap_or((prefix, ObjectPlace { value: i64::MIN, id: i64::MIN }));
+        let end = format!("{prefix}\x7f");
+        let page = [Number(cache.0), Text(name), Number(value), Number(id), Text(&end), Number(limit.into())];
+        self.read("list objects by name", async |mut tx| {
+            tx.rows(LIST_BY_NAME, &page).await?.iter().map(|row| read_listed(row, 0)).collect()
         })
         .await
     }

@@ -935,6 +935,7 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex) {
         (retention::LIST_BY_USE, "1, 2, 3, 4".to_owned(), &["objects_by_use"]),
         (retention::LIST_BY_AGE, "1, 2, 3, 4".to_owned(), &["objects_by_age"]),
         (retention::LIST_BY_SIZE, "1, 2, 3, 4".to_owned(), &["objects_by_size"]),
+        (retention::LIST_BY_NAME, "1, 'x', 3, 4, 'y', 6".to_owned(), &["objects_by_name"]),
         (sessions::FIND, bytes.to_owned(), &["sessions_pkey"]),
         (sessions::OPEN, format!("{bytes}, 1, 'x', 2, 3, 4"), &["caches_pkey", "sessions_by_subject"]),
         (sessions::MAKE_ROOM, "'x', 1, 2".to_owned(), &["sessions_pkey", "sessions_by_subject"]),
@@ -946,6 +947,7 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex) {
         (sessions::FIRST_ENDED, "1".to_owned(), &["sessions_by_end"]),
         (sessions::SWEEP_SESSION, bytes.to_owned(), &["sessions_pkey"]),
         (documents::FIND, "1, 'x'".to_owned(), &["documents_by_name"]),
+        (documents::HAS, "1, 'x'".to_owned(), &["documents_by_name"]),
         (
             documents::LOOK,
             format!("1, 'x', {bytes}"),
@@ -1021,6 +1023,7 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex) {
         assert!(!(gathers && plan.contains("hashed SubPlan")), "{sql:?}:\n{plan}");
         // Of another collation, an index would be read for the whole cache.
         assert!(!plan.contains("Filter: (deriver ="), "{sql:?}:\n{plan}");
+        assert!(!plan.contains("Filter: (name"), "{sql:?}:\n{plan}");
         let scans: Vec<&str> = plan.lines().filter(|line| line.contains("Seq Scan")).collect();
         assert!(scans.iter().all(|scan| scan.contains("outbox_base")), "{sql:?}:\n{plan}");
     }

@@ -837,6 +837,10 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         (retention::LIST_BY_USE, &["SEARCH objects USING INDEX objects_by_use (cache=? AND last_used_at>?)"]),
         (retention::LIST_BY_AGE, &["SEARCH objects USING INDEX objects_by_age (cache=? AND created_at>?)"]),
         (retention::LIST_BY_SIZE, &["SEARCH objects USING INDEX objects_by_size (cache=? AND nar_size<?)"]),
+        (
+            retention::LIST_BY_NAME,
+            &["SEARCH objects USING INDEX objects_by_name (cache=? AND (name,created_at)>(?,?) AND name<?)"],
+        ),
         (sessions::FIND, &["SEARCH sessions USING PRIMARY KEY (id=?)"]),
         (
             sessions::OPEN,
@@ -872,6 +876,7 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         (sessions::FIRST_ENDED, &["SEARCH sessions USING COVERING INDEX sessions_by_end (ends_at<?)"]),
         (sessions::SWEEP_SESSION, &["SEARCH sessions USING PRIMARY KEY (id=?)"]),
         (documents::FIND, &["SEARCH documents USING INDEX documents_by_name (cache=? AND name=?)"]),
+        (documents::HAS, &["SEARCH d USING COVERING INDEX documents_by_name (cache=? AND name=?)"]),
         (
             documents::LOOK,
             &[

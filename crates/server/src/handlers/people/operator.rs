@@ -26,9 +26,6 @@ use crate::operations::{Operations, Plan};
 use crate::publish_metrics::TargetBacklog;
 use crate::request_body::RequestBody;
 
-/// Jobs among which the page of damage looks for a scrub.
-const JOBS_LOOKED_AT: u32 = 100;
-
 /// Longest filter of the audit, in bytes.
 const FILTER_BYTES_MAX: usize = 400;
 
@@ -232,14 +229,13 @@ fn target(of: &TargetBacklog, now: i64) -> TargetView {
 }
 
 async fn damage(operations: &Operations) -> Result<DamageView, Failure> {
-    let open = operations.jobs().list_jobs(None, JOBS_LOOKED_AT).await.map_err(index)?;
-    let running = open.iter().find(|job| job.kind == JobKind::Scrub.as_str());
-    let running = match running {
-        Some(job) => operations.scrubber().state(job.id).await?.map(|state| scrubbed(state.report)),
+    let jobs = operations.jobs();
+    let running = match jobs.find_job(JobKind::Scrub).await.map_err(index)? {
+        Some(job) => operations.scrubber().state(job).await?.map(|state| scrubbed(state.report)),
         None => None,
     };
     let last = operations.scrubber().last().await?.map(|last| (last.ended_at, scrubbed(last.report)));
-    let spreading = open.iter().any(|job| job.kind == JobKind::SpreadDamage.as_str());
+    let spreading = jobs.find_job(JobKind::SpreadDamage).await.map_err(index)?.is_some();
     Ok(DamageView { running, last, spreading })
 }
 

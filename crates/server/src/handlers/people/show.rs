@@ -41,8 +41,8 @@ const PAGE_PINS: u32 = 40;
 /// Paths that the page of a cache names, of the largest and of the longest unused.
 const EXTREMES: u32 = 10;
 
-/// Paths that a search by name looks through: names are in no index that every database could use,
-/// so a search goes on with another request. Three look-ups.
+/// Paths that a search looks through for names that have a text anywhere: no index finds these, so
+/// a search goes on with another request. Three look-ups, behind one for names that begin with it.
 const SEARCHED_PATHS: u32 = 1_000;
 const SEARCHED_PAGES: usize = 3;
 
@@ -202,6 +202,7 @@ pub(super) async fn cache(app: &App, call: &Call, name: &CacheName) -> Result<Re
             (Some(largest.iter().map(sized).collect()), Some(longest_unused.iter().map(path_row).collect()))
         }
     };
+    let rules = CacheRules::of(cache, &expiry_defaults(app));
     let settings = &app.settings;
     let server = settings.api_endpoint.clone().unwrap_or_else(|| call.address(&settings.trusted_proxies));
     let view = CacheView {
@@ -214,8 +215,10 @@ pub(super) async fn cache(app: &App, call: &Call, name: &CacheName) -> Result<Re
         store_dir: cache.store_dir.clone(),
         priority: cache.priority,
         contents: Contents::Stored(Counts { paths: counts.paths, nar_bytes: counts.bytes, newest_at }),
-        retention_seconds: cache.retention_seconds.filter(|seconds| *seconds > 0),
-        quota_bytes: cache.quota_bytes.filter(|bytes| *bytes > 0),
+        retention_seconds: rules.retention_seconds,
+        is_published: glance.is_some_and(|glance| glance.is_published),
+        quota_bytes: rules.quota_bytes,
+        keep_latest: rules.keep_latest,
         history: days.iter().map(past_day).collect(),
         largest,
         longest_unused,
@@ -258,13 +261,16 @@ pub(super) async fn paths(app: &App, call: &Call, name: &CacheName) -> Result<Re
             .ok_or_else(|| Failure::BadRequest("`sort` is none of used, age and size".to_owned()))?,
     };
     let found = if opened.may_list() {
-        let after = query(call, "after")?.as_deref().map(read_place).transpose()?;
+        let after = query(call, "after")?.as_deref().map(SearchPlace::read).transpose()?;
+        // A list is cheap; a search reads thousands of rows, so callers take turns.
+        let _turn = if wanted.is_empty() { None } else { Some(app.search_turn(call).await?) };
         Some(search(app, &opened.cache, &wanted, sort, after).await?)
     } else {
         None
     };
-    let (next, looked_through) =
-        found.as_ref().map_or((None, None), |found| (found.next.map(write_place), found.looked_through));
+    let (next, looked_through) = found
+        .as_ref()
+        .map_or((None, None), |found| (found.next.as_ref().map(SearchPlace::write), found.looked_through));
     let paths = found.map(|found| found.paths);
     let notice = (paths.is_none() && !wanted.is_empty())
         .then(|| "This is no hash and no store path, and you may not search by name here.".to_owned());
@@ -285,18 +291,45 @@ pub(super) async fn paths(app: &App, call: &Call, name: &CacheName) -> Result<Re
 struct Search {
     paths: Vec<PathRow>,
     /// The place behind what was looked at, if something is left.
-    next: Option<ObjectPlace>,
+    next: Option<SearchPlace>,
     /// How many paths it looked through, if it ended at its bound.
     looked_through: Option<u64>,
 }
 
-/// Paths whose name has a text in it, from a place on.
+/// Where a search goes on.
+enum SearchPlace {
+    /// Among the names that begin with the text.
+    Named(String, ObjectPlace),
+    /// Among all paths, in the order of the list.
+    Listed(ObjectPlace),
+}
+
+impl SearchPlace {
+    fn write(&self) -> String {
+        match self {
+            Self::Named(name, place) => format!("{}.{name}", write_place(*place)),
+            Self::Listed(place) => write_place(*place),
+        }
+    }
+
+    /// Numbers have no dots, and names may.
+    fn read(text: &str) -> Result<Self, Failure> {
+        let mut parts = text.splitn(3, '.');
+        let (Some(value), Some(id), Some(name)) = (parts.next(), parts.next(), parts.next()) else {
+            return read_place(text).map(Self::Listed);
+        };
+        Ok(Self::Named(name.to_owned(), read_place(&format!("{value}.{id}"))?))
+    }
+}
+
+/// Paths whose name has a text in it, from a place on: first those whose name begins with it, by
+/// name, then others, in the order of the list.
 async fn search(
     app: &App,
     cache: &Cache,
     wanted: &str,
     sort: SortedBy,
-    mut after: Option<ObjectPlace>,
+    after: Option<SearchPlace>,
 ) -> Result<Search, Failure> {
     let order = match sort {
         SortedBy::Used => ObjectOrder::Used,
@@ -306,17 +339,40 @@ async fn search(
     let pattern = if wanted.contains('*') { wanted.to_owned() } else { format!("*{wanted}*") };
     let page = if wanted.is_empty() { 1 + u32::try_from(PAGE_PATHS).unwrap_or(0) } else { SEARCHED_PATHS };
     let (mut paths, mut looked_through) = (Vec::new(), 0);
+    // `text*` fits the names that begin with `text`, and no others.
+    let (prefix, is_all) = match wanted.split_once('*') {
+        None => (Some(wanted).filter(|text| !text.is_empty()), false),
+        Some((text, rest)) => (Some(text).filter(|text| !text.is_empty() && rest.is_empty()), true),
+    };
+    let (named, mut after) = match after {
+        Some(SearchPlace::Listed(place)) => (None, Some(place)),
+        Some(SearchPlace::Named(name, place)) => (Some((name, place)), None),
+        None => (None, None),
+    };
+    if let (Some(prefix), None) = (prefix, after) {
+        let named = named.as_ref().map(|(name, place)| (name.as_str(), *place));
+        let limit = u32::try_from(PAGE_PATHS).unwrap_or(0);
+        let found = app.engine.index().list_objects_by_name(cache.id, prefix, named, limit).await;
+        let found = found.map_err(index)?;
+        let last = found.last().filter(|_| found.len() == PAGE_PATHS);
+        let next = last.map(|last| SearchPlace::Named(last.path.name().to_owned(), last.place));
+        paths.extend(found.iter().map(path_row));
+        if next.is_some() || is_all {
+            return Ok(Search { paths, next, looked_through: None });
+        }
+    }
+    let begins = |name: &str| prefix.is_some_and(|prefix| name.starts_with(prefix));
     for _ in 0..SEARCHED_PAGES {
         let found = app.engine.index().list_objects(cache.id, order, after, page).await.map_err(index)?;
         let is_last = found.len() < page as usize;
         looked_through += found.len() as u64;
         for object in found {
-            if !name_fits(&pattern, object.path.name()) {
+            if !name_fits(&pattern, object.path.name()) || begins(object.path.name()) {
                 after = Some(object.place);
                 continue;
             }
             if paths.len() == PAGE_PATHS {
-                return Ok(Search { paths, next: after, looked_through: None });
+                return Ok(Search { paths, next: after.map(SearchPlace::Listed), looked_through: None });
             }
             after = Some(object.place);
             paths.push(path_row(&object));
@@ -325,7 +381,7 @@ async fn search(
             return Ok(Search { paths, ..Search::default() });
         }
     }
-    Ok(Search { paths, next: after, looked_through: Some(looked_through) })
+    Ok(Search { paths, next: after.map(SearchPlace::Listed), looked_through: Some(looked_through) })
 }
 
 /// `/{cache}/pins`
@@ -382,6 +438,10 @@ pub(super) async fn path(
     let FoundObject { object, nar, last_used_at } = find(app, &opened, hash).await?;
     let cache = &opened.cache;
     let kept = keeping(app, &opened, hash).await?;
+    let has_log = match object.deriver.as_deref().and_then(log_name) {
+        Some(log) => app.engine.index().has_document(cache.id, &log).await.map_err(index)?,
+        None => false,
+    };
     let own_keys = key_names(&active_keys(cache));
     let view = PathView {
         cache: cache.name.clone(),
@@ -392,7 +452,7 @@ pub(super) async fn path(
         nar_hash: format!("sha256:{}", nar.hash.to_nix32()),
         nar_bytes: nar.size,
         file_bytes: Some(nar.file_size),
-        shows_log: object.deriver.is_some(),
+        has_log: Some(has_log),
         deriver: object.deriver,
         system: object.system,
         content_address: object.ca,
@@ -418,17 +478,28 @@ struct Keeping {
     pins: Option<Vec<PinRow>>,
 }
 
-/// Two statements for a visitor that may list the cache, and none for others.
-async fn keeping(app: &App, opened: &Opened, hash: &StorePathHash) -> Result<Keeping, Failure> {
-    let cache = &opened.cache;
-    // A server without jobs lets nothing go.
-    let defaults = app.operations.get().map_or(
+/// What the server keeps where a cache says nothing. A server without jobs lets nothing go.
+fn expiry_defaults(app: &App) -> ExpiryDefaults {
+    app.operations.get().map_or(
         ExpiryDefaults { retention_seconds: 0, quota_bytes: 0, grace_seconds: 0, log_retention_seconds: 0 },
         |operations| *operations.collector().expiry_defaults(),
-    );
+    )
+}
+
+/// Two statements for a visitor that may list the cache, and one for others.
+async fn keeping(app: &App, opened: &Opened, hash: &StorePathHash) -> Result<Keeping, Failure> {
+    let cache = &opened.cache;
+    let defaults = expiry_defaults(app);
+    let lets_go = app.operations.get().is_some_and(|operations| operations.collector().is_automatic());
+    let stay = |rules: &CacheRules, is_published, of_path| {
+        let CacheRules { retention_seconds, quota_bytes, keep_latest } = *rules;
+        StayView { retention_seconds, quota_bytes, keep_latest, is_published, lets_go, of_path }
+    };
     // When a path was used, and what needs it, is for those alone that the API tells it.
     if !opened.may_list() {
-        let stay = stay(&CacheRules::of(cache, &defaults), None);
+        let glances = app.engine.index().glance_at_caches(&[cache.id]).await.map_err(index)?;
+        let is_published = glances.first().is_some_and(|glance| glance.is_published);
+        let stay = stay(&CacheRules::of(cache, &defaults), is_published, None);
         return Ok(Keeping { stay, referrers: None, pins: None });
     }
     let now = app.engine.now();
@@ -440,22 +511,11 @@ async fn keeping(app: &App, opened: &Opened, hash: &StorePathHash) -> Result<Kee
         ExpiryRule::Age => (until, StayEnd::Age),
         ExpiryRule::Newer => (until, StayEnd::Newer),
     });
-    let of_path = PathStay {
-        is_published: rules.is_published,
-        counts_from: rules.counts_from,
-        end,
-        pins_above: rows(pins_above),
-        is_cut,
-    };
-    let stay = stay(&rules.cache, Some(of_path));
+    let of_path = PathStay { counts_from: rules.counts_from, end, pins_above: rows(pins_above), is_cut };
+    let stay = stay(&rules.cache, rules.is_published, Some(of_path));
     let has_more = referrers.len() == KEEPERS as usize;
     let referrers = referrers.iter().take(KEEPERS as usize - 1).map(StorePath::to_string).collect();
     Ok(Keeping { stay, referrers: Some((referrers, has_more)), pins: rows(pins) })
-}
-
-fn stay(rules: &CacheRules, of_path: Option<PathStay>) -> StayView {
-    let CacheRules { retention_seconds, quota_bytes, keep_latest } = *rules;
-    StayView { retention_seconds, quota_bytes, keep_latest, of_path }
 }
 
 /// The first pins of a path; `None` for a visitor that may not see pins.
@@ -502,6 +562,11 @@ pub(super) async fn closure(
     Ok(page(view.render(&frame(app, call))))
 }
 
+/// The name of the log of a derivation.
+fn log_name(deriver: &str) -> Option<DocumentName> {
+    format!("log/{deriver}").parse().ok().filter(|name| matches!(name, DocumentName::Log(_)))
+}
+
 /// `/{cache}/{hash}/log`
 pub(super) async fn log(
     app: &App,
@@ -512,10 +577,9 @@ pub(super) async fn log(
     let opened = open(app, call, name).await?;
     let from = query(call, "from")?.map(|from| from.parse::<usize>()).transpose().map_err(bad_request)?;
     let found = find(app, &opened, hash).await?;
-    let deriver = found.object.deriver.as_deref().and_then(|deriver| format!("log/{deriver}").parse().ok());
-    let log = match &deriver {
-        Some(document @ DocumentName::Log(_)) => app.engine.document(&opened.cache, document).await?,
-        _ => None,
+    let log = match found.object.deriver.as_deref().and_then(log_name) {
+        Some(log) => app.engine.document(&opened.cache, &log).await?,
+        None => None,
     };
     let frame = frame(app, call);
     let (Some(log), Some(deriver)) = (log, found.object.deriver) else {

@@ -1,0 +1,2 @@
+-- On SQLite, names are in the order of their bytes already: this step is PostgreSQL's alone.
+SELECT 1;
