@@ -20,6 +20,14 @@ fn deriver(machine: &Machine, path: &str) -> String {
     machine.run("nix-store", &["--query", "--deriver", path]).succeeds().trim().to_owned()
 }
 
+/// Major and minor version of the machine's Nix.
+fn version(machine: &Machine) -> (u32, u32) {
+    let text = machine.run("nix", &["--version"]).succeeds();
+    let numbers = text.trim().rsplit(' ').next().expect("a word");
+    let mut numbers = numbers.split('.').map(|number| number.parse().expect("a number"));
+    (numbers.next().expect("a major version"), numbers.next().expect("a minor version"))
+}
+
 /// `nix store copy-log`, with every compression of logs; then `nix log` on a machine that has
 /// neither the path nor its derivation.
 #[test]
@@ -140,7 +148,8 @@ fn content_addressed_paths_are_substituted_by_every_nix() {
         reader.verify_all();
         let traces = proxy.seen().into_iter().filter(|seen| seen.line.contains(".doi"));
         let traces: Vec<String> = traces.map(|seen| seen.line).collect();
-        assert!(traces.iter().any(|line| line.starts_with("GET /main/realisations/")), "{traces:?}");
+        let kind = if version(&machine) >= (2, 35) { "build-trace-v2" } else { "realisations" };
+        assert!(traces.iter().any(|line| line.starts_with(&format!("GET /main/{kind}/"))), "{traces:?}");
 
         // A build takes a trace whatever its signatures are. A copy looks at them. The paths need
         // none: their names follow from their contents.
