@@ -164,6 +164,13 @@ pub struct ObjectResponse {
 
 /// What a cache has of a closure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+    /// The first page of what refers to it, for callers that may list the cache; the other pages
+    /// are those of [`ListReferrersResponse`]. Older servers never say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub referrers: Option<Vec<String>>,
+    /// Where the next page of referrers begins; absent if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_referrers: Option<StorePathHash>,
 pub struct ClosureEntry {
     /// How many paths, the object itself included.
     pub paths: u64,

@@ -722,6 +722,8 @@ mod tests {
         };
         insta::assert_snapshot!(lines(&object_bars(&object), 60).join("\n"), @r"
         download                1.0 MiB  ██▎
+            referrers: None,
+            next_referrers: None,
         NAR                     3.0 MiB  ██████▊
         NARs of the closure    12.0 MiB  ███████████████████████████
         ");
