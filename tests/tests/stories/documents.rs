@@ -51,6 +51,14 @@ fn logs_are_copied_and_read_by_every_nix() {
             let read =
                 reader.run("nix", &["log", "--option", "substituters", &lab.cache_url("main"), &talker]);
             assert_eq!(read.succeeds(), log, "{salt}");
+            if coding == "none" {
+                // A log that should not have been there goes by the path of its derivation.
+                machine.login(&lab);
+                let removed = machine.dormer(&["cache", "remove-path", "main", &derivation]);
+                removed.succeeds();
+                assert!(removed.stderr().contains("removed the build log of "), "{removed}");
+                assert_eq!(lab.get(&address).status, 404, "{salt}");
+            }
         }
     }
 }

@@ -963,6 +963,8 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex) {
         ),
         (expire_cache::DELETE_DOCUMENTS, "ARRAY[1]".to_owned(), &["documents_pkey"]),
         (documents::OUTPUTS, "1, 'x'".to_owned(), &["objects_by_deriver"]),
+        (documents::FIND_LOGS, format!("1, {bytes}"), &["documents_by_owner"]),
+        (documents::DELETE_LOGS, format!("1, {bytes}"), &["documents_by_owner"]),
         (journal::OBJECTS, format!("1, {array}"), &["objects_cache_hash_key", "nars_pkey", "listings_pkey"]),
         (
             journal::OBJECTS_AFTER,
