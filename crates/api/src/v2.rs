@@ -52,6 +52,10 @@ pub struct CacheEntry {
 pub struct RemovePathResponse {
     /// Whether the cache had the path.
     pub removed: bool,
+    /// Whether the path is a derivation of which the cache had the build log, which is gone too.
+    /// Older servers remove no log so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removed_log: bool,
     /// Whether a collection removes bytes of the path from the store: also those of a path that was
     /// removed before. Only in answers to requests with `now`; older servers never say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -160,6 +164,13 @@ pub struct ObjectResponse {
     pub extra: BTreeMap<String, String>,
     /// What the cache has of its closure.
     pub closure: ClosureEntry,
+    /// The first page of what refers to it, for callers that may list the cache; the other pages
+    /// are those of [`ListReferrersResponse`]. Older servers never say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub referrers: Option<Vec<String>>,
+    /// Where the next page of referrers begins; absent if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_referrers: Option<StorePathHash>,
 }
 
 /// What a cache has of a closure.

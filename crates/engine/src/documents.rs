@@ -52,7 +52,8 @@ impl Engine {
     }
 
     /// Stores a build trace, or adds its signatures to the one that is there. Where the cache has
-    /// another path for the same output, the first stays. Signatures in the name of a known key
+    /// another path for the same output, the first stays, unless the cache lacks that path and has
+    /// the new one, which then takes its place. Signatures in the name of a known key
     /// that the key did not make are dropped, as those of store paths are.
     pub async fn put_trace(&self, cache: &Cache, mut trace: BuildTrace) -> Result<TraceOutcome> {
         let messages = trace.fingerprints();

@@ -138,17 +138,18 @@ impl Engine {
     }
 
     /// Removes an object for cause: its narinfo, its NAR in this cache and its alias go at once.
-    /// The audit names `subject`, that of the caller's token. `false` if it was not there.
+    /// The audit names `subject`, that of the caller's token. If the path is a derivation, the logs
+    /// of its builds go too.
     pub async fn remove_object(
         &self,
         cache: &Cache,
         hash: &StorePathHash,
         subject: Option<&str>,
-    ) -> Result<bool> {
-        Ok(self.remove_or_purge(cache, hash, subject, false).await?.was_there)
+    ) -> Result<RemovedForCause> {
+        self.remove_or_purge(cache, hash, subject, false).await
     }
 
-    /// Removes an object for cause, and lets a collection remove the bytes that nothing else needs
+    /// The same, and lets a collection remove the bytes that nothing else needs
     /// without their grace. If the object was removed before, its bytes go now.
     pub async fn purge_object(
         &self,

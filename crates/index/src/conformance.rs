@@ -71,6 +71,7 @@ where
             a_trace_to_a_path_that_is_not_here_gives_way_to_one_that_is,
             traces_of_a_path_are_bounded_in_number, signatures_of_racing_traces_are_all_kept,
             a_document_is_told_to_followers_of_what_it_belongs_to, a_log_goes_with_the_last_object_of_its_derivation,
+            a_derivation_that_is_removed_takes_its_log_along,
             a_trace_goes_with_its_path, debug_info_is_found_by_its_build_id, a_document_costs_few_statements;
         sessions: a_session_is_its_callers_until_it_ends, a_subject_has_few_sessions_at_once, the_oldest_session_makes_room_after_an_hour,
             a_session_remembers_its_parts_in_pages, the_recipes_of_a_cache_come_by_age,

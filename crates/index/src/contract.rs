@@ -903,6 +903,8 @@ pub struct ObjectPlace {
 pub struct RemovedForCause {
     /// Whether the object was there.
     pub was_there: bool,
+    /// Whether the cache had the log of a build of the path, which is a derivation then.
+    pub had_log: bool,
     /// Whether the collector removes bytes of the path: it was asked to, and knows which they are.
     pub is_purged: bool,
 }
@@ -1047,10 +1049,11 @@ pub trait RetentionIndex: Send + Sync + std::fmt::Debug + 'static {
         limit: u32,
     ) -> Result<Vec<ListedObject>>;
     /// Removes an object as [`Removal::ForCause`] does, with an audit entry in the same
-    /// transaction, also if it was not there. The same transaction notes the object's NAR, and the
-    /// NARs of its graces. With `purge`, the collector removes the bytes that nothing else needs
-    /// without their grace, and a collection is opened: bytes of these NARs, and of those that an
-    /// earlier removal of the same path noted and that are still in the store.
+    /// transaction, also if it was not there. If the path is a derivation, the logs of its builds
+    /// go too, with an outbox row for each object that names it. The same transaction notes the
+    /// object's NAR, and the NARs of its graces. With `purge`, the collector removes the bytes that
+    /// nothing else needs without their grace, and a collection is opened: bytes of these NARs, and
+    /// of those that an earlier removal of the same path noted and that are still in the store.
     async fn remove_for_cause(
         &self,
         cache: CacheId,

@@ -20,6 +20,14 @@ fn deriver(machine: &Machine, path: &str) -> String {
     machine.run("nix-store", &["--query", "--deriver", path]).succeeds().trim().to_owned()
 }
 
+/// Major and minor version of the machine's Nix.
+fn version(machine: &Machine) -> (u32, u32) {
+    let text = machine.run("nix", &["--version"]).succeeds();
+    let numbers = text.trim().rsplit(' ').next().expect("a word");
+    let mut numbers = numbers.split('.').map(|number| number.parse().expect("a number"));
+    (numbers.next().expect("a major version"), numbers.next().expect("a minor version"))
+}
+
 /// `nix store copy-log`, with every compression of logs; then `nix log` on a machine that has
 /// neither the path nor its derivation.
 #[test]
@@ -43,6 +51,14 @@ fn logs_are_copied_and_read_by_every_nix() {
             let read =
                 reader.run("nix", &["log", "--option", "substituters", &lab.cache_url("main"), &talker]);
             assert_eq!(read.succeeds(), log, "{salt}");
+            if coding == "none" {
+                // A log that should not have been there goes by the path of its derivation.
+                machine.login(&lab);
+                let removed = machine.dormer(&["cache", "remove-path", "main", &derivation]);
+                removed.succeeds();
+                assert!(removed.stderr().contains("removed the build log of "), "{removed}");
+                assert_eq!(lab.get(&address).status, 404, "{salt}");
+            }
         }
     }
 }
@@ -140,7 +156,8 @@ fn content_addressed_paths_are_substituted_by_every_nix() {
         reader.verify_all();
         let traces = proxy.seen().into_iter().filter(|seen| seen.line.contains(".doi"));
         let traces: Vec<String> = traces.map(|seen| seen.line).collect();
-        assert!(traces.iter().any(|line| line.starts_with("GET /main/realisations/")), "{traces:?}");
+        let kind = if version(&machine) >= (2, 35) { "build-trace-v2" } else { "realisations" };
+        assert!(traces.iter().any(|line| line.starts_with(&format!("GET /main/{kind}/"))), "{traces:?}");
 
         // A build takes a trace whatever its signatures are. A copy looks at them. The paths need
         // none: their names follow from their contents.

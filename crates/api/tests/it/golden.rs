@@ -307,6 +307,7 @@ fn version_2_lists_caches_and_removes_paths() {
     assert_eq!(dormer_api::routes::v2_caches(page.next.as_ref()), "/_api/v2/caches?after=main");
     assert!(both_ways::<RemovePathResponse>(r#"{"removed":true}"#).removed);
     assert_eq!(both_ways::<RemovePathResponse>(r#"{"removed":false,"purging":true}"#).purging, Some(true));
+    assert!(both_ways::<RemovePathResponse>(r#"{"removed":false,"removed_log":true}"#).removed_log);
 }
 
 #[test]

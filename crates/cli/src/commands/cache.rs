@@ -157,7 +157,8 @@ struct DestroyArgs {
 /// Remove store paths from a cache at once
 ///
 /// Clients that remember a path's narinfo may find the path missing. The bytes stay until garbage
-/// collection, and other caches keep the path.
+/// collection, and other caches keep the path. Removing a derivation (.drv) also removes the log of
+/// its build, even if the cache has only the log.
 ///
 /// With --now, a collection removes the bytes from the store at once, and this command waits for
 /// it. Bytes that another path needs stay. Downloads and uploads that use the same packs at this
@@ -422,19 +423,21 @@ async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Result<()> {
     let (mut removed_count, mut referrer_count) = (0, 0_u64);
     let mut unknown = Vec::new();
     for (path, hash) in args.paths.iter().zip(&hashes) {
-        let RemovePathResponse { removed, purging } =
+        let RemovePathResponse { removed, removed_log, purging } =
             api.remove_path(&args.cache.cache, hash, args.now).await?;
         removed_count += usize::from(removed);
         context.printer.message(&json!({
             "message_type": "path_removed", "server": server.name.as_str(), "cache": args.cache.cache.as_str(),
             "path": path.display().to_string(), "store_path_hash": hash.to_string(), "removed": removed,
-            "purging": purging,
+            "removed_log": removed_log, "purging": purging,
         }))?;
-        if !removed {
+        if removed_log {
+            context.printer.say(&format!("removed the build log of {}", path.display()));
+        } else if !removed {
             context.printer.warn(&format!("{} was not in {}", path.display(), args.cache));
         }
-        // An old server does not tell.
-        if !removed && purging == Some(false) {
+        // An old server does not tell. A log leaves no bytes in the store.
+        if !removed && !removed_log && purging == Some(false) {
             unknown.push(path.clone());
         }
         let mut pages = PageGuard::new(format!("removing what refers to {hash}"));
@@ -719,6 +722,8 @@ mod tests {
             signatures: Vec::new(),
             extra: std::collections::BTreeMap::new(),
             closure: ClosureEntry { paths: 4, nar_size: 12 << 20, missing: 0, complete: true },
+            referrers: None,
+            next_referrers: None,
         };
         insta::assert_snapshot!(lines(&object_bars(&object), 60).join("\n"), @r"
         download                1.0 MiB  ██▎

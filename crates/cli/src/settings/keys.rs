@@ -285,7 +285,7 @@ keys! { KEYS:
         "Longest JSON body (413). 4 MiB hold a request about 119,000 paths.").default("4 MiB");
     LIMIT_LOG_SIZE = Key::new("limits.log-size", Kind::Size(KIB, 32 * MIB),
         "Longest build log, uncompressed (413). An upload of a log takes four times its size of `limits.body-memory`, one at a \
-         time beside it.").default("4 MiB");
+         time beside it: 16 MiB need 40 MiB more memory than the default.").default("4 MiB");
     LIMIT_NARINFO_SIZE = Key::new("limits.narinfo-size", Kind::Size(KIB, 4 * MIB),
         "Longest accepted narinfo (413). 1 MiB holds some 20,000 references; no reader takes more than 4 MiB.").default("1 MiB");
     LIMIT_PART_SIZE = Key::new("limits.part-size", Kind::Size(64 * KIB, 8 * MIB),

@@ -320,7 +320,7 @@ async fn frees_what_nothing_names(on_postgres: bool) {
         .remove_object(cache.id, &path(1).hash(), grace, lab.clock.now())
         .await
         .expect(ANSWERS);
-    assert!(process.engine.remove_object(&cache, &path(2).hash(), None).await.expect(ANSWERS));
+    assert!(process.engine.remove_object(&cache, &path(2).hash(), None).await.expect(ANSWERS).was_there);
     let plan = {
         let (index, blobs) = (Arc::clone(&process.contracts.collect), Arc::clone(&lab.installation.blobs));
         lab.collector(index, blobs).plan().await.expect(ANSWERS)
@@ -355,7 +355,7 @@ async fn frees_what_nothing_names(on_postgres: bool) {
     let report = lab.collect(&process).await;
     assert_eq!((report.aliases, report.nars, report.condemned.packs), (1, 1, 1));
 
-    assert!(process.engine.remove_object(&cache, &path(3).hash(), None).await.expect(ANSWERS));
+    assert!(process.engine.remove_object(&cache, &path(3).hash(), None).await.expect(ANSWERS).was_there);
     lab.collect_all(&process).await;
     drop((process, cache));
     lab.is_empty("everything was removed").await;

@@ -155,8 +155,11 @@ impl Story {
                 }
                 let other: StorePath = format!("{}.drv", path(8)).parse().expect("a store path");
                 let outcome = engine.add_log(cache, other.clone(), "added".into()).await;
-                let added = Told::Document(DocumentName::Log(other), Some("added".to_owned()));
+                let log_of_other = DocumentName::Log(other);
+                let added = Told::Document(log_of_other.clone(), Some("added".to_owned()));
                 told.push((added, outcome.map(drop)));
+                let outcome = engine.remove_object(cache, &path(8).hash(), None).await;
+                told.push((Told::Document(log_of_other, None), outcome.map(drop)));
                 let key = TraceKey::Derivation { derivation, output: "out".to_owned() };
                 let name = DocumentName::Trace(key.clone());
                 for signer in ["one", "two"] {

@@ -109,7 +109,7 @@ async fn bytes_of_a_path_that_was_removed_before_leave_when_asked_for() {
         let removed = process.engine.purge_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
         (removed.was_there, removed.is_purged)
     };
-    assert!(process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS));
+    assert!(process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS).was_there);
     assert_eq!(counts(&process, &cache).await, NONE);
     lab.pass(1);
     let report = lab.collect(&process).await;
@@ -132,7 +132,7 @@ async fn what_a_removed_path_was_made_of_is_forgotten_with_its_bytes() {
     let cache = create_main(&process.engine).await;
     let [secret, ..] = nars();
     push(&process.engine, &cache, &path(1), &secret).await.expect(ANSWERS);
-    assert!(process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS));
+    assert!(process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS).was_there);
     let notes = async || process.contracts.collect.purge_notes(PurgeId(0), 9).await.expect(ANSWERS).len();
     lab.pass(OLD);
     lab.collect(&process).await;

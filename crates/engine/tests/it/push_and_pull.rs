@@ -295,8 +295,8 @@ async fn a_nar_is_served_only_under_caches_that_have_it() {
     engine.commit_object(&other, again, object_for(&path(1), &[])).await.unwrap();
     assert!(served(&engine, &other, &nar, None).await.unwrap().is_some());
 
-    assert!(engine.remove_object(&other, &path(1).hash(), None).await.unwrap());
-    assert!(!engine.remove_object(&other, &path(1).hash(), None).await.unwrap());
+    assert!(engine.remove_object(&other, &path(1).hash(), None).await.unwrap().was_there);
+    assert!(!engine.remove_object(&other, &path(1).hash(), None).await.unwrap().was_there);
     assert!(served(&engine, &other, &nar, None).await.unwrap().is_none());
     assert!(engine.narinfo(&other, &path(1).hash()).await.unwrap().is_none());
     assert!(served(&engine, &main, &nar, None).await.unwrap().is_some());

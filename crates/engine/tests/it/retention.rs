@@ -175,7 +175,7 @@ async fn a_pin_says_what_its_closure_lacks() {
     };
     assert_eq!(missing(0).await, [] as [StorePath; 0]);
     assert_eq!(missing(9).await, [path(9)], "it need not be there");
-    assert!(engine.remove_object(&main, &path(2).hash(), None).await.unwrap());
+    assert!(engine.remove_object(&main, &path(2).hash(), None).await.unwrap().was_there);
     assert_eq!(missing(0).await, [path(2)]);
     assert_eq!(index.list_pins(main.id, None, START, 10).await.unwrap().len(), 2);
 }
@@ -184,7 +184,7 @@ async fn a_pin_says_what_its_closure_lacks() {
 async fn a_removal_by_hand_takes_all_referrers_along_and_can_be_repeated() {
     let installation = Installation::new();
     let (index, engine, main, nars) = daily_cache(&installation).await;
-    assert!(engine.remove_object(&main, &path(2).hash(), Some("ada")).await.unwrap());
+    assert!(engine.remove_object(&main, &path(2).hash(), Some("ada")).await.unwrap().was_there);
     assert_eq!(live(&index, &main).await, [0, 1, 3, 4, 5, 6], "at once, and alone");
     assert!(served(&engine, &main, &nars[2], None).await.unwrap().is_none());
     assert_eq!(

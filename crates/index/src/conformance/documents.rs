@@ -210,6 +210,41 @@ pub(super) async fn a_log_goes_with_the_last_object_of_its_derivation(index: Sub
     Ok(())
 }
 
+pub(super) async fn a_derivation_that_is_removed_takes_its_log_along(index: Subject) -> Result<()> {
+    let (main, other) = (cache(&index, "main").await?, cache(&index, "other").await?);
+    for cache in [main, other] {
+        for number in [7, 8, 9] {
+            index.put_document(cache, &log(number, b"a secret"), NOW).await?;
+        }
+    }
+    // Of no object.
+    let removed = index.remove_for_cause(main, &path_hash(7), None, false, NOW).await?;
+    assert_eq!((removed.was_there, removed.had_log), (false, true));
+    let again = index.remove_for_cause(main, &path_hash(7), None, false, NOW).await?;
+    assert_eq!((again.was_there, again.had_log), (false, false));
+    assert_eq!(find_log(&index, main, 7).await?, None);
+    // Of objects that stay: followers hear of each.
+    for number in [1, 2] {
+        push_output(&index, main, number, Some(9)).await?;
+    }
+    push_output(&index, main, 9, None).await?;
+    let before = changes(&index, main).await?.len();
+    let removed = index.remove_for_cause(main, &path_hash(9), None, false, NOW).await?;
+    assert_eq!((removed.was_there, removed.had_log), (true, true));
+    assert_eq!(find_log(&index, main, 9).await?, None);
+    let mut told: Vec<_> = changes(&index, main).await?.drain(before..).flatten().collect();
+    let mut expected = [path_hash(1), path_hash(2), path_hash(9)];
+    told.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(told, expected);
+    assert!(find_log(&index, main, 8).await?.is_some() && find_log(&index, other, 9).await?.is_some());
+    // A removal with a grace is no word about the log.
+    push_output(&index, main, 8, None).await?;
+    assert!(index.remove_object(main, &path_hash(8), Removal::WithGraceUntil(NOW + 1000), NOW).await?);
+    assert!(find_log(&index, main, 8).await?.is_some());
+    Ok(())
+}
+
 pub(super) async fn a_trace_goes_with_its_path(index: Subject) -> Result<()> {
     let main = cache(&index, "main").await?;
     for number in [1, 2] {

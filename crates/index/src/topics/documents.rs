@@ -3,13 +3,14 @@
 //! A document belongs to objects. A log belongs to the objects that name its derivation as their
 //! deriver; a trace belongs to the object that the output became. It goes with the last of them: at
 //! once when that one is removed by hand, and with an expire job of the cache otherwise.
+//! Removing a derivation by hand removes its log too, whether or not the cache has the derivation.
 
 use async_trait::async_trait;
 use dormer_format::EncodingTag;
 use dormer_nix::{BuildId, BuildTrace, DocumentName, NarHash, StorePathHash};
 
-use super::journal;
 use super::journal::JournalSubject;
+use super::{journal, outbox};
 use crate::columns::{corrupt, nar_hash, signed, tag, unsigned};
 use crate::contract::{CacheId, DocumentIndex, NewDocument, StoredDocument, TraceOutcome, UnixSeconds};
 use crate::object_conflict::merge_signatures;
@@ -68,8 +69,13 @@ pub(crate) const FORGET: Sql = both!(
      RETURNING name"
 );
 
-/// The outputs of a log's derivation. The triggers that follow [`WRITE`] find them in the same way;
-/// tests look at the plan of this one, because no statement of a trigger can be explained.
+/// The logs of a derivation that is removed by hand.
+pub(crate) const FIND_LOGS: Sql =
+    both!("SELECT name FROM documents WHERE cache = $1 AND owner = $2 AND kind = 1");
+pub(crate) const DELETE_LOGS: Sql =
+    both!("DELETE FROM documents WHERE cache = $1 AND owner = $2 AND kind = 1 RETURNING name");
+
+/// The outputs of a log's derivation. The triggers that follow [`WRITE`] find them in the same way.
 pub(crate) const OUTPUTS: Sql =
     both!("SELECT o.hash FROM objects AS o WHERE o.cache = $1 AND o.deriver = $2 LIMIT 256");
 
@@ -252,4 +258,45 @@ pub(crate) async fn forget(
         journal::note(tx, &JournalSubject::Document(cache, row.column(0, TABLE)?)).await?;
     }
     Ok(())
+}
+
+/// Forgets the logs of a derivation, whichever objects name it, and tells the followers of these
+/// objects; returns whether there was one. The caller holds the locks of the cache and the object.
+///
+/// A log that is being put meanwhile stays, as if it came a moment later. A lock for its writer
+/// would change nothing: the writer would wait, and then store the log all the same.
+pub(crate) async fn forget_logs(
+    tx: &mut impl Transaction,
+    cache: CacheId,
+    derivation: &StorePathHash,
+    at: UnixSeconds,
+) -> Result<bool> {
+    let arguments = [Number(cache.0), Bytes(derivation.as_bytes())];
+    let rows = tx.rows(FIND_LOGS, &arguments).await?;
+    let mut names: Vec<String> = rows.iter().map(|row| row.column(0, TABLE)).collect::<Result<_>>()?;
+    // In one order for all removals. The database would walk through the cache to sort.
+    names.sort_unstable();
+    for name in &names {
+        // Before the rows are deleted, because a removal of an output takes the two in this order.
+        // And a commit of an output may not have ended: its object is to be told too.
+        tx.run(LOCK_LOG, &[Number(log_key(cache.0, deriver_of(name)))]).await?;
+    }
+    let gone = tx.rows(DELETE_LOGS, &arguments).await?;
+    for row in &gone {
+        let name: String = row.column(0, TABLE)?;
+        let outputs = tx.rows(OUTPUTS, &[Number(cache.0), Text(deriver_of(&name))]).await?;
+        let hashes: Vec<Vec<u8>> =
+            outputs.iter().map(|row| row.column(0, "objects")).collect::<Result<_>>()?;
+        if !hashes.is_empty() {
+            let keys: Vec<&[u8]> = hashes.iter().map(Vec::as_slice).collect();
+            outbox::note_changes(tx, cache, &keys, at).await?;
+        }
+        journal::note(tx, &JournalSubject::Document(cache, name)).await?;
+    }
+    Ok(!gone.is_empty())
+}
+
+/// The derivation of a log, as objects name it.
+fn deriver_of(log: &str) -> &str {
+    log.strip_prefix("log/").unwrap_or_default()
 }

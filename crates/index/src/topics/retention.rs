@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 use dormer_nix::{StorePath, StorePathHash};
 
-use super::{KEYS_MAX, journal, objects};
+use super::{KEYS_MAX, documents, journal, objects};
 use crate::columns::{array, store_path, unpack_references, unsigned};
 use crate::contract::{
     AUDIT_WINDOW, AuditEntry, AuditFilter, AuditPage, Cache, CacheId, ExtremeObjects, KEEPERS_WINDOW,
@@ -423,8 +423,9 @@ impl<D: Dialect> RetentionIndex for SqlIndex<D> {
                 work::open_job(&mut tx, JobKind::Collect, None, None, at).await?;
             }
             let was_there = objects::remove(&mut tx, cache, hash, Removal::ForCause, at).await?;
+            let had_log = documents::forget_logs(&mut tx, cache, hash, at).await?;
             tx.run(ADD_AUDIT, &entry).await?;
-            Ok(RemovedForCause { was_there, is_purged: purge && noted > 0 })
+            Ok(RemovedForCause { was_there, had_log, is_purged: purge && noted > 0 })
         })
         .await
     }

@@ -58,6 +58,13 @@ pub(crate) async fn find_object(
         .and_then(|text| NarInfo::parse(text, &store_dir).map_err(|error| corrupt(with_causes(&error))))
         .map_err(dormer_engine::Error::from)?;
     let closure = look_through_closure(app, call, &cache, &narinfo.store_path).await?;
+    let own = app.permissions(call, name);
+    let referrers = if OWNER.into_iter().any(|permission| own.allows(permission)) {
+        Some(page_of_referrers(app, &cache, hash, None).await?)
+    } else {
+        None
+    };
+    let (referrers, next_referrers) = referrers.map(|page| (page.referrers, page.next)).unzip();
     let object = ObjectResponse {
         store_path: narinfo.store_path.to_string(),
         url: narinfo.url,
@@ -77,6 +84,8 @@ pub(crate) async fn find_object(
             missing: closure.missing.paths.len() as u64,
             complete: closure.missing.is_complete,
         },
+        referrers,
+        next_referrers: next_referrers.flatten(),
     };
     Ok(body::json(StatusCode::OK, &object))
 }
@@ -102,11 +111,19 @@ pub(crate) async fn list_referrers(
 ) -> Result<Response<Body>, Failure> {
     let cache = app.open_cache_for_any(call, name, &OWNER).await?;
     let after = call.query("after").map(str::parse::<StorePathHash>).transpose().map_err(bad_request)?;
-    let found = app.engine.index().list_referrers(cache.id, hash, after.as_ref(), REFERRERS_PAGE).await;
+    Ok(body::json(StatusCode::OK, &page_of_referrers(app, &cache, hash, after.as_ref()).await?))
+}
+
+async fn page_of_referrers(
+    app: &App,
+    cache: &Cache,
+    hash: &StorePathHash,
+    after: Option<&StorePathHash>,
+) -> Result<ListReferrersResponse, Failure> {
+    let found = app.engine.index().list_referrers(cache.id, hash, after, REFERRERS_PAGE).await;
     let found = found.map_err(dormer_engine::Error::from)?;
     let next = found.last().filter(|_| found.len() == REFERRERS_PAGE as usize).map(StorePath::hash);
-    let referrers = found.iter().map(StorePath::to_string).collect();
-    Ok(body::json(StatusCode::OK, &ListReferrersResponse { referrers, next }))
+    Ok(ListReferrersResponse { referrers: found.iter().map(StorePath::to_string).collect(), next })
 }
 
 /// A page of the objects with a name. No index has names, so a request looks through some thousand

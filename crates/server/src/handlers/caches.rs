@@ -80,14 +80,17 @@ pub(crate) async fn remove_object(
     let claims = app.claims(call);
     let subject = claims.as_ref().and_then(|claims| claims.sub.as_deref());
     let purge = wants_bytes_gone(call)?;
-    let RemovedForCause { was_there: removed, is_purged: purging } = if purge {
+    let RemovedForCause { was_there: removed, had_log: removed_log, is_purged: purging } = if purge {
         app.engine.purge_object(&cache, hash, subject).await?
     } else {
-        let was_there = app.engine.remove_object(&cache, hash, subject).await?;
-        RemovedForCause { was_there, is_purged: false }
+        app.engine.remove_object(&cache, hash, subject).await?
     };
     if removed || purging {
         tracing::info!(cache.name = %name, object.hash = %hash, purge, "removed a store path");
     }
-    Ok(body::json(StatusCode::OK, &RemovePathResponse { removed, purging: purge.then_some(purging) }))
+    if removed_log {
+        tracing::info!(cache.name = %name, object.hash = %hash, "removed the build log of a derivation");
+    }
+    let purging = purge.then_some(purging);
+    Ok(body::json(StatusCode::OK, &RemovePathResponse { removed, removed_log, purging }))
 }

@@ -184,7 +184,8 @@ const DEBUG_LINK_BYTES_MAX: u64 = 64 * 1024;
 
 /// A build log takes the place of the one that is there, unless `If-None-Match: *` keeps that one.
 /// A build trace adds its signatures to the one that is there; one with another path changes
-/// nothing, and the answer says so. A link to debug info is read and dropped.
+/// nothing, and the answer says so, unless the cache has that path and lacks the first. A link to
+/// debug info is read and dropped.
 pub(crate) async fn put_document(
     app: &App,
     call: &Call,

@@ -127,6 +127,17 @@ fn what_refers_to_a_path_and_names_are_for_the_owner() {
     assert_eq!(found, json!({ "referrers": expected }));
     let after = format!("{referrers}?after={}", &expected[0][..32]);
     assert_eq!(server.call(&admin(), "GET", &after, b"").json(), json!({ "referrers": expected[1..] }));
+    let described = server.call(&admin(), "GET", &object("main", 1), b"").json();
+    assert_eq!((&described["referrers"], &described["next_referrers"]), (&json!(expected), &Value::Null));
+    let last = server.call(&admin(), "GET", &object("main", 4), b"").json();
+    assert_eq!(last["referrers"], json!([]));
+    // A reader learns of no path that it cannot name.
+    for described in [
+        server.get(&object("main", 1)),
+        server.call(&token(&json!({"main": {"r": 1}})), "GET", &object("main", 1), b""),
+    ] {
+        assert_eq!((described.status, described.json().get("referrers")), (200, None));
+    }
 
     let named = |pattern: &str| -> Vec<String> {
         let address = format!("/_api/v2/caches/main/objects?name={pattern}&sort=age");

@@ -354,3 +354,26 @@ fn what_is_removed_for_cause_takes_its_documents_along() {
     remove(2);
     assert_eq!(server.get(&log_address("main", 7)).status, 404);
 }
+
+#[test]
+fn a_log_goes_with_a_removal_of_its_derivation() {
+    let server = Server::start();
+    push_output(&server, 1, &derivation(7));
+    for number in [7, 8] {
+        put(&server, &log_address("main", number), LOG);
+    }
+    // One belongs to a path, and the other to none.
+    for (number, query) in [(7, ""), (8, "?now=true")] {
+        let address = format!("/_api/v2/caches/main/objects/{}{query}", derivation(number).hash());
+        let reader = token(&json!({"main": {"r": 1, "w": 1}}));
+        assert_eq!(server.call(&reader, "DELETE", &address, b"").status, 403);
+        assert_eq!(server.get(&log_address("main", number)).status, 200);
+        let removed = server.call(&admin(), "DELETE", &address, b"").json();
+        assert_eq!((&removed["removed"], &removed["removed_log"]), (&json!(false), &json!(true)));
+        assert_eq!(server.get(&log_address("main", number)).status, 404);
+        let again = server.call(&admin(), "DELETE", &address, b"").json();
+        assert_eq!((&again["removed"], again.get("removed_log")), (&json!(false), None));
+    }
+    let narinfo = format!("/main/{}.narinfo", path(1).hash());
+    assert_eq!(server.get(&narinfo).status, 200, "the path stays");
+}

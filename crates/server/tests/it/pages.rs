@@ -876,7 +876,7 @@ fn a_plan_of_a_collection_is_made_when_an_operator_asks_with_a_form_of_the_page(
     let main = server.block_on(server.engine.find_cache("main")).unwrap().unwrap();
     let hash = path(1).hash();
     let removed = server.engine.remove_object(&main, &hash, Some("ada"));
-    assert!(server.block_on(removed).unwrap());
+    assert!(server.block_on(removed).unwrap().was_there);
     let see = || browse(&server, Some(&admin()), "/_dormer/collection").text();
     assert!(see().contains("No plan was made"), "{}", see());
     let forged = submit(&server, &admin(), "/_dormer/collection", "form_token=0", &[]);

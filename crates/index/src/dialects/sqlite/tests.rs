@@ -901,6 +901,8 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         ),
         (expire_cache::DELETE_DOCUMENTS, &["SEARCH documents USING INTEGER PRIMARY KEY (rowid=?)"]),
         (documents::OUTPUTS, &["SEARCH o USING INDEX objects_by_deriver (cache=? AND deriver=?)"]),
+        (documents::FIND_LOGS, &["SEARCH documents USING INDEX documents_by_owner (cache=? AND owner=?)"]),
+        (documents::DELETE_LOGS, &["SEARCH documents USING INDEX documents_by_owner (cache=? AND owner=?)"]),
         (
             journal::OBJECTS,
             &[

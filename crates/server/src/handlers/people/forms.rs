@@ -110,7 +110,7 @@ pub(super) async fn remove(
     checked_form(app, call, body).await?;
     let claims = app.claims(call);
     let subject = claims.as_ref().and_then(|claims| claims.sub.as_deref());
-    if app.engine.remove_object(&cache, hash, subject).await? {
+    if app.engine.remove_object(&cache, hash, subject).await?.was_there {
         tracing::info!(cache.name = %name, object.hash = %hash, purge = false, "removed a store path");
     }
     Ok(see_other("../"))
