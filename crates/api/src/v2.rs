@@ -168,7 +168,7 @@ pub struct ObjectResponse {
     /// are those of [`ListReferrersResponse`]. Older servers never say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub referrers: Option<Vec<String>>,
-    /// Where the next page of referrers begins; absent if there is none.
+    /// The start of the next page of referrers. The last page has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_referrers: Option<StorePathHash>,
 }

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dormer_testkit::services::Postgres;
-use dormer_tests::{Lab, LabOptions, Nix, Run, http, nars, workspace_root};
+use dormer_tests::{Lab, LabOptions, Machine, Nix, Run, http, nars, workspace_root};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -169,6 +169,15 @@ fn a_lost_postgresql_database_is_recovered_from_its_bucket() {
     }
 }
 
+/// Checks that the lab has what was pushed and pinned before a backup, and nothing that came after.
+fn assert_is_back(lab: &Lab, builder: &Machine, before: &str, after: &str) {
+    substitutes(lab, "reader", before, &builder.closure(before));
+    let pins = builder.dormer(&["pin", "list", "main"]).succeeds();
+    assert!(pins.starts_with("release  "), "{pins}");
+    let narinfo = format!("/main/{}.narinfo", &after["/nix/store/".len()..][..32]);
+    assert_eq!(lab.get(&narinfo).status, 404, "the backup is older");
+}
+
 /// The drill of docs/OPERATING.md, "Backups".
 #[test]
 fn a_backup_beside_a_serving_server_brings_back_what_it_had() {
@@ -191,11 +200,7 @@ fn a_backup_beside_a_serving_server_brings_back_what_it_had() {
     lab.server_command(&["restore", backup]).succeeds();
     lab.restart();
 
-    substitutes(&lab, "reader", &before, &builder.closure(&before));
-    let pins = builder.dormer(&["pin", "list", "main"]).succeeds();
-    assert!(pins.starts_with("release  "), "{pins}");
-    let narinfo = format!("/main/{}.narinfo", &after["/nix/store/".len()..][..32]);
-    assert_eq!(lab.get(&narinfo).status, 404, "the backup is older");
+    assert_is_back(&lab, &builder, &before, &after);
     lab.server_command(&["doctor"]).succeeds();
     // Both can be pushed again, on top of packs that the database does not know any more.
     builder.dormer(&["push", "main", &after]).succeeds();
@@ -253,11 +258,7 @@ fn a_dump_of_postgresql_beside_serving_replicas_brings_back_what_it_had() {
     assert!(doctor.contains("store and database carry the same id"), "{doctor}");
     lab.restart();
 
-    substitutes(&lab, "reader", &before, &builder.closure(&before));
-    let pins = builder.dormer(&["pin", "list", "main"]).succeeds();
-    assert!(pins.starts_with("release  "), "{pins}");
-    let narinfo = format!("/main/{}.narinfo", &after["/nix/store/".len()..][..32]);
-    assert_eq!(lab.get(&narinfo).status, 404, "the backup is older");
+    assert_is_back(&lab, &builder, &before, &after);
     let refused = lab.server_command(&["publish"]).fails();
     assert!(refused.contains("--reconcile"), "{refused}");
     lab.server_command(&["publish", "--reconcile"]).succeeds();

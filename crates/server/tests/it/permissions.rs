@@ -10,7 +10,7 @@ use crate::routes::{Asked, BUILD_ID, documents, requests};
 /// What a token may do in the cache that a request is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Caller {
-    /// No token, one that is none, and one for another cache.
+    /// The caller sends no token, a text that is no token, or a token for another cache.
     Stranger,
     /// All but reading.
     Writer,
