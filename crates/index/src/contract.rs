@@ -1142,7 +1142,8 @@ pub trait DocumentIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Finds a document. One statement. Debug info is no document here: see
     /// [`Self::find_debug_nar`].
     async fn find_document(&self, cache: CacheId, name: &DocumentName) -> Result<Option<StoredDocument>>;
-    /// Whether a document is there, of a cache that is there. One statement, which reads no body.
+    /// Whether a document is there. One statement, which reads no body. The caller has looked the
+    /// cache up.
     async fn has_document(&self, cache: CacheId, name: &DocumentName) -> Result<bool>;
     /// The newest sound NAR of an object of the cache that has the debug file with this build id.
     /// One statement.

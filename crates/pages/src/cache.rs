@@ -170,7 +170,7 @@ impl CacheView {
         );
         if !self.is_public {
             actions = format!(
-                "- run: echo \"machine {host} login token password $TOKEN\" | sudo install -D -m 600 /dev/stdin /etc/nix/netrc\n  \
+                "- run: sudo mkdir -p /etc/nix && echo \"machine {host} login token password $TOKEN\" | sudo install -m 600 /dev/stdin /etc/nix/netrc\n  \
                  env:\n    TOKEN: ${{{{ secrets.DORMER_TOKEN }}}}\n{actions}      netrc-file = /etc/nix/netrc\n"
             );
         }

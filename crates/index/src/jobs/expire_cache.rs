@@ -804,28 +804,12 @@ impl Step {
         }
         let mut rows = 0;
         if !going.is_empty() {
-            self.tell_outputs(tx, &old_logs).await?;
+            documents::tell_outputs(tx, self.cache, &old_logs, self.now).await?;
             tx.run(NOTE_DOCUMENTS, &[Numbers(&going)]).await?;
             rows = tx.run(DELETE_DOCUMENTS, &[Numbers(&going)]).await?;
         }
         let next = (is_cut || page.len() == self.limit as usize).then_some(next);
         Ok(Outcome { next, rows })
-    }
-
-    /// Tells followers of the objects whose logs go: targets have these logs too.
-    async fn tell_outputs(&self, tx: &mut impl Transaction, logs: &[String]) -> Result<()> {
-        let mut outputs: Vec<Vec<u8>> = Vec::new();
-        for name in logs {
-            let derivation = name.strip_prefix("log/").unwrap_or_default();
-            for row in &tx.rows(documents::OUTPUTS, &[Number(self.cache.0), Text(derivation)]).await? {
-                outputs.push(row.column(0, "objects")?);
-            }
-        }
-        if outputs.is_empty() {
-            return Ok(());
-        }
-        let keys: Vec<&[u8]> = outputs.iter().map(Vec::as_slice).collect();
-        outbox::note_changes(tx, self.cache, &keys, self.now).await
     }
 
     /// A page of graces: those that last longer than a day, and the cursor behind the page, which

@@ -282,18 +282,33 @@ pub(crate) async fn forget_logs(
         tx.run(LOCK_LOG, &[Number(log_key(cache.0, deriver_of(name)))]).await?;
     }
     let gone = tx.rows(DELETE_LOGS, &arguments).await?;
-    for row in &gone {
-        let name: String = row.column(0, TABLE)?;
-        let outputs = tx.rows(OUTPUTS, &[Number(cache.0), Text(deriver_of(&name))]).await?;
-        let hashes: Vec<Vec<u8>> =
-            outputs.iter().map(|row| row.column(0, "objects")).collect::<Result<_>>()?;
-        if !hashes.is_empty() {
-            let keys: Vec<&[u8]> = hashes.iter().map(Vec::as_slice).collect();
-            outbox::note_changes(tx, cache, &keys, at).await?;
-        }
+    let gone: Vec<String> = gone.iter().map(|row| row.column(0, TABLE)).collect::<Result<_>>()?;
+    tell_outputs(tx, cache, &gone, at).await?;
+    let is_gone = !gone.is_empty();
+    for name in gone {
         journal::note(tx, &JournalSubject::Document(cache, name)).await?;
     }
-    Ok(!gone.is_empty())
+    Ok(is_gone)
+}
+
+/// Tells followers of the objects whose logs go: targets have these logs too.
+pub(crate) async fn tell_outputs(
+    tx: &mut impl Transaction,
+    cache: CacheId,
+    logs: &[String],
+    at: UnixSeconds,
+) -> Result<()> {
+    let mut outputs: Vec<Vec<u8>> = Vec::new();
+    for log in logs {
+        for row in &tx.rows(OUTPUTS, &[Number(cache.0), Text(deriver_of(log))]).await? {
+            outputs.push(row.column(0, "objects")?);
+        }
+    }
+    if outputs.is_empty() {
+        return Ok(());
+    }
+    let keys: Vec<&[u8]> = outputs.iter().map(Vec::as_slice).collect();
+    outbox::note_changes(tx, cache, &keys, at).await
 }
 
 /// The derivation of a log, as objects name it.

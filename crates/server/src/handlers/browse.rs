@@ -126,8 +126,9 @@ async fn page_of_referrers(
     Ok(ListReferrersResponse { referrers: found.iter().map(StorePath::to_string).collect(), next })
 }
 
-/// A page of the objects with a name. No index has names, so a request looks through some thousand
-/// objects, and its answer may be short: `next` says whether there is more to look through.
+/// A page of the objects with a name, in the order that the caller wants. No index has names in
+/// that order, so a request looks through some thousand objects, and its answer may be short:
+/// `next` says whether there is more to look through.
 pub(crate) async fn list_objects(
     app: &App,
     call: &Call,

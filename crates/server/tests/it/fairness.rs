@@ -411,7 +411,8 @@ fn a_caller_that_waits_for_its_own_turns_cuts_no_reader_of_another() {
     until_some_wait(&server, "files");
     std::thread::sleep(Duration::from_secs(8));
     assert!(of_others.iter_mut().all(is_whole), "a reader was cut that nobody waits for");
-    assert!(!is_whole(&mut own[0]), "the caller's own readers make room");
+    let was_cut = own.iter_mut().any(|reader| !is_whole(reader));
+    assert!(was_cut, "the caller's own readers make room");
 }
 
 /// A NAR of a folder of links, whose listing has some 16 MiB, and the name of the last entry.

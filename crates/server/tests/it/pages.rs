@@ -136,7 +136,7 @@ fn a_cache_says_how_to_use_it() {
         "machine 127.0.0.1 login token password TOKEN\n",
         "  netrc-file = &quot;/etc/nix/netrc&quot;;\n};\n",
         "needs the netrc file above",
-        "echo &quot;machine 127.0.0.1 login token password $TOKEN&quot; | sudo install -D -m 600 /dev/stdin /etc/nix/netrc\n",
+        "- run: sudo mkdir -p /etc/nix &amp;&amp; echo &quot;machine 127.0.0.1 login token password $TOKEN&quot; | sudo install -m 600 /dev/stdin /etc/nix/netrc\n",
         "TOKEN: ${{ secrets.DORMER_TOKEN }}\n- uses: ",
         "      netrc-file = /etc/nix/netrc\n",
     ] {

@@ -350,7 +350,9 @@ async fn search(
         None => (None, None),
     };
     if let (Some(prefix), None) = (prefix, after) {
-        let named = named.as_ref().map(|(name, place)| (name.as_str(), *place));
+        // A place of another search is none of this one.
+        let named = named.as_ref().filter(|(name, _)| name.starts_with(prefix));
+        let named = named.map(|(name, place)| (name.as_str(), *place));
         let limit = u32::try_from(PAGE_PATHS).unwrap_or(0);
         let found = app.engine.index().list_objects_by_name(cache.id, prefix, named, limit).await;
         let found = found.map_err(index)?;
