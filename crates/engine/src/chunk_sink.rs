@@ -10,7 +10,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use dormer_format::{
-    ChunkId, ChunkParams, Chunker, EncodingTag, HoleFill, RawChunk, Recipe, RecipeBuilder, TagBuilder,
+    ChunkId, ChunkParams, ChunkShape, Chunker, EncodingTag, HoleFill, RawChunk, Recipe, RecipeBuilder,
+    TagBuilder,
 };
 use dormer_index::{ChunkRow, Index, PackNumber};
 use tokio::task::JoinSet;
@@ -180,6 +181,11 @@ impl ChunkSink {
     /// Takes more bytes; waits while too much is being compressed or stored.
     pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let chunker = self.chunker.as_mut().expect("write is not called after finish");
+        if self.expected.is_some() {
+            let mut shapes = Vec::new();
+            chunker.push_shapes(bytes, &mut shapes);
+            return self.compare(shapes);
+        }
         let before = self.batch.len();
         chunker.push(bytes, &mut self.batch);
         self.batch_bytes += self.batch[before..].iter().map(|chunk| chunk.bytes.len()).sum::<usize>();
@@ -192,15 +198,23 @@ impl ChunkSink {
 
     /// Ends the stream: hands everything to the packer.
     pub(crate) async fn finish_chunks(&mut self) -> Result<()> {
+        if self.expected.is_some() {
+            let mut shapes = Vec::new();
+            if let Some(chunker) = self.chunker.take() {
+                chunker.finish_shapes(&mut shapes);
+            }
+            self.compare(shapes)?;
+            return match &self.expected {
+                Some(left) if !left.is_empty() => Err(Error::CutMismatch { position: self.position }),
+                _ => Ok(()),
+            };
+        }
         if let Some(chunker) = self.chunker.take() {
             chunker.finish(&mut self.batch);
         }
         self.flush().await?;
         self.finish_jobs().await;
-        match &self.expected {
-            Some(left) if !left.is_empty() => Err(Error::CutMismatch { position: self.position }),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// Waits until the packer has every claimed chunk.
@@ -254,10 +268,6 @@ impl ChunkSink {
         if chunks.is_empty() {
             return Ok(());
         }
-        if let Some(expected) = self.expected.take() {
-            self.expected = Some(self.compare(chunks, expected)?);
-            return self.drain_settled();
-        }
         // At most two batches of an upload are in memory: one being compressed, one being gathered.
         self.finish_jobs().await;
         let chunks = self.hash(chunks).await;
@@ -299,31 +309,26 @@ impl ChunkSink {
         self.wait_for_room().await
     }
 
-    /// Queues chunks that are the expected ones, and returns those that are still to come.
+    /// Puts chunks that are the expected ones into the recipe.
     ///
     /// A chunk was decoded from a stored one. So it is that one if it begins and ends where that
     /// one does and has its holes: its id needs no second hash, and its row no second look-up.
-    fn compare(
-        &mut self,
-        chunks: Vec<RawChunk>,
-        mut expected: VecDeque<ChunkRow>,
-    ) -> Result<VecDeque<ChunkRow>> {
-        for chunk in chunks {
+    fn compare(&mut self, shapes: Vec<ChunkShape>) -> Result<()> {
+        for shape in shapes {
             let is_same = |row: &ChunkRow| {
-                row.layout.raw_len as usize == chunk.bytes.len() && row.layout.holes == chunk.holes
+                row.layout.raw_len as usize == shape.raw_len && row.layout.holes == shape.holes
             };
-            let Some(row) = expected.pop_front().filter(is_same) else {
+            let expected = self.expected.as_mut().and_then(VecDeque::pop_front);
+            let Some(row) = expected.filter(is_same) else {
                 return Err(Error::CutMismatch { position: self.position });
             };
             self.position += 1;
-            let bytes = chunk.bytes.len() as u64;
+            let bytes = shape.raw_len as u64;
             self.stored.chunk_bytes += bytes;
-            self.context.metrics.count_deduplicated(deduplicated_by(&chunk.fills), bytes);
-            let chunk = QueuedChunk { source: Source::Known(Box::new(row)), fills: chunk.fills };
-            self.queued_bytes += chunk.memory_bytes();
-            self.queued.push_back(chunk);
+            self.context.metrics.count_deduplicated(deduplicated_by(&shape.fills), bytes);
+            self.add_to_recipe(&row, &shape.fills);
         }
-        Ok(expected)
+        Ok(())
     }
 
     /// Waits for the packs of the first queued chunks until the others fit their memory.
@@ -393,19 +398,25 @@ impl ChunkSink {
                     Some(row) => row?,
                 },
             };
-            self.recipe.push_chunk(row.number);
-            self.tag.push_chunk(&row.id, row.checksum, &row.layout);
-            for fill in &chunk.fills {
-                self.recipe.push_fill(fill);
-                self.tag.push_fill(fill);
+            let row = row.clone();
+            if let Some(chunk) = self.queued.pop_front() {
+                self.queued_bytes -= chunk.memory_bytes();
+                self.add_to_recipe(&row, &chunk.fills);
             }
-            self.stored.file_size += row.layout.spliced_len();
-            self.stored.holed_bytes += row.layout.holed_bytes();
-            self.stored.packs.insert(row.pack);
-            self.queued_bytes -= chunk.memory_bytes();
-            self.queued.pop_front();
         }
         Ok(())
+    }
+
+    fn add_to_recipe(&mut self, row: &ChunkRow, fills: &[HoleFill]) {
+        self.recipe.push_chunk(row.number);
+        self.tag.push_chunk(&row.id, row.checksum, &row.layout);
+        for fill in fills {
+            self.recipe.push_fill(fill);
+            self.tag.push_fill(fill);
+        }
+        self.stored.file_size += row.layout.spliced_len();
+        self.stored.holed_bytes += row.layout.holed_bytes();
+        self.stored.packs.insert(row.pack);
     }
 }
 

@@ -9,8 +9,8 @@
 //! - Between two calls, the chunker keeps at most `BUFFER_CHUNKS` times the largest chunk (1 MiB by
 //!   default), and 40 bytes for each hole in these bytes.
 //!
-//! The chunker copies each byte once into the buffer, and once from the buffer into its chunk. When
-//! the buffer is full, the remaining bytes move to the front. This module has no loop over single
+//! The chunker copies each byte once into the buffer, and once from the buffer into its chunk, unless
+//! the caller wants only the chunks' shapes. When the buffer is full, the remaining bytes move to the front. This module has no loop over single
 //! bytes: `memchr` finds store paths, and FastCDC finds cuts.
 
 use fastcdc::v2020::{self, Normalization};
@@ -96,6 +96,17 @@ impl RawChunk {
     }
 }
 
+/// A chunk as cut, without its bytes: for a caller that has them elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChunkShape {
+    /// How many bytes the chunk has.
+    pub raw_len: usize,
+    /// Offsets of the holes, ascending; none in a literal chunk.
+    pub holes: Vec<u32>,
+    /// The former contents of the holes, in the same order.
+    pub fills: Vec<HoleFill>,
+}
+
 /// Writes the fills into the holes, which lie inside `bytes`.
 pub(crate) fn fill_holes(bytes: &mut [u8], holes: &[u32], fills: &[HoleFill]) {
     for (&hole, fill) in holes.iter().zip(fills) {
@@ -157,7 +168,26 @@ impl Chunker {
     }
 
     /// Takes the next bytes of the stream, and appends the chunks that they complete.
-    pub fn push(&mut self, mut input: &[u8], out: &mut Vec<RawChunk>) {
+    pub fn push(&mut self, input: &[u8], out: &mut Vec<RawChunk>) {
+        self.take(input, &mut |cut| out.push(cut.to_chunk()));
+    }
+
+    /// Ends the stream, and appends its last chunks.
+    pub fn finish(self, out: &mut Vec<RawChunk>) {
+        self.end(&mut |cut| out.push(cut.to_chunk()));
+    }
+
+    /// As [`push`](Self::push), without copies of the chunks' bytes.
+    pub fn push_shapes(&mut self, input: &[u8], out: &mut Vec<ChunkShape>) {
+        self.take(input, &mut |cut| out.push(cut.to_shape()));
+    }
+
+    /// As [`finish`](Self::finish), without copies of the chunks' bytes.
+    pub fn finish_shapes(self, out: &mut Vec<ChunkShape>) {
+        self.end(&mut |cut| out.push(cut.to_shape()));
+    }
+
+    fn take(&mut self, mut input: &[u8], emit: &mut impl FnMut(Cut<'_>)) {
         while !input.is_empty() {
             let room = self.buffer.capacity() - self.buffer.len();
             let (now, later) = input.split_at(room.min(input.len()));
@@ -167,19 +197,18 @@ impl Chunker {
             if self.buffer.len() == self.buffer.capacity() {
                 self.find_holes();
                 while self.decided - self.start >= self.cutter.params.max as usize {
-                    self.cut(out);
+                    self.cut(emit);
                 }
                 self.move_to_front();
             }
         }
     }
 
-    /// Ends the stream, and appends its last chunks.
-    pub fn finish(mut self, out: &mut Vec<RawChunk>) {
+    fn end(mut self, emit: &mut impl FnMut(Cut<'_>)) {
         self.find_holes();
         self.decided = self.buffer.len();
         while self.start < self.decided {
-            self.cut(out);
+            self.cut(emit);
         }
     }
 
@@ -212,7 +241,7 @@ impl Chunker {
 
     /// Cuts one chunk off the final bytes. They hold a largest chunk, or all that remains of the
     /// stream.
-    fn cut(&mut self, out: &mut Vec<RawChunk>) {
+    fn cut(&mut self, emit: &mut impl FnMut(Cut<'_>)) {
         let mut end = self.start + self.cutter.cut(&self.buffer[self.start..self.decided]);
         let first_hole = self.next_hole;
         while let Some(hole) = self.holes.get(self.next_hole).filter(|hole| hole.start < end) {
@@ -220,9 +249,14 @@ impl Chunker {
             self.next_hole += 1;
         }
         let found = &self.holes[first_hole..self.next_hole];
-        let chunk = raw_chunk(&self.buffer[self.start..end], self.start, found, self.holes_left);
-        self.holes_left -= chunk.holes.len();
-        out.push(chunk);
+        let bytes = &self.buffer[self.start..end];
+        let too_many = found.len() > HOLES_MAX || found.len() > self.holes_left;
+        // A chunk that consists of one hole would have no stored bytes, so it is literal too.
+        let is_literal = too_many || bytes.len() == found.len() * HOLE_BYTES;
+        emit(Cut { bytes, start: self.start, found, is_literal });
+        if !is_literal {
+            self.holes_left -= found.len();
+        }
         self.start = end;
     }
 
@@ -243,22 +277,47 @@ impl Chunker {
     }
 }
 
-/// Makes a chunk of bytes that begin at `start` in the buffer; the positions of the holes count
-/// from the buffer's start. The chunk is literal if it would have more than `holes_left` holes.
-fn raw_chunk(bytes: &[u8], start: usize, found: &[FoundHole], holes_left: usize) -> RawChunk {
-    let holes =
-        found.iter().map(|hole| u32::try_from(hole.start - start).expect("a chunk has at most 4 MiB"));
-    let fills = found.iter().map(|hole| hole.fill);
-    // A chunk that consists of one hole would have no stored bytes, so it is literal too.
-    let too_many = found.len() > HOLES_MAX || found.len() > holes_left;
-    if too_many || bytes.len() == found.len() * HOLE_BYTES {
-        let mut bytes = bytes.to_vec();
-        for (hole, fill) in holes.zip(fills) {
-            bytes[hole as usize..][..HOLE_BYTES].copy_from_slice(fill.as_bytes());
+/// A chunk that was just cut.
+struct Cut<'a> {
+    /// The blanked bytes.
+    bytes: &'a [u8],
+    /// Where they begin in the buffer.
+    start: usize,
+    /// The holes in them.
+    found: &'a [FoundHole],
+    /// Whether the chunk is stored without holes.
+    is_literal: bool,
+}
+
+impl Cut<'_> {
+    fn to_chunk(&self) -> RawChunk {
+        let mut bytes = self.bytes.to_vec();
+        let ChunkShape { mut holes, mut fills, .. } = self.holes();
+        if self.is_literal {
+            fill_holes(&mut bytes, &holes, &fills);
+            (holes, fills) = (Vec::new(), Vec::new());
         }
-        return RawChunk { bytes, holes: Vec::new(), fills: Vec::new() };
+        RawChunk { bytes, holes, fills }
     }
-    RawChunk { bytes: bytes.to_vec(), holes: holes.collect(), fills: fills.collect() }
+
+    fn to_shape(&self) -> ChunkShape {
+        if self.is_literal {
+            ChunkShape { raw_len: self.bytes.len(), holes: Vec::new(), fills: Vec::new() }
+        } else {
+            self.holes()
+        }
+    }
+
+    /// The found holes, also those of a literal chunk.
+    fn holes(&self) -> ChunkShape {
+        let offset =
+            |hole: &FoundHole| u32::try_from(hole.start - self.start).expect("a chunk has at most 4 MiB");
+        ChunkShape {
+            raw_len: self.bytes.len(),
+            holes: self.found.iter().map(offset).collect(),
+            fills: self.found.iter().map(|hole| hole.fill).collect(),
+        }
+    }
 }
 
 /// FastCDC with everything precomputed that does not depend on the bytes.
@@ -299,11 +358,23 @@ mod tests {
 
     const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
 
+    /// The chunks of a stream. Each test that cuts one thus compares both ways to cut.
     fn chunks(params: ChunkParams, store_dir: &str, bytes: &[u8]) -> Vec<RawChunk> {
-        let mut out = Vec::new();
+        let (mut out, mut shapes) = (Vec::new(), Vec::new());
         let mut chunker = Chunker::new(params, store_dir);
         chunker.push(bytes, &mut out);
         chunker.finish(&mut out);
+        let mut chunker = Chunker::new(params, store_dir);
+        for piece in bytes.chunks(1_000) {
+            chunker.push_shapes(piece, &mut shapes);
+        }
+        chunker.finish_shapes(&mut shapes);
+        let shape = |chunk: &RawChunk| ChunkShape {
+            raw_len: chunk.bytes.len(),
+            holes: chunk.holes.clone(),
+            fills: chunk.fills.clone(),
+        };
+        assert_eq!(out.iter().map(shape).collect::<Vec<_>>(), shapes);
         out
     }
 

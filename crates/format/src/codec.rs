@@ -1,7 +1,7 @@
 //! Turns raw chunks into stored frames and back.
 //!
-//! Layer: format (pure). Only this module calls zstd: writes encode, scrub and healing decode, and
-//! reads do neither.
+//! Layer: format (pure). Only this module calls zstd. Writes encode; pushes by chunks, scrub,
+//! healing and listings decode; reads of NARs do neither.
 //!
 //! Invariants
 //! - Everything that `Encoder` makes passes `validate_frame`, at every size and level, compressible
@@ -16,10 +16,10 @@ use twox_hash::XxHash3_64;
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{CParameter, compress_bound};
 
-use crate::chunker::{RawChunk, fill_holes};
+use crate::chunker::{BLANK, RawChunk, fill_holes};
 use crate::error::{Error, Malformed, Result};
 use crate::frame::{check_frame, check_stored};
-use crate::ids::{ChunkId, HoleFill};
+use crate::ids::{ChunkId, HOLE_BYTES, HoleFill};
 use crate::layout::{ChunkLayout, check_holes, segments};
 
 /// Base-2 logarithm of the largest zstd window. The window exceeds the largest chunk (slightly over
@@ -98,12 +98,28 @@ impl Encoder {
 
     /// Compresses a chunk with a known id, from the look-up that found the chunk missing.
     pub fn encode_as(&mut self, id: ChunkId, chunk: &RawChunk) -> Result<StoredChunk> {
-        check_holes(chunk.bytes.len(), &chunk.holes).map_err(|source| Error::EncodeChunk { source })?;
+        let frames = self.compress(&chunk.bytes, &chunk.holes)?;
         let raw_len = u32::try_from(chunk.bytes.len()).expect("checked to be 4 MiB and a bit at most");
-        let mut frames = Vec::with_capacity(chunk.holes.len() + 1);
+        // The copy is exactly as large as the stored bytes. They wait in memory until their pack is
+        // full.
+        let bytes = Bytes::copy_from_slice(&self.scratch);
+        let layout = ChunkLayout { raw_len, holes: chunk.holes.clone(), frames };
+        Ok(StoredChunk { id, layout, checksum: checksum(&bytes), bytes })
+    }
+
+    /// Returns how many stored bytes a chunk of these blanked bytes would have.
+    pub fn stored_bytes(&mut self, blanked: &[u8], holes: &[u32]) -> Result<u64> {
+        self.compress(blanked, holes)?;
+        Ok(self.scratch.len() as u64)
+    }
+
+    /// Compresses the segments into `scratch`. Returns the lengths of their frames.
+    fn compress(&mut self, blanked: &[u8], holes: &[u32]) -> Result<Vec<u32>> {
+        check_holes(blanked.len(), holes).map_err(|source| Error::EncodeChunk { source })?;
+        let mut frames = Vec::with_capacity(holes.len() + 1);
         self.scratch.clear();
-        for segment in segments(chunk.bytes.len(), &chunk.holes).filter(|segment| !segment.is_empty()) {
-            let frame_len = self.append_frame(&chunk.bytes[segment])?;
+        for segment in segments(blanked.len(), holes).filter(|segment| !segment.is_empty()) {
+            let frame_len = self.append_frame(&blanked[segment])?;
             frames.push(u32::try_from(frame_len).expect("a frame is hardly longer than its segment"));
         }
         if frames.is_empty() {
@@ -111,11 +127,7 @@ impl Encoder {
                 source: Malformed::OutOfBounds { what: "the count of frames" },
             });
         }
-        // The copy is exactly as large as the stored bytes. They wait in memory until their pack is
-        // full.
-        let bytes = Bytes::copy_from_slice(&self.scratch);
-        let layout = ChunkLayout { raw_len, holes: chunk.holes.clone(), frames };
-        Ok(StoredChunk { id, layout, checksum: checksum(&bytes), bytes })
+        Ok(frames)
     }
 
     /// Compresses a segment and appends its frame to `scratch`. Returns the length of the frame.
@@ -130,7 +142,7 @@ impl Encoder {
     }
 }
 
-/// Decompresses chunks one after another with one context, for scrub, healing and tests.
+/// Decompresses chunks one after another with one context.
 pub struct Decoder {
     decompressor: Decompressor<'static>,
 }
@@ -150,27 +162,63 @@ impl Decoder {
 
     /// Returns the bytes of a chunk as they are in its NAR.
     pub fn decode(&mut self, stored: &[u8], layout: &ChunkLayout, fills: &[HoleFill]) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; layout.raw_len as usize];
+        self.decode_into(stored, layout, fills, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// As [`decode`](Self::decode), into bytes of the caller: as many as the chunk has.
+    pub fn decode_into(
+        &mut self,
+        stored: &[u8],
+        layout: &ChunkLayout,
+        fills: &[HoleFill],
+        bytes: &mut [u8],
+    ) -> Result<()> {
         if fills.len() != layout.holes.len() {
             return Err(Error::Chunk { source: Malformed::Mismatch { what: "the count of fills" } });
         }
-        let mut bytes = self.decode_blanked(stored, layout)?;
-        fill_holes(&mut bytes, &layout.holes, fills);
-        Ok(bytes)
+        self.decode_segments(stored, layout, bytes)?;
+        fill_holes(bytes, &layout.holes, fills);
+        Ok(())
     }
 
     /// Returns the blanked bytes of a chunk, as [`ChunkId::compute`] takes them.
     pub fn decode_blanked(&mut self, stored: &[u8], layout: &ChunkLayout) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; layout.raw_len as usize];
+        self.decode_blanked_into(stored, layout, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// As [`decode_blanked`](Self::decode_blanked), into bytes of the caller: as many as the chunk
+    /// has.
+    pub fn decode_blanked_into(
+        &mut self,
+        stored: &[u8],
+        layout: &ChunkLayout,
+        bytes: &mut [u8],
+    ) -> Result<()> {
+        self.decode_segments(stored, layout, bytes)?;
+        for &hole in &layout.holes {
+            bytes[hole as usize..][..HOLE_BYTES].fill(BLANK);
+        }
+        Ok(())
+    }
+
+    /// Decompresses a chunk's frames into its segments. The bytes of its holes stay as they are.
+    fn decode_segments(&mut self, stored: &[u8], layout: &ChunkLayout, bytes: &mut [u8]) -> Result<()> {
         layout.validate()?;
         check_stored(stored, layout).map_err(|source| Error::Chunk { source })?;
-        // Starts blanked, because the bytes between the segments are holes.
-        let mut bytes = vec![crate::chunker::BLANK; layout.raw_len as usize];
+        if bytes.len() != layout.raw_len as usize {
+            return Err(Error::Chunk { source: Malformed::Mismatch { what: "the room for a chunk" } });
+        }
         let mut rest = stored;
         for (frame, (segment, &frame_len)) in layout.segments().zip(&layout.frames).enumerate() {
             let (now, behind) = rest.split_at(frame_len as usize);
             self.decompress(now, &mut bytes[segment], frame)?;
             rest = behind;
         }
-        Ok(bytes)
+        Ok(())
     }
 
     /// Decompresses one frame into a segment. The content must fill the segment exactly.
@@ -313,5 +361,33 @@ mod tests {
         let blanked = decoder.decode_blanked(&stored.bytes, &stored.layout).unwrap();
         assert_eq!(ChunkId::compute(&blanked, &stored.layout.holes), stored.id);
         assert_eq!(decoder.decode(&stored.bytes, &stored.layout, &chunk.fills).unwrap(), chunk.restore());
+    }
+
+    #[test]
+    fn a_used_buffer_leaves_nothing_in_a_chunk() {
+        let holes = vec![0, 100, 468];
+        let mut bytes = text(500);
+        holes.iter().for_each(|&hole| bytes[hole as usize..][..HOLE_BYTES].fill(BLANK));
+        let fills = vec![HoleFill::from_bytes([b'z'; 32]).unwrap(); 3];
+        let chunk = RawChunk { bytes, holes, fills };
+        let stored = Encoder::new(3).unwrap().encode(&chunk).unwrap();
+        assert_eq!(
+            Encoder::new(3).unwrap().stored_bytes(&chunk.bytes, &chunk.holes).unwrap(),
+            stored.bytes.len() as u64
+        );
+        let mut decoder = Decoder::new().unwrap();
+        let mut used = vec![b'#'; 500];
+        decoder.decode_into(&stored.bytes, &stored.layout, &chunk.fills, &mut used).unwrap();
+        assert_eq!(used, chunk.restore());
+        decoder.decode_blanked_into(&stored.bytes, &stored.layout, &mut used).unwrap();
+        assert_eq!(ChunkId::compute(&used, &chunk.holes), stored.id);
+        for len in [0, 499, 501] {
+            let mut room = vec![0; len];
+            assert!(decoder.decode_blanked_into(&stored.bytes, &stored.layout, &mut room).is_err(), "{len}");
+            assert!(
+                decoder.decode_into(&stored.bytes, &stored.layout, &chunk.fills, &mut room).is_err(),
+                "{len}"
+            );
+        }
     }
 }

@@ -28,7 +28,7 @@ mod stream_decoder;
 mod tag;
 mod wire;
 
-pub use chunker::{BLANK, ChunkParams, Chunker, RawChunk};
+pub use chunker::{BLANK, ChunkParams, ChunkShape, Chunker, RawChunk};
 pub use codec::{Decoder, Encoder, StoredChunk, checksum, encoder_bytes_max};
 pub use compression::{COMPRESSED_HEAD_BYTES, Compression, SUPPORTED_COMPRESSIONS, WindowTooLarge};
 pub use error::{Error, Malformed, Result};

@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use dormer_format::{
     ChunkId, ChunkLayout, ChunkRun, Decoder, Encoder, HOLE_BYTES, PACK_TRAILER_BYTES, PackEntry, PackTrailer,
-    RawChunk, RecipeBuilder, StoredChunk, read_pack, read_trailer,
+    RecipeBuilder, StoredChunk, read_pack, read_trailer,
 };
 use dormer_index::{Error as IndexError, SessionPart};
 use tokio::time::Instant;
@@ -219,7 +219,7 @@ impl Engine {
 
     /// Decodes the chunks and compares their ids.
     async fn check_chunks(&self, part: &Bytes, entries: &[PackEntry]) -> Result<()> {
-        let mut decoder = Decoder::new().map_err(Error::Encode)?;
+        let mut check = ChunkCheck::new()?;
         let mut first = 0;
         while first < entries.len() {
             let mut bytes = 0;
@@ -232,29 +232,15 @@ impl Engine {
                 })
                 .count();
             let (part, job) = (part.clone(), entries[first..first + count].to_vec());
-            let check = move || {
-                let mut trial = None;
+            let work = move || {
                 let checked = job.iter().enumerate().try_for_each(|(position, entry)| {
-                    let position = first + position;
-                    let stored = &part[range(entry)];
-                    let raw = decoder
-                        .decode_blanked(stored, &entry.layout)
-                        .map_err(|_| Error::PartChunk { position, what: "cannot be decoded" })?;
-                    if ChunkId::compute(&raw, &entry.layout.holes) != entry.id {
-                        return Err(Error::PartChunk {
-                            position,
-                            what: "has another id than it is sent under",
-                        });
-                    }
-                    if is_wasteful(&mut trial, raw, &entry.layout)? {
-                        return Err(Error::PartChunk { position, what: "is hardly compressed" });
-                    }
-                    Ok(())
+                    let wrong = check.find_fault(&part[range(entry)], entry)?;
+                    wrong.map_or(Ok(()), |what| Err(Error::PartChunk { position: first + position, what }))
                 });
-                (decoder, checked)
+                (check, checked)
             };
             let checked;
-            (decoder, checked) = self.cpu().run(check).await;
+            (check, checked) = self.cpu().run(work).await;
             checked?;
             first += count;
         }
@@ -262,9 +248,38 @@ impl Engine {
     }
 }
 
+/// Checks chunks of a part, one after another with the same contexts and buffer.
+struct ChunkCheck {
+    decoder: Decoder,
+    /// zstd's fastest level, made when a chunk is hardly compressed.
+    trial: Option<Encoder>,
+    raw: Vec<u8>,
+}
+
+impl ChunkCheck {
+    fn new() -> Result<Self> {
+        Ok(Self { decoder: Decoder::new().map_err(Error::Encode)?, trial: None, raw: Vec::new() })
+    }
+
+    /// Returns what is wrong with a chunk, if anything is.
+    fn find_fault(&mut self, stored: &[u8], entry: &PackEntry) -> Result<Option<&'static str>> {
+        let PackEntry { layout, id, .. } = entry;
+        let raw_len = layout.raw_len as usize;
+        self.raw.resize(self.raw.len().max(raw_len), 0);
+        let raw = &mut self.raw[..raw_len];
+        if self.decoder.decode_blanked_into(stored, layout, raw).is_err() {
+            return Ok(Some("cannot be decoded"));
+        }
+        if ChunkId::compute(raw, &layout.holes) != *id {
+            return Ok(Some("has another id than it is sent under"));
+        }
+        Ok(if is_wasteful(&mut self.trial, raw, layout)? { Some("is hardly compressed") } else { None })
+    }
+}
+
 /// Whether a chunk that was hardly compressed takes a third more than zstd's fastest level makes of
 /// it. Other chunks are not tried, so this costs little.
-fn is_wasteful(trial: &mut Option<Encoder>, raw: Vec<u8>, layout: &ChunkLayout) -> Result<bool> {
+fn is_wasteful(trial: &mut Option<Encoder>, raw: &[u8], layout: &ChunkLayout) -> Result<bool> {
     let stored = u64::from(layout.stored_len());
     if stored < u64::from(layout.raw_len) / 8 * 7 {
         return Ok(false);
@@ -273,8 +288,7 @@ fn is_wasteful(trial: &mut Option<Encoder>, raw: Vec<u8>, layout: &ChunkLayout) 
         Some(encoder) => encoder,
         None => trial.insert(Encoder::new(1).map_err(Error::Encode)?),
     };
-    let chunk = RawChunk { bytes: raw, holes: layout.holes.clone(), fills: Vec::new() };
-    let tried = encoder.encode(&chunk).map_err(Error::Encode)?.bytes.len() as u64;
+    let tried = encoder.stored_bytes(raw, &layout.holes).map_err(Error::Encode)?;
     Ok(4 * tried < 3 * stored)
 }
 

@@ -36,6 +36,13 @@ const JOB_BYTES: usize = 1024 * 1024;
 /// Memory of a manifest, in its bytes: decoded, it takes 8 times its bytes at most.
 const MANIFEST_COPIES: u64 = 9;
 
+/// What decodes the chunks of a NAR, one job after another.
+struct Decoding {
+    decoder: Decoder,
+    /// The bytes of the last job, and perhaps some of earlier ones behind them.
+    raw: Vec<u8>,
+}
+
 /// What a check found.
 pub(super) enum Verified {
     /// The NAR is what it was said to be.
@@ -74,7 +81,7 @@ impl Engine {
         }
         ingest.expect_chunks(!allowed.everything);
         let mut fills = manifest.fills.hole_fills();
-        let mut decoder = Decoder::new().map_err(Error::Encode)?;
+        let mut decoding = Decoding { decoder: Decoder::new().map_err(Error::Encode)?, raw: Vec::new() };
         for (window, ids) in manifest.chunks.chunks(READ_ROWS).enumerate() {
             let found = self.index().find_chunks(ids).await?;
             let mut rows = Vec::with_capacity(found.len());
@@ -95,7 +102,7 @@ impl Engine {
                     }
                 };
                 let (now, later) = rest.split_at(stored.len());
-                decoder = self.hand_on(&mut ingest, decoder, now, stored, &mut fills).await?;
+                decoding = self.hand_on(&mut ingest, decoding, now, stored, &mut fills).await?;
                 rest = later;
             }
         }
@@ -145,11 +152,11 @@ impl Engine {
     async fn hand_on(
         &self,
         ingest: &mut Ingest,
-        mut decoder: Decoder,
+        mut decoding: Decoding,
         rows: &[ChunkRow],
         stored: Vec<Bytes>,
         fills: &mut impl Iterator<Item = &HoleFill>,
-    ) -> Result<Decoder> {
+    ) -> Result<Decoding> {
         let mut chunks = rows.iter().zip(stored).peekable();
         while chunks.peek().is_some() {
             let (mut job, mut raw_bytes) = (Vec::new(), 0);
@@ -162,19 +169,23 @@ impl Engine {
                 job.push((row.layout.clone(), stored, fills));
             }
             let decode = move || {
-                let mut raw = Vec::with_capacity(raw_bytes);
+                let Decoding { decoder, raw } = &mut decoding;
+                raw.resize(raw.len().max(raw_bytes), 0);
+                let mut rest = &mut raw[..raw_bytes];
                 let decoded = job.iter().try_for_each(|(layout, stored, fills)| {
-                    raw.extend_from_slice(&decoder.decode(stored, layout, fills)?);
-                    Ok(())
+                    let (now, later) = std::mem::take(&mut rest).split_at_mut(layout.raw_len as usize);
+                    rest = later;
+                    decoder.decode_into(stored, layout, fills, now)
                 });
-                (decoder, decoded.map(|()| raw))
+                (decoding, decoded)
             };
-            let raw;
-            (decoder, raw) = self.cpu().run(decode).await;
+            let decoded;
+            (decoding, decoded) = self.cpu().run(decode).await;
             // Its checksum matched, and it was decoded when it came.
-            ingest.write(&raw.map_err(Error::Encode)?).await?;
+            decoded.map_err(Error::Encode)?;
+            ingest.write(&decoding.raw[..raw_bytes]).await?;
         }
-        Ok(decoder)
+        Ok(decoding)
     }
 
     /// Marks what could not be read, and says where it lies among the chunks of a window.
