@@ -7,7 +7,8 @@
 # The actions for GitHub and the template for GitLab run this script. Without a token, as in a job
 # of a fork, it pushes nothing; a cache that does not answer fails no job unless it is required.
 # All that it writes is below one folder, which the job's end removes; the token is written only to
-# the netrc file there.
+# the netrc file there. It needs what the image nixos/nix has: a shell, coreutils, curl, findutils,
+# grep, gzip and tar.
 #
 # Variables:
 #   DORMER_CI_CACHE       name of the cache
@@ -16,7 +17,7 @@
 #   DORMER_CI_PUBLIC_KEY  the cache's key; empty: ask the server for it
 #   DORMER_CI_TOKEN       the token; empty: a public cache, read-only
 #   DORMER_CI_VERSION     release to download; empty: `dormer` is on the PATH
-#   DORMER_CI_RELEASES    where releases are: …/releases/download
+#   DORMER_CI_RELEASES    where releases are, as …/v1.2.3/FILE: …/releases/download on GitHub
 #   DORMER_CI_SHA256      SHA-256 of the archive; empty: the one that the release states
 #   DORMER_CI_REQUIRED    true: a cache that does not answer fails the job
 #   DORMER_CI_JOBS        concurrent uploads
@@ -44,7 +45,10 @@ output() { [ -z "${GITHUB_OUTPUT:-}" ] || echo "$1=$2" >> "$GITHUB_OUTPUT"; }
 # Names of everything in the store.
 store_names() { if [ -d "$store" ]; then ls "$store"; fi; }
 # without FILE: the lines that are not in the file.
-without() { awk 'FILENAME == ARGV[1] { seen[$0]; next } !($0 in seen)' "$1" -; }
+without() {
+    # busybox's grep takes an empty file for one that has every line.
+    if [ -s "$1" ]; then grep -vxFf "$1" - || [ $? -eq 1 ]; else cat; fi
+}
 # Whether something listens there. `dormer` would repeat its request for longer.
 answers() {
     curl -s -o /dev/null --connect-timeout 10 --max-time 30 --retry 2 --retry-delay 1 \
@@ -156,7 +160,8 @@ push() {
     # Derivations are inputs; locks and the like are no paths. A failed build may leave an output
     # that is not valid.
     store_names | without "$state/before" | grep -E '^[0-9a-z]{32}-' |
-        grep -vE '\.(drv|lock|check|chroot|tmp)$' | sed "s|^|$store/|" > "$state/new" || true
+        grep -vE '\.(drv|lock|check|chroot|tmp)$' |
+        while read -r name; do echo "$store/$name"; done > "$state/new" || true
     : > "$state/invalid"
     if [ -s "$state/new" ]; then
         xargs nix-store --check-validity --print-invalid < "$state/new" > "$state/invalid"

@@ -9,9 +9,10 @@
 //! - Between two calls, the chunker keeps at most `BUFFER_CHUNKS` times the largest chunk (1 MiB by
 //!   default), and 40 bytes for each hole in these bytes.
 //!
-//! The chunker copies each byte once into the buffer, and once from the buffer into its chunk, unless
-//! the caller wants only the chunks' shapes. When the buffer is full, the remaining bytes move to the front. This module has no loop over single
-//! bytes: `memchr` finds store paths, and FastCDC finds cuts.
+//! The chunker copies each byte once into the buffer, and once from the buffer into its chunk. A
+//! caller that wants only the chunks' shapes saves the second copy. When the buffer is full, the
+//! remaining bytes move to the front. This module has no loop over single bytes: `memchr` finds
+//! store paths, and FastCDC finds cuts.
 
 use fastcdc::v2020::{self, Normalization};
 use memchr::memmem;

@@ -18,6 +18,12 @@ use crate::error::{Error, Result};
 
 const DATABASE_URL: &str = "database-url";
 const POSTGRES_PASSWORD: &str = "postgres-password";
+const S3_KEY_ID: &str = "s3-access-key-id";
+const S3_KEY: &str = "s3-secret-access-key";
+
+/// The keys that `--without` takes: CloudNativePG brings the database's, and roles or a claim the
+/// store's.
+const OPTIONAL_KEYS: [&str; 4] = [DATABASE_URL, POSTGRES_PASSWORD, S3_KEY_ID, S3_KEY];
 
 /// Print a Kubernetes Secret with new secrets for a server
 ///
@@ -36,6 +42,11 @@ const POSTGRES_PASSWORD: &str = "postgres-password";
 ///     --from-file s3-secret-access-key=key.txt --from-file edge-access-key-id=edge-id.txt
 ///     --from-file edge-secret-access-key=edge-key.txt
 ///
+/// A pod that has a role needs no keys for its store, and keys would take precedence:
+///
+///   dormer secrets init --from-file database-url=url.txt --without s3-access-key-id
+///     --without s3-secret-access-key
+///
 /// Keep copies of master-key and token-secret in a safe: nothing else can restore the signing keys
 /// of the caches.
 #[derive(Debug, Args)]
@@ -50,6 +61,9 @@ pub(crate) struct SecretsInitArgs {
     /// Take the value of KEY from a file, without its last line end
     #[arg(long, value_name = "KEY=FILE", value_parser = parse_from_file)]
     from_file: Vec<(String, PathBuf)>,
+    /// Leave out KEY
+    #[arg(long, value_name = "KEY", value_parser = parse_optional_key)]
+    without: Vec<String>,
 }
 
 /// A name as Kubernetes takes it: no other sign could end up in the YAML.
@@ -68,6 +82,14 @@ fn parse_from_file(text: &str) -> Result<(String, PathBuf), String> {
     Ok((parse_name(key)?, path.into()))
 }
 
+/// A key that some server can do without. No server starts without the others.
+fn parse_optional_key(text: &str) -> Result<String, String> {
+    if OPTIONAL_KEYS.contains(&text) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("a server may do without these: {}", OPTIONAL_KEYS.join(", ")))
+}
+
 pub(super) fn run(args: SecretsInitArgs, context: &Context) -> Result<()> {
     let mut values = new_values();
     for (key, path) in args.from_file {
@@ -79,6 +101,9 @@ pub(super) fn run(args: SecretsInitArgs, context: &Context) -> Result<()> {
             // Another database has a password of its own.
             values.remove(POSTGRES_PASSWORD);
         }
+    }
+    for key in args.without {
+        values.remove(&key);
     }
     let printer = &context.printer;
     if printer.json {
@@ -102,8 +127,8 @@ fn new_values() -> BTreeMap<String, Secret> {
         ("master-key", STANDARD.encode(rand::random::<[u8; 32]>())),
         ("token-secret", token_secret),
         // The form that Garage demands. Other stores take any.
-        ("s3-access-key-id", format!("GK{:024x}", rand::random::<u128>() >> 32)),
-        ("s3-secret-access-key", digits_64()),
+        (S3_KEY_ID, format!("GK{:024x}", rand::random::<u128>() >> 32)),
+        (S3_KEY, digits_64()),
     ]
     .map(|(key, value)| (key.to_owned(), Secret::new(value)))
     .into()
@@ -135,6 +160,17 @@ mod tests {
         // Garage: GK and 24 digits, and 64.
         assert_eq!(one["s3-access-key-id"].expose().len(), 26);
         assert_eq!(one["s3-secret-access-key"].expose().len(), 64);
+    }
+
+    #[test]
+    fn only_keys_that_a_server_can_do_without_are_left_out() {
+        let values = new_values();
+        for key in OPTIONAL_KEYS {
+            assert!(values.contains_key(key) && parse_optional_key(key).is_ok(), "{key}");
+        }
+        for key in ["master-key", "token-secret", "s3-access-key", ""] {
+            assert!(parse_optional_key(key).is_err(), "{key}");
+        }
     }
 
     #[test]
