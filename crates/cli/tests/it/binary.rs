@@ -817,10 +817,15 @@ fn hostile_try(name: &str, address: &str) -> Option<Vec<String>> {
         "import" => &["--from", address, "main", PATH],
         "top" => &["--count", "1"],
         "doctor" => &["--client"],
-        // These push in the background, as `push` does; then those that ask no server; then those
-        // that are parts of the server, and believe their own database and store.
-        "watch" | "exec" | "hook" | "install-hook" | "queue drain" | "queue wait-for" | "unuse"
-        | "queue list" | "queue retry" | "queue drop" | "token create" | "config show"
+        // They drain the queue, or show why that failed.
+        "queue drain" | "queue list" => &[],
+        "queue retry" => &["--all"],
+        "queue wait-for" => &["3n58xw4373jp0ljirf06d8077j15pc4j-hello-2.12"],
+        "exec" => &["main", "--by", "store", "--", "true"],
+        // It goes on for ever; what it says of a drain is what `queue drain` says. Then those that
+        // ask no server, and those that are parts of the server, and believe their own database and
+        // store.
+        "watch" | "hook" | "install-hook" | "unuse" | "queue drop" | "token create" | "config show"
         | "config reference" | "secrets init" | "completions" | "man" | "serve" | "publish"
         | "publish status" | "export" | "edge serve" | "jobs" | "gc" | "backup" | "restore" | "recover"
         | "adopt" | "scrub" | "rekey" | "check" | "migrate" => return None,
