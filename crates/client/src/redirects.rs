@@ -53,7 +53,11 @@ mod tests {
             (&["https://a", "https://b"], "ftp://a", false),
         ] {
             let urls: Vec<Url> = asked.iter().map(|url| url.parse().expect("an address")).collect();
-            assert_eq!(is_no_downgrade(&urls, &next.parse().expect("an address")), follows, "{asked:?} {next}");
+            assert_eq!(
+                is_no_downgrade(&urls, &next.parse().expect("an address")),
+                follows,
+                "{asked:?} {next}"
+            );
         }
     }
 }

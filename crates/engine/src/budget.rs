@@ -159,7 +159,11 @@ impl Budget {
         let permits = u32::try_from(amount.div_ceil(self.unit)).unwrap_or(u32::MAX).min(self.permits_max);
         let _waiting = WaitCount::new(&self.waiting);
         let Some(large) = self.large.as_ref().filter(|large| permits > large.piece) else {
-            return BudgetShare { permits: acquire(&self.permits, permits).await, of_large: None, unit: self.unit };
+            return BudgetShare {
+                permits: acquire(&self.permits, permits).await,
+                of_large: None,
+                unit: self.unit,
+            };
         };
         let permits = permits.min(large.permits_max);
         let of_large = acquire(&large.permits, permits).await;
@@ -294,7 +298,7 @@ mod tests {
         drop((large, small));
         assert_eq!(budget.free(), 64 * KIB, "one that gave up holds nothing");
 
-        // Small ones hold 56 of 64 KiB and do not end: a large one keeps others waiting for a while.
+        // Small ones hold 56 of 64 KiB and do not end: a large one keeps others waiting a while.
         let patient = Budget { patience: Duration::from_mins(1), ..budget.clone() };
         let held: Vec<_> = futures::future::join_all((0..14).map(|_| patient.take(4 * KIB))).await;
         let large = tokio::spawn({

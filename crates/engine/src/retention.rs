@@ -19,8 +19,8 @@ const LOOK_PATHS: usize = 4_096;
 /// have more, up to the MiB of metadata that the server takes.
 const LOOK_BYTES: u64 = 1024 * 1024;
 
-/// Memory of one look-up: its rows, which have up to twice [`LOOK_BYTES`], and what is made of them,
-/// with the shortest names four times as much.
+/// Memory of one look-up: its rows, which have up to twice [`LOOK_BYTES`], and what is made of
+/// them, with the shortest names four times as much.
 const LOOK_MEMORY_BYTES: u64 = 10 * LOOK_BYTES;
 
 /// Memory of a path that a walk has seen, with the longest name.
@@ -84,7 +84,8 @@ impl Engine {
                 is_complete = false;
                 break;
             }
-            let mut hashes: Vec<StorePathHash> = rest.drain(rest.len().saturating_sub(LOOK_PATHS)..).collect();
+            let mut hashes: Vec<StorePathHash> =
+                rest.drain(rest.len().saturating_sub(LOOK_PATHS)..).collect();
             let again = hashes.len();
             let look: Vec<StorePath> =
                 next.drain((next.len() + again).saturating_sub(LOOK_PATHS).min(next.len())..).collect();

@@ -16,8 +16,8 @@ pub struct EngineSettings {
     /// Threads that hash and compress at the same time.
     pub cpu_threads: usize,
     /// Memory for all uploads, in bytes. An upload takes [`UPLOAD_BYTES`] (less when its NAR is
-    /// small, more when its decoder needs more) and waits when too little is free. Uploads that take
-    /// more than [`UPLOAD_BYTES`] have three quarters, each and together.
+    /// small, more when its decoder needs more) and waits when too little is free. Uploads that
+    /// take more than [`UPLOAD_BYTES`] have three quarters, each and together.
     pub upload_memory_bytes_max: u64,
     /// How long an upload waits for memory before the client is told to come back later.
     pub upload_wait: Duration,

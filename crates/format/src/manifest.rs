@@ -131,6 +131,11 @@ mod tests {
             let manifest = manifest(&chunks, &fills);
             let bytes = manifest.encode();
             prop_assert_eq!(&NarManifest::decode(&bytes).unwrap(), &manifest);
+            let fills = &manifest.fills;
+            let decoded = 32 * (manifest.chunks.len() + fills.hashes.len()) + 8 * fills.fills.len();
+            let memory = NarManifest::memory_bytes(&bytes).unwrap();
+            prop_assert!(memory >= (bytes.len() + decoded) as u64);
+            prop_assert!(memory <= 9 * bytes.len() as u64);
             for len in 0..bytes.len() {
                 prop_assert!(NarManifest::decode(&bytes[..len]).is_err());
             }
@@ -152,6 +157,8 @@ mod tests {
             NarManifest::decode(&[2, 0, 1, 0, 0, 0]),
             Err(Error::Manifest { source: Malformed::Version { version: 2 } })
         ));
+        assert!(NarManifest::memory_bytes(&[2, 0, 1, 0, 0, 0]).is_err());
+        assert!(NarManifest::memory_bytes(&[1, 9, 1, 0, 0, 0]).is_err(), "nine ids are not there");
         let with_runs = Recipe { runs: vec![ChunkRun { first: 1, count: 1 }], ..Recipe::default() };
         let bytes = [&[1, 0][..], &with_runs.encode()].concat();
         assert!(matches!(

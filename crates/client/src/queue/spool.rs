@@ -597,7 +597,7 @@ mod tests {
         let (folder, spool) = spool();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&folder.path().join("a")), mode(spool.folder())), (0o700, 0o700));
-        // Also in an existing folder that others may read: entries, a dead letter, what was refused.
+        // Also in an existing folder that others may read: entries, a dead letter, refusals.
         fs::set_permissions(spool.folder(), fs::Permissions::from_mode(0o755)).unwrap();
         spool.enqueue(&entry(&["a"], "/1"), at(1)).unwrap();
         let id = spool.enqueue(&entry(&["a", "b"], "/2"), at(1)).unwrap();

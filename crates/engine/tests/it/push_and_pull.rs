@@ -384,7 +384,8 @@ async fn signatures_are_verified_in_turns_of_the_cpu_pool_only() {
     let forger = SecretKey::generate("cache.nixos.org-1", [1; 32]).unwrap();
     let forged = forger.sign("something else").to_string();
     for (count, is_taken) in [(SIGNATURES_MAX, true), (SIGNATURES_MAX + 1, false)] {
-        let signed = |number: u8| Object { sigs: vec![forged.clone(); count], ..object_for(&path(number), &[]) };
+        let signed =
+            |number: u8| Object { sigs: vec![forged.clone(); count], ..object_for(&path(number), &[]) };
         let nar = package_nar(&mut Random::new(count as u64), 1_000, &[]);
         let (hash, size) = (hash_of(&nar), nar.len() as u64);
         engine.commit_alias(&cache, ingest(&engine, &nar).await.unwrap(), "x.nar", "none").await.unwrap();
@@ -413,7 +414,8 @@ async fn signatures_are_verified_in_turns_of_the_cpu_pool_only() {
         has_begun.await.unwrap();
         // Every way in which signatures come: a push commits an object, also one by chunks.
         let of_push = engine.commit_object(&cache, ingested, signed(1)).map(|done| done.map(drop));
-        let of_put = engine.commit_narinfo(&cache, "x.nar", &hash, size, signed(2)).map(|done| done.map(drop));
+        let of_put =
+            engine.commit_narinfo(&cache, "x.nar", &hash, size, signed(2)).map(|done| done.map(drop));
         let of_trace = engine.put_trace(&cache, trace).map(|done| done.map(drop));
         let mut ways: FuturesUnordered<BoxFuture<'_, Result<(), Error>>> =
             [of_push.boxed(), of_put.boxed(), of_trace.boxed()].into_iter().collect();

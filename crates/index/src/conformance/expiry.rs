@@ -579,7 +579,10 @@ pub(super) async fn references_are_found_in_both_directions(both: Both) -> Resul
     // Two have references: those of the first are read, however long they are, and no others.
     let asked = [path_hash(1), path_hash(2)];
     let all = both.index.find_references(main, &asked, 1_000).await?;
-    assert!(all.iter().all(|found| found.references.as_ref().is_some_and(|found| !found.is_empty())), "{all:?}");
+    assert!(
+        all.iter().all(|found| found.references.as_ref().is_some_and(|found| !found.is_empty())),
+        "{all:?}"
+    );
     let mut some = both.index.find_references(main, &asked, 1).await?;
     some.sort_unstable_by_key(|found| found.hash);
     assert!(some[0].references.is_some() && some[1].references.is_none(), "{some:?}");

@@ -43,12 +43,12 @@ pub(crate) const LIST_PINS_OF_PATH: Sql = both!(
 );
 // The lengths are read first, without the references, to know which of them are read.
 pub(crate) const FIND_REFERENCES: Sql = both!(
-    "SELECT o.hash, o.name, CASE WHEN s.before < $3 THEN o.refs END, o.nar_size FROM
+    "SELECT o.hash, o.name, CASE WHEN asked.before < $3 THEN o.refs END, o.nar_size FROM
          (SELECT l.hash, SUM(l.bytes) OVER (ORDER BY l.hash) - l.bytes AS before FROM
              (SELECT o.hash, length(o.refs) AS bytes FROM", list 2, "AS k CROSS JOIN objects AS o
-              WHERE o.cache = $1 AND o.hash = k.item) AS l) AS s
+              WHERE o.cache = $1 AND o.hash = k.item) AS l) AS asked
          CROSS JOIN objects AS o
-     WHERE o.cache = $1 AND o.hash = s.hash"
+     WHERE o.cache = $1 AND o.hash = asked.hash"
 );
 pub(crate) const FIND_REFERRERS: Sql =
     both!("SELECT referrer FROM object_refs WHERE cache = $1 AND reference = $2 ORDER BY referrer LIMIT $3");

@@ -174,7 +174,15 @@ fn half_open_uploads_of_one_pusher_stop_no_other_pusher() {
         let server = Server::start();
         let half = half_with_largest_window(compression);
         let _held: Vec<_> = (0..UPLOADS_OF_A_SHARE)
-            .map(|n| half_a_request(&server, &slow, "PUT", &format!("/main/nar/{n}.nar.{}", suffix(compression)), &half))
+            .map(|n| {
+                half_a_request(
+                    &server,
+                    &slow,
+                    "PUT",
+                    &format!("/main/nar/{n}.nar.{}", suffix(compression)),
+                    &half,
+                )
+            })
             .collect();
         until_some_wait(&server, "uploads");
         let begin = Instant::now();
@@ -553,6 +561,57 @@ fn long_listings_are_read_in_turns_of_the_cpu_pool_and_stop_no_probe() {
     }
 }
 
+/// Signatures come with a narinfo, with the metadata in front of a NAR, with a commit and with a
+/// build trace. Each signature in the name of a known key costs a hash of all the metadata.
+#[test]
+fn metadata_with_the_most_signatures_stops_no_probe_and_with_more_is_refused() {
+    let server = Server::start();
+    let nar = common::nar(1);
+    assert_eq!(server.call(&admin(), "PUT", "/main/nar/x.nar", &nar).status, 200);
+    let session = Session::opened(&server, &admin(), "main", 1);
+    let (digest, part) = cut(&nar).part(3);
+    assert_eq!(session.put(digest, &part).status, 204);
+    let forged = format!("cache.nixos.org-1:{}==", "A".repeat(86));
+    let references: Vec<String> =
+        (0..13_000).map(|number| format!("{}-{number:030}", path(2).hash())).collect();
+    let hash = "0123456789abcdef".repeat(4);
+    for (count, status) in [(dormer_engine::SIGNATURES_MAX, 200), (dormer_engine::SIGNATURES_MAX + 1, 400)] {
+        let sigs = vec![forged.as_str(); count];
+        let info = |number| {
+            let other = json!({ "references": references, "sigs": sigs });
+            common::nar_info("main", &path(number), &nar, &other)
+        };
+        let lines: String = sigs.iter().map(|sig| format!("Sig: {sig}\n")).collect();
+        let narinfo = common::narinfo(&path(3), &nar, "x.nar", "none", &lines);
+        let narinfo = narinfo.replacen("References: ", &format!("References: {}", references.join(" ")), 1);
+        let trace =
+            json!({ "id": format!("sha256:{hash}!out"), "outPath": path(3).to_string(), "signatures": sigs });
+        let manifest = cut(&nar).manifest.encode();
+        let preamble = info(4).to_string();
+        let upload = [preamble.as_bytes(), &nar].concat();
+        let (bearer, size) = (format!("Bearer {}", admin()), preamble.len().to_string());
+        let headers = [("Authorization", bearer.as_str()), ("X-Attic-Nar-Info-Preamble-Size", size.as_str())];
+        let narinfo_place = format!("/main/{}.narinfo", path(3).hash());
+        let trace_place = format!("/main/realisations/sha256:{hash}!out.doi");
+        let commit = commit_body(&[(info(5), manifest)]);
+        let replies = beside_probes(
+            &server,
+            &[
+                &|| server.call(&admin(), "PUT", &narinfo_place, narinfo.as_bytes()),
+                &|| server.call(&admin(), "PUT", &trace_place, trace.to_string().as_bytes()),
+                &|| server.request("PUT", "/_api/v1/upload-path", &headers, &upload),
+                &|| session.commit(&commit),
+            ],
+        );
+        for reply in &replies[..3] {
+            assert_eq!(reply.status, status, "{reply:?}");
+            assert_eq!(reply.text().contains("signatures"), status == 400, "{reply:?}");
+        }
+        assert_eq!(replies[3].status, 200, "{:?}", replies[3]);
+        assert_eq!(replies[3].text().contains("65 signatures"), status == 400, "{:?}", replies[3]);
+    }
+}
+
 /// Each of these reads thousands of rows, or a long listing.
 #[test]
 fn whatever_searches_waits_for_the_turn_of_its_caller() {
@@ -568,7 +627,8 @@ fn whatever_searches_waits_for_the_turn_of_its_caller() {
         ("GET", format!("{object}/file/a"), ""),
         ("PUT", "/_api/v2/caches/main/pins/p".to_owned(), &pin),
     ];
-    let of_anybody = [object.clone(), format!("{object}/file/a"), format!("/main/{hash}/closure"), files.clone()];
+    let of_anybody =
+        [object.clone(), format!("{object}/file/a"), format!("/main/{hash}/closure"), files.clone()];
     let cpu = server.engine.cpu().clone();
     let (end, may_end) = std::sync::mpsc::channel::<()>();
     let (begun, has_begun) = std::sync::mpsc::channel();

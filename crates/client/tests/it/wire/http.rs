@@ -508,9 +508,7 @@ fn build_trace() -> BuildTrace {
 
 /// Every public method of the client that asks the server, and whether it sends GET.
 const METHODS: [(&str, bool, Method); 24] = [
-    ("get_cache_config", true, |api| {
-        Box::pin(async { api.get_cache_config(&main_cache()).await.map(drop) })
-    }),
+    ("get_cache_config", true, |api| Box::pin(async { api.get_cache_config(&main_cache()).await.map(drop) })),
     ("create_cache", false, |api| Box::pin(async { api.create_cache(&main_cache(), &secret_cache()).await })),
     ("configure_cache", false, |api| {
         Box::pin(async { api.configure_cache(&main_cache(), &CacheConfig::default()).await })
@@ -588,7 +586,9 @@ async fn no_redirect_carries_anything_to_another_origin() {
             // To another server and to another path of the same one, with a token and without.
             let other = Server::scripted([ok("{}")]).await;
             let elsewhere = format!("{}/_api/v2/caches", other.address);
-            for (to, token) in [(elsewhere.as_str(), Some(&secret)), ("/here", Some(&secret)), (&elsewhere, None)] {
+            for (to, token) in
+                [(elsewhere.as_str(), Some(&secret)), ("/here", Some(&secret)), (&elsewhere, None)]
+            {
                 let server = Server::scripted([redirect(status, to), failure(400, "RequestError")]).await;
                 let api = ApiClient::new(server.address.parse().unwrap(), token, quick()).unwrap();
                 let error = method(&api).await.expect_err(name);
