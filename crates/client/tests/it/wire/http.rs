@@ -508,58 +508,68 @@ fn build_trace() -> BuildTrace {
 
 /// Every public method of the client that asks the server, and whether it sends GET.
 const METHODS: [(&str, bool, Method); 24] = [
-    ("get_cache_config", true, |api| Box::pin(async { api.get_cache_config(&main_cache()).await.map(drop) })),
-    ("create_cache", false, |api| Box::pin(async { api.create_cache(&main_cache(), &secret_cache()).await })),
+    ("get_cache_config", true, |api| {
+        Box::pin(async move { api.get_cache_config(&main_cache()).await.map(drop) })
+    }),
+    ("create_cache", false, |api| {
+        Box::pin(async move { api.create_cache(&main_cache(), &secret_cache()).await })
+    }),
     ("configure_cache", false, |api| {
-        Box::pin(async { api.configure_cache(&main_cache(), &CacheConfig::default()).await })
+        Box::pin(async move { api.configure_cache(&main_cache(), &CacheConfig::default()).await })
     }),
-    ("destroy_cache", false, |api| Box::pin(async { api.destroy_cache(&main_cache()).await })),
+    ("destroy_cache", false, |api| Box::pin(async move { api.destroy_cache(&main_cache()).await })),
     ("get_missing_paths", false, |api| {
-        Box::pin(async { api.get_missing_paths(&main_cache(), vec![hash()]).await.map(drop) })
+        Box::pin(async move { api.get_missing_paths(&main_cache(), vec![hash()]).await.map(drop) })
     }),
-    ("list_caches", true, |api| Box::pin(async { api.list_caches().await.map(drop) })),
+    ("list_caches", true, |api| Box::pin(async move { api.list_caches().await.map(drop) })),
     ("remove_path", false, |api| {
-        Box::pin(async { api.remove_path(&main_cache(), &hash(), false).await.map(drop) })
+        Box::pin(async move { api.remove_path(&main_cache(), &hash(), false).await.map(drop) })
     }),
     ("remove_referrers", false, |api| {
-        Box::pin(async { api.remove_referrers(&main_cache(), &hash(), false).await.map(drop) })
+        Box::pin(async move { api.remove_referrers(&main_cache(), &hash(), false).await.map(drop) })
     }),
-    ("count_purges", true, |api| Box::pin(async { api.count_purges(&main_cache()).await.map(drop) })),
-    ("get_object", true, |api| Box::pin(async { api.get_object(&main_cache(), &hash()).await.map(drop) })),
+    ("count_purges", true, |api| Box::pin(async move { api.count_purges(&main_cache()).await.map(drop) })),
+    ("get_object", true, |api| {
+        Box::pin(async move { api.get_object(&main_cache(), &hash()).await.map(drop) })
+    }),
     ("list_referrers", true, |api| {
-        Box::pin(async { api.list_referrers(&main_cache(), &hash(), None).await.map(drop) })
+        Box::pin(async move { api.list_referrers(&main_cache(), &hash(), None).await.map(drop) })
     }),
     ("get_file", true, |api| {
-        Box::pin(async { api.get_file(&main_cache(), &hash(), &["f".to_owned()]).await.map(drop) })
+        Box::pin(async move { api.get_file(&main_cache(), &hash(), &["f".to_owned()]).await.map(drop) })
     }),
     ("list_objects", false, |api| {
-        Box::pin(async { api.list_objects(&main_cache(), &ListObjectsRequest::default()).await.map(drop) })
+        Box::pin(
+            async move { api.list_objects(&main_cache(), &ListObjectsRequest::default()).await.map(drop) },
+        )
     }),
-    ("cache_stats", true, |api| Box::pin(async { api.cache_stats(&main_cache(), 1).await.map(drop) })),
-    ("stats", true, |api| Box::pin(async { api.stats(1).await.map(drop) })),
-    ("status", true, |api| Box::pin(async { api.status().await.map(drop) })),
+    ("cache_stats", true, |api| Box::pin(async move { api.cache_stats(&main_cache(), 1).await.map(drop) })),
+    ("stats", true, |api| Box::pin(async move { api.stats(1).await.map(drop) })),
+    ("status", true, |api| Box::pin(async move { api.status().await.map(drop) })),
     ("add_pin", false, |api| {
         let request =
             AddPinRequest { store_path: derivation().to_string(), keep_for_seconds: None, keep: None };
         Box::pin(async move { api.add_pin(&main_cache(), &pin_name(), &request).await.map(drop) })
     }),
-    ("put_log", false, |api| Box::pin(async { api.put_log(&main_cache(), &derivation(), log()).await })),
+    ("put_log", false, |api| Box::pin(async move { api.put_log(&main_cache(), &derivation(), log()).await })),
     ("add_log", false, |api| {
-        Box::pin(async { api.add_log(&main_cache(), &derivation(), log()).await.map(drop) })
+        Box::pin(async move { api.add_log(&main_cache(), &derivation(), log()).await.map(drop) })
     }),
     ("put_trace", false, |api| {
-        Box::pin(async { api.put_trace(&main_cache(), &build_trace()).await.map(drop) })
+        Box::pin(async move { api.put_trace(&main_cache(), &build_trace()).await.map(drop) })
     }),
-    ("has_log", false, |api| Box::pin(async { api.has_log(&main_cache(), &derivation()).await.map(drop) })),
+    ("has_log", false, |api| {
+        Box::pin(async move { api.has_log(&main_cache(), &derivation()).await.map(drop) })
+    }),
     ("has_document", false, |api| {
         let name = DocumentName::Log(derivation());
         Box::pin(async move { api.has_document(&main_cache(), &name).await.map(drop) })
     }),
     ("list_pins", false, |api| {
-        Box::pin(async { api.list_pins(&main_cache(), &ListPinsRequest::default()).await.map(drop) })
+        Box::pin(async move { api.list_pins(&main_cache(), &ListPinsRequest::default()).await.map(drop) })
     }),
     ("remove_pins", false, |api| {
-        Box::pin(async { api.remove_pins(&main_cache(), &pin_name(), None).await.map(drop) })
+        Box::pin(async move { api.remove_pins(&main_cache(), &pin_name(), None).await.map(drop) })
     }),
 ];
 
