@@ -168,7 +168,7 @@ impl Engine {
             active_reads: Arc::default(),
             stream_turns: Budget::of_turns("streams", settings.reads_max, settings.read_wait, "downloads"),
             read_memory: for_reads("read_memory", settings.read_memory_bytes - stream_memory_bytes)
-                .with_limit_for_large(LARGE_READ_BYTES),
+                .with_limit_for_large(LARGE_READ_BYTES.min(settings.read_memory_bytes / 2)),
             stream_memory: for_reads("stream_memory", stream_memory_bytes),
             caches: remember_caches(),
             public_caches: remember_caches(),

@@ -1071,7 +1071,9 @@ fn files_of_a_server_are_private_also_in_a_folder_that_others_may_read() {
                 let cache = data.join("edge").display().to_string();
                 let serve =
                     ["edge", "serve", "--dir", "published", "--listen", "127.0.0.1:0", "--cache-dir", &cache];
-                let mut edge = home.command(&serve).stderr(Stdio::piped()).spawn().unwrap();
+                let mut edge = home.command(&serve);
+                edge.env("DORMER_METRICS_LISTEN", "off");
+                let mut edge = edge.stderr(Stdio::piped()).spawn().unwrap();
                 let mut said = std::io::BufReader::new(edge.stderr.take().unwrap());
                 let mut line = String::new();
                 while !line.contains("listening on ") {

@@ -210,7 +210,8 @@ fn suffix(compression: Compression) -> &'static str {
 
 fn encoded(mut encoder: impl AsyncRead + Unpin) -> Vec<u8> {
     let mut bytes = Vec::new();
-    futures::executor::block_on(encoder.read_to_end(&mut bytes)).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(encoder.read_to_end(&mut bytes)).unwrap();
     bytes
 }
 

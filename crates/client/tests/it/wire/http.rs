@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::support::{Server, Step};
-use dormer_api::v2::{AddPinRequest, ListObjectsRequest, ListPinsRequest};
+use dormer_api::v2::{AddPinRequest, ListObjectsRequest, ListPinsRequest, SortObjects};
 use dormer_api::{
     CacheConfig, CacheName, CreateCacheRequest, ErrorName, Keypair, PinName, RetentionPeriod, Secret,
     UploadPathNarInfo, UploadPathResultKind,
@@ -496,6 +496,10 @@ fn secret_cache() -> CreateCacheRequest {
     }
 }
 
+fn by_use() -> ListObjectsRequest {
+    ListObjectsRequest { sort: SortObjects::Used, after: None }
+}
+
 fn build_trace() -> BuildTrace {
     BuildTrace {
         key: TraceKey::Hash { hash: "0".repeat(64), output: "out".to_owned() },
@@ -540,7 +544,7 @@ const METHODS: [(&str, bool, Method); 24] = [
     }),
     ("list_objects", false, |api| {
         Box::pin(
-            async move { api.list_objects(&main_cache(), &ListObjectsRequest::default()).await.map(drop) },
+            async move { api.list_objects(&main_cache(), &by_use()).await.map(drop) },
         )
     }),
     ("cache_stats", true, |api| Box::pin(async move { api.cache_stats(&main_cache(), 1).await.map(drop) })),
