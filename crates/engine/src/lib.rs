@@ -163,7 +163,7 @@ impl Engine {
                 settings.upload_wait,
                 "uploads",
             )
-            .with_limit_for_large(UPLOAD_BYTES),
+            .with_limit_for_large(settings::ORDINARY_UPLOAD_BYTES),
             streams_begun: AtomicU64::new(0),
             active_reads: Arc::default(),
             stream_turns: Budget::of_turns("streams", settings.reads_max, settings.read_wait, "downloads"),

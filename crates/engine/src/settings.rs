@@ -16,8 +16,8 @@ pub struct EngineSettings {
     /// Threads that hash and compress at the same time.
     pub cpu_threads: usize,
     /// Memory for all uploads, in bytes. An upload takes [`UPLOAD_BYTES`] (less when its NAR is
-    /// small, more when its decoder needs more) and waits when too little is free. Uploads that
-    /// take more than [`UPLOAD_BYTES`] have three quarters, each and together.
+    /// small, more when its decoder needs more) and waits when too little is free. Uploads with
+    /// large windows have three quarters, each and together.
     pub upload_memory_bytes_max: u64,
     /// How long an upload waits for memory before the client is told to come back later.
     pub upload_wait: Duration,
@@ -60,6 +60,10 @@ pub struct EngineSettings {
 /// compressed (3 MiB each), the chunker's buffer (1.1 MiB), the listing (a chunker and two batches
 /// of 0.5 MiB), queued chunks (0.5 MiB), and the body's frames in flight.
 pub const UPLOAD_BYTES: u64 = 10 * MIB;
+
+/// Memory of an upload in any compression with its default window, at most. An upload that takes
+/// more is a large one.
+pub(crate) const ORDINARY_UPLOAD_BYTES: u64 = 24 * MIB;
 
 impl EngineSettings {
     /// Most memory of one upload, in bytes.
