@@ -10,6 +10,9 @@
 //!   the whole budget.
 //! - Never wait for a second share of a budget while holding one that only you can return: two
 //!   tasks could deadlock. A share that returns when a client has read its bytes is no such share.
+//! - Of a budget with a limit for large shares, all large ones together leave a quarter to small
+//!   ones. A large one that cannot gather its share keeps small ones waiting for no longer than
+//!   [`GATHERING_MAX`], and then lets them go first for as long.
 //!
 //! docs/ARCHITECTURE.md, "Memory", has the sum over all memory budgets.
 
@@ -26,6 +29,18 @@ use crate::{Error, Result};
 /// in KiB.
 const MEMORY_UNIT: u64 = 1024;
 
+/// What large shares may hold together: this part of a budget, so that the rest is for small ones.
+const LARGE_NUMERATOR: u64 = 3;
+const LARGE_DENOMINATOR: u64 = 4;
+
+/// How long a large share gathers what is free before it returns that.
+const GATHERING_MAX: Duration = Duration::from_secs(5);
+
+/// Most bytes that large shares of a budget of so many bytes hold together.
+pub(crate) fn large_bytes_max(bytes_max: u64) -> u64 {
+    bytes_max / MEMORY_UNIT * LARGE_NUMERATOR / LARGE_DENOMINATOR * MEMORY_UNIT
+}
+
 /// Memory or turns for one purpose; clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Budget {
@@ -39,6 +54,18 @@ pub(crate) struct Budget {
     /// Bytes or turns per permit.
     unit: u64,
     waiting: Arc<AtomicUsize>,
+    large: Option<LargeShares>,
+}
+
+/// The limit of large shares.
+#[derive(Debug, Clone)]
+struct LargeShares {
+    permits: Arc<Semaphore>,
+    permits_max: u32,
+    /// A share of more permits is a large one, and gathers them in pieces of so many.
+    piece: u32,
+    /// The turn to gather: two that hold a part each could wait for each other.
+    turn: Arc<Semaphore>,
 }
 
 /// The state of a budget at one moment, in bytes or turns.
@@ -55,6 +82,8 @@ pub(crate) struct BudgetUse {
 #[derive(Debug)]
 pub(crate) struct BudgetShare {
     permits: OwnedSemaphorePermit,
+    /// As many of those for large shares, if it is one.
+    of_large: Option<OwnedSemaphorePermit>,
     unit: u64,
 }
 
@@ -101,7 +130,19 @@ impl Budget {
         let permits_max = u32::try_from(permits).unwrap_or(u32::MAX).max(1);
         let permits = usize::try_from(permits_max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         let permits = Arc::new(Semaphore::new(permits));
-        Self { name, busy, patience, permits, permits_max, unit, waiting: Arc::default() }
+        Self { name, busy, patience, permits, permits_max, unit, waiting: Arc::default(), large: None }
+    }
+
+    /// Limits shares of more than `piece_bytes` to three quarters of the budget, each and together.
+    /// Such a share gathers in pieces, each in its turn, so that small ones go on meanwhile.
+    pub(crate) fn with_limit_for_large(mut self, piece_bytes: u64) -> Self {
+        let permits_max = large_bytes_max(u64::from(self.permits_max) * self.unit) / self.unit;
+        let permits_max = u32::try_from(permits_max).unwrap_or(u32::MAX).max(1);
+        let permits = usize::try_from(permits_max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        let piece = u32::try_from(piece_bytes / self.unit).unwrap_or(u32::MAX).max(1);
+        let (permits, turn) = (Arc::new(Semaphore::new(permits)), Arc::new(Semaphore::new(1)));
+        self.large = Some(LargeShares { permits, permits_max, piece, turn });
+        self
     }
 
     /// Takes a share when its turn comes: first come, first served. [`Error::Busy`] when none came
@@ -117,14 +158,40 @@ impl Budget {
     pub(crate) async fn take_at_last(&self, amount: u64) -> BudgetShare {
         let permits = u32::try_from(amount.div_ceil(self.unit)).unwrap_or(u32::MAX).min(self.permits_max);
         let _waiting = WaitCount::new(&self.waiting);
-        let permits = Arc::clone(&self.permits).acquire_many_owned(permits).await;
-        BudgetShare { permits: permits.expect("the semaphore is never closed"), unit: self.unit }
+        let Some(large) = self.large.as_ref().filter(|large| permits > large.piece) else {
+            return BudgetShare {
+                permits: acquire(&self.permits, permits).await,
+                of_large: None,
+                unit: self.unit,
+            };
+        };
+        let permits = permits.min(large.permits_max);
+        let of_large = acquire(&large.permits, permits).await;
+        loop {
+            let _turn = acquire(&large.turn, 1).await;
+            let gathered = self.gather(permits, large.piece);
+            if let Ok(permits) = tokio::time::timeout(GATHERING_MAX, gathered).await {
+                return BudgetShare { permits, of_large: Some(of_large), unit: self.unit };
+            }
+            tokio::time::sleep(GATHERING_MAX).await;
+        }
+    }
+
+    async fn gather(&self, permits: u32, piece: u32) -> OwnedSemaphorePermit {
+        let mut gathered = acquire(&self.permits, permits.min(piece)).await;
+        let mut rest = permits.saturating_sub(piece);
+        while rest > 0 {
+            let next = rest.min(piece);
+            gathered.merge(acquire(&self.permits, next).await);
+            rest -= next;
+        }
+        gathered
     }
 
     /// Takes one turn if one is free now.
     pub(crate) fn try_take_turn(&self) -> Option<BudgetShare> {
         let permits = Arc::clone(&self.permits).try_acquire_owned().ok()?;
-        Some(BudgetShare { permits, unit: self.unit })
+        Some(BudgetShare { permits, of_large: None, unit: self.unit })
     }
 
     /// The budget's present state.
@@ -153,13 +220,26 @@ impl BudgetShare {
     /// Adds another share of the same budget.
     pub(crate) fn merge(&mut self, more: Self) {
         self.permits.merge(more.permits);
+        self.of_large = match (self.of_large.take(), more.of_large) {
+            (Some(mut held), Some(more)) => {
+                held.merge(more);
+                Some(held)
+            }
+            (held, more) => held.or(more),
+        };
     }
 
     /// Returns what is not needed any more.
     pub(crate) fn shrink_to(&mut self, amount: u64) {
         let needed = usize::try_from(amount.div_ceil(self.unit)).unwrap_or(usize::MAX);
-        drop(self.permits.split(self.permits.num_permits().saturating_sub(needed)));
+        for permits in [Some(&mut self.permits), self.of_large.as_mut()].into_iter().flatten() {
+            drop(permits.split(permits.num_permits().saturating_sub(needed)));
+        }
     }
+}
+
+async fn acquire(permits: &Arc<Semaphore>, count: u32) -> OwnedSemaphorePermit {
+    Arc::clone(permits).acquire_many_owned(count).await.expect("the semaphore is never closed")
 }
 
 /// Bytes that keep their share of a memory budget until their last clone is dropped.
@@ -196,6 +276,70 @@ mod tests {
         assert_eq!(budget.free(), 4 * 1024);
         rest.shrink_to(9 * 1024);
         assert_eq!(budget.free(), 4 * 1024, "it never grows");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_shares_hold_up_no_small_one_and_get_theirs_when_small_ones_end() {
+        const KIB: u64 = 1024;
+        let budget = Budget::of_memory("tests", 64 * KIB, Duration::from_secs(1), "tests");
+        let budget = budget.with_limit_for_large(4 * KIB);
+        let take = |kib: u64| {
+            let budget = budget.clone();
+            tokio::spawn(async move { budget.take(kib * KIB).await })
+        };
+        // More than large ones may hold is all that they may hold.
+        let large = budget.take(1 << 40).await.unwrap();
+        assert_eq!(budget.free(), 16 * KIB);
+        // The next large one waits for the first one, and keeps nothing of the last quarter.
+        let waits = take(5);
+        tokio::task::yield_now().await;
+        let small = budget.take(16 * KIB / 4).await.unwrap();
+        assert!(matches!(waits.await.unwrap(), Err(Error::Busy { .. })));
+        drop((large, small));
+        assert_eq!(budget.free(), 64 * KIB, "one that gave up holds nothing");
+
+        // Small ones hold 56 of 64 KiB and do not end: a large one keeps others waiting a while.
+        let patient = Budget { patience: Duration::from_mins(1), ..budget.clone() };
+        let held: Vec<_> = futures::future::join_all((0..14).map(|_| patient.take(4 * KIB))).await;
+        let large = tokio::spawn({
+            let budget = patient.clone();
+            async move { budget.take(48 * KIB).await }
+        });
+        tokio::task::yield_now().await;
+        for _ in 0..3 {
+            let begun = tokio::time::Instant::now();
+            patient.take(4 * KIB).await.unwrap();
+            assert!(begun.elapsed() <= GATHERING_MAX, "{:?}", begun.elapsed());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert!(matches!(large.await.unwrap(), Err(Error::Busy { .. })));
+        assert_eq!(budget.free(), 8 * KIB);
+        drop(held);
+
+        // Of 64 KiB small ones hold 56: a large one gathers what is left, piece by piece.
+        let mut held = Vec::new();
+        for _ in 0..14 {
+            held.push(budget.take(4 * KIB).await.unwrap());
+        }
+        let gathers = take(48);
+        let small: Vec<_> = (0..20).map(|_| take(4)).collect();
+        let ends = tokio::spawn(async move {
+            while held.pop().is_some() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        for small in small {
+            drop(small.await.unwrap().unwrap());
+        }
+        ends.await.unwrap();
+        let mut large = gathers.await.unwrap().unwrap();
+        assert_eq!(budget.free(), 16 * KIB);
+        large.shrink_to(KIB);
+        assert_eq!(budget.free(), 63 * KIB);
+        let next = budget.take(47 * KIB).await.unwrap();
+        assert_eq!(budget.free(), 16 * KIB, "what a large one returned is for the next one");
+        drop((large, next));
+        assert_eq!(budget.free(), 64 * KIB);
     }
 
     #[tokio::test]

@@ -18,7 +18,8 @@ impl Engine {
         ingested: Ingested,
         mut object: Object,
     ) -> Result<CommitOutcome> {
-        let known_keys = drop_forged_of(cache, &mut object, &ingested.nar_hash, ingested.nar_size)?;
+        let known_keys =
+            self.drop_forged_of(cache, &mut object, &ingested.nar_hash, ingested.nar_size).await?;
         let target = if cache.allow_replacement {
             CommitTarget::Object(object)
         } else {
@@ -60,7 +61,7 @@ impl Engine {
                 has: format!("{} and {} bytes", nar.hash, nar.size),
             });
         }
-        let known_keys = drop_forged_of(cache, &mut object, nar_hash, nar_size)?;
+        let known_keys = self.drop_forged_of(cache, &mut object, nar_hash, nar_size).await?;
         self.commit(cache, NarSource::Known(nar.id), CommitTarget::ObjectIfSame(object), known_keys).await
     }
 
@@ -102,43 +103,67 @@ impl Engine {
 /// The key of the cache that nearly every store path comes from.
 const NIXOS_KEY: &str = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
 
-/// [`drop_forged`] for an object.
-fn drop_forged_of(
-    cache: &Cache,
-    object: &mut Object,
-    nar_hash: &NarHash,
-    nar_size: u64,
-) -> Result<Vec<String>> {
-    let message = fingerprint(&store_dir(cache)?, &object.path, nar_hash, nar_size, &object.references);
-    Ok(drop_forged(cache, &object.path, &mut object.sigs, &[message]))
+/// Most signatures that a store path or a build trace may come with. The index keeps fewer. Each
+/// one in the name of a known key costs a hash of the whole metadata.
+pub const SIGNATURES_MAX: usize = 64;
+
+impl Engine {
+    /// [`drop_forged`](Self::drop_forged) for an object.
+    async fn drop_forged_of(
+        &self,
+        cache: &Cache,
+        object: &mut Object,
+        nar_hash: &NarHash,
+        nar_size: u64,
+    ) -> Result<Vec<String>> {
+        let message = fingerprint(&store_dir(cache)?, &object.path, nar_hash, nar_size, &object.references);
+        self.drop_forged(cache, &object.path, &mut object.sigs, vec![message]).await
+    }
+
+    /// Drops signatures of `path` in the name of a known key that the key did not make for any of
+    /// these messages, and returns the names of the known keys: those of the cache, retired ones
+    /// too, and that of cache.nixos.org. [`Error::TooManySignatures`] if there are more than
+    /// [`SIGNATURES_MAX`].
+    pub(crate) async fn drop_forged(
+        &self,
+        cache: &Cache,
+        path: &StorePath,
+        sigs: &mut Vec<String>,
+        messages: Vec<String>,
+    ) -> Result<Vec<String>> {
+        let count = sigs.len();
+        if count > SIGNATURES_MAX {
+            return Err(Error::TooManySignatures { count });
+        }
+        let own = cache.keys.iter().map(|key| key.public_key.as_str());
+        let known: Vec<PublicKey> = own.chain([NIXOS_KEY]).filter_map(|key| key.parse().ok()).collect();
+        let names = known.iter().map(|key| key.name().to_owned()).collect();
+        if sigs.iter().any(|text| known.iter().any(|key| is_in_name_of(key, text))) {
+            let texts = std::mem::take(sigs);
+            *sigs = self.cpu().run(move || without_forged(texts, &known, &messages)).await;
+        }
+        if sigs.len() < count {
+            let dropped = count - sigs.len();
+            tracing::warn!(cache.name, %path, dropped, "dropped signatures that do not verify");
+        }
+        Ok(names)
+    }
 }
 
-/// Drops signatures of `path` in the name of a known key that the key did not make for any of these
-/// messages, and returns the names of the known keys: those of the cache, retired ones too, and
-/// that of cache.nixos.org.
-pub(crate) fn drop_forged(
-    cache: &Cache,
-    path: &StorePath,
-    sigs: &mut Vec<String>,
-    messages: &[String],
-) -> Vec<String> {
-    let own = cache.keys.iter().map(|key| key.public_key.as_str());
-    let known: Vec<PublicKey> = own.chain([NIXOS_KEY]).filter_map(|key| key.parse().ok()).collect();
-    let count = sigs.len();
+fn without_forged(mut sigs: Vec<String>, known: &[PublicKey], messages: &[String]) -> Vec<String> {
     sigs.retain(|text| {
-        let name = text.split_once(':').map_or("", |(name, _)| name);
-        let mut keys = known.iter().filter(|key| key.name() == name).peekable();
+        let mut keys = known.iter().filter(|key| is_in_name_of(key, text)).peekable();
         let made = |key: &PublicKey| {
             let verifies = |sig| messages.iter().any(|message| key.verify(message, &sig).is_ok());
             text.parse().is_ok_and(verifies)
         };
         keys.peek().is_none() || keys.any(made)
     });
-    if sigs.len() < count {
-        let dropped = count - sigs.len();
-        tracing::warn!(cache.name, %path, dropped, "dropped signatures that do not verify");
-    }
-    known.iter().map(|key| key.name().to_owned()).collect()
+    sigs
+}
+
+fn is_in_name_of(key: &PublicKey, signature: &str) -> bool {
+    signature.split_once(':').is_some_and(|(name, _)| name == key.name())
 }
 
 /// Runs a change to its end on a task of its own. A caller that leaves would otherwise stop between

@@ -16,7 +16,7 @@ use dormer_index::{Cache, NewDocument, StoredDocument, TraceOutcome};
 use dormer_nix::{BuildTrace, DebugLink, DocumentName, StorePath};
 
 use crate::budget::hold;
-use crate::commit::{drop_forged, finish};
+use crate::commit::finish;
 use crate::{Engine, Error, Result};
 
 /// Logs compress well at any level.
@@ -57,7 +57,7 @@ impl Engine {
     /// that the key did not make are dropped, as those of store paths are.
     pub async fn put_trace(&self, cache: &Cache, mut trace: BuildTrace) -> Result<TraceOutcome> {
         let messages = trace.fingerprints();
-        let known_keys = drop_forged(cache, &trace.out_path, &mut trace.sigs, &messages);
+        let known_keys = self.drop_forged(cache, &trace.out_path, &mut trace.sigs, messages).await?;
         let (engine, cache) = (self.clone(), cache.id);
         finish(async move { Ok(engine.index().merge_trace(cache, &trace, &known_keys, engine.now()).await?) })
             .await

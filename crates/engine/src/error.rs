@@ -123,16 +123,22 @@ pub enum Error {
         /// What the server has too many of.
         what: &'static str,
     },
-    /// The upload's decoder needs more memory than all uploads may have.
+    /// The upload's decoder needs more memory than one upload may have.
     #[error(
-        "taking this upload needs {needed} bytes of memory, more than the {limit} that uploads may have: \
+        "taking this upload needs {needed} bytes of memory, more than the {limit} that one may have: \
          compress it with a smaller window, or raise limits.upload-memory"
     )]
     DecoderTooLarge {
         /// Bytes that the decoder needs.
         needed: u64,
-        /// Bytes that uploads may have.
+        /// Bytes that one upload may have.
         limit: u64,
+    },
+    /// A store path or a build trace came with too many signatures.
+    #[error("{count} signatures, more than the {max} that are taken", max = crate::SIGNATURES_MAX)]
+    TooManySignatures {
+        /// How many came.
+        count: usize,
     },
     /// A narinfo names a file that was not uploaded to this cache.
     #[error("no NAR was uploaded as '{file_name}'")]
@@ -246,6 +252,7 @@ impl Error {
             | Self::SizeMismatch { .. }
             | Self::NarTooLarge { .. }
             | Self::DecoderTooLarge { .. }
+            | Self::TooManySignatures { .. }
             | Self::NoAlias { .. }
             | Self::NarMismatch { .. }
             | Self::StoreDirInUse { .. }

@@ -191,14 +191,14 @@ impl Engine {
         UploadMemory { budget: self.upload_memory().clone(), share: None }
     }
 
-    /// Memory that an upload takes, in bytes. [`Error::DecoderTooLarge`] if it can never have that
-    /// much.
+    /// Memory that an upload takes, in bytes. [`Error::DecoderTooLarge`] if one upload may not have
+    /// that much.
     pub fn upload_bytes(&self, request: &IngestRequest) -> Result<u64> {
         // Small NARs need little more than a MiB of overhead, so many of them fit at once.
         let needed = request.expected.map_or(UPLOAD_BYTES, |(_, size)| {
             UPLOAD_BYTES.min(size.saturating_add(size / 2).saturating_add(1024 * 1024))
         });
-        let limit = self.settings().upload_memory_bytes_max;
+        let limit = self.settings().upload_bytes_max();
         let bytes = needed.saturating_add(request.extra_memory_bytes);
         if bytes > limit.max(UPLOAD_BYTES) {
             return Err(Error::DecoderTooLarge { needed: bytes, limit });

@@ -65,6 +65,7 @@ pub use collect::{
     CollectMetrics, CollectSettings, CollectionPhase, CollectionPlan, CollectionProgress, CollectionReport,
     Collector, CompactionTotals, EndedCollection, ExpiryTotals, PackTotals, Strays,
 };
+pub use commit::SIGNATURES_MAX;
 pub use cpu::CpuPool;
 pub use error::{Error, ErrorClass, Result};
 pub use ingest::{Deduplication, Ingest, IngestRequest, Ingested, UploadMemory};
@@ -90,6 +91,9 @@ const REMEMBERED_BYTES: u64 = 4 * 1024 * 1024;
 /// Memory for the settings of caches, and again for their signing keys, in bytes: some thousand
 /// caches.
 const REMEMBERED_CACHE_BYTES: u64 = 1024 * 1024;
+
+/// More than any read of chunks takes. Documents and walks through closures may take more.
+const LARGE_READ_BYTES: u64 = 8 * 1024 * 1024;
 
 /// How long a pack is known to exist after it was stored, read or looked up.
 const PACK_PROOF: Duration = Duration::from_mins(1);
@@ -158,11 +162,13 @@ impl Engine {
                 settings.upload_memory_bytes_max,
                 settings.upload_wait,
                 "uploads",
-            ),
+            )
+            .with_limit_for_large(settings::ORDINARY_UPLOAD_BYTES),
             streams_begun: AtomicU64::new(0),
             active_reads: Arc::default(),
             stream_turns: Budget::of_turns("streams", settings.reads_max, settings.read_wait, "downloads"),
-            read_memory: for_reads("read_memory", settings.read_memory_bytes - stream_memory_bytes),
+            read_memory: for_reads("read_memory", settings.read_memory_bytes - stream_memory_bytes)
+                .with_limit_for_large(LARGE_READ_BYTES.min(settings.read_memory_bytes / 2)),
             stream_memory: for_reads("stream_memory", stream_memory_bytes),
             caches: remember_caches(),
             public_caches: remember_caches(),

@@ -9,12 +9,22 @@ use dormer_nix::{StorePath, StorePathHash};
 use crate::commit::finish;
 use crate::{Engine, Result};
 
-/// Most paths of a closure that adding a pin looks at: 20 MiB of names at most, and more than any
-/// system has.
+/// Most paths of a closure that adding a pin looks at: more than any system has.
 const CLOSURE_PATHS_MAX: usize = 65_536;
 
 /// Paths in one look-up.
 const LOOK_PATHS: usize = 4_096;
+
+/// References that one look-up reads, in bytes: those of some thousand paths. Those of one path may
+/// have more, up to the MiB of metadata that the server takes.
+const LOOK_BYTES: u64 = 1024 * 1024;
+
+/// Memory of one look-up: its rows, which have up to twice [`LOOK_BYTES`], and what is made of
+/// them, with the shortest names four times as much.
+const LOOK_MEMORY_BYTES: u64 = 10 * LOOK_BYTES;
+
+/// Memory of a path that a walk has seen, with the longest name.
+const SEEN_PATH_BYTES: u64 = 320;
 
 /// Most objects that one call of [`Engine::remove_referrers`] removes.
 const REFERRERS_MAX: u64 = 1_000;
@@ -55,39 +65,60 @@ impl Engine {
         Ok(self.closure(cache, &pin.path, CLOSURE_PATHS_MAX).await?.missing)
     }
 
-    /// Walks through the closure of a path, up to so many paths.
+    /// Walks through the closure of a path, up to so many paths. [`Error::Busy`](crate::Error::Busy)
+    /// if the wait for memory times out.
     pub async fn closure(&self, cache: &Cache, path: &StorePath, paths_max: usize) -> Result<Closure> {
+        let memory = LOOK_MEMORY_BYTES + SEEN_PATH_BYTES * paths_max as u64;
+        let _memory = self.read_memory().take(memory).await?;
         let mut seen = HashSet::from([path.hash()]);
         let mut next = vec![path.clone()];
+        // Paths that are there, whose references were not read yet.
+        let mut rest: Vec<StorePathHash> = Vec::new();
         let (mut paths, mut is_complete) = (Vec::new(), true);
         let (mut count, mut nar_bytes) = (0, 0);
         let mut largest: Vec<(StorePath, u64)> = Vec::new();
         let mut looks = 0;
-        while !next.is_empty() {
+        while !next.is_empty() || !rest.is_empty() {
             looks += 1;
             if looks > LOOKS_MAX {
                 is_complete = false;
                 break;
             }
-            let look: Vec<StorePath> = next.drain(next.len().saturating_sub(LOOK_PATHS)..).collect();
-            let hashes: Vec<StorePathHash> = look.iter().map(StorePath::hash).collect();
-            let found = self.index().find_references(cache.id, &hashes).await?;
+            let mut hashes: Vec<StorePathHash> =
+                rest.drain(rest.len().saturating_sub(LOOK_PATHS)..).collect();
+            let again = hashes.len();
+            let look: Vec<StorePath> =
+                next.drain((next.len() + again).saturating_sub(LOOK_PATHS).min(next.len())..).collect();
+            hashes.extend(look.iter().map(StorePath::hash));
+            let found = self.index().find_references(cache.id, &hashes, LOOK_BYTES).await?;
             let present: HashMap<StorePathHash, u64> =
                 found.iter().map(|found| (found.hash, found.nar_size)).collect();
-            count += found.len() as u64;
-            nar_bytes += found.iter().map(|found| found.nar_size).sum::<u64>();
             for path in look {
                 match present.get(&path.hash()) {
-                    Some(nar_size) => largest.push((path, *nar_size)),
+                    Some(nar_size) => {
+                        count += 1;
+                        nar_bytes += nar_size;
+                        largest.push((path, *nar_size));
+                    }
                     None => paths.push(path),
                 }
             }
             largest.sort_unstable_by(|one, other| other.1.cmp(&one.1).then_with(|| one.0.cmp(&other.0)));
             largest.truncate(LARGEST_PATHS);
-            for reference in found.into_iter().flat_map(|found| found.references) {
-                if seen.len() == paths_max {
-                    is_complete = false;
-                } else if seen.insert(reference.hash()) {
+            for found in found {
+                let Some(references) = found.references else {
+                    rest.push(found.hash);
+                    continue;
+                };
+                for reference in references {
+                    if seen.contains(&reference.hash()) {
+                        continue;
+                    }
+                    if seen.len() == paths_max {
+                        is_complete = false;
+                        break;
+                    }
+                    seen.insert(reference.hash());
                     next.push(reference);
                 }
             }

@@ -16,7 +16,8 @@ pub struct EngineSettings {
     /// Threads that hash and compress at the same time.
     pub cpu_threads: usize,
     /// Memory for all uploads, in bytes. An upload takes [`UPLOAD_BYTES`] (less when its NAR is
-    /// small, more when its decoder needs more) and waits when too little is free.
+    /// small, more when its decoder needs more) and waits when too little is free. Uploads with
+    /// large windows have three quarters, each and together.
     pub upload_memory_bytes_max: u64,
     /// How long an upload waits for memory before the client is told to come back later.
     pub upload_wait: Duration,
@@ -60,7 +61,16 @@ pub struct EngineSettings {
 /// of 0.5 MiB), queued chunks (0.5 MiB), and the body's frames in flight.
 pub const UPLOAD_BYTES: u64 = 10 * MIB;
 
+/// Memory of an upload in any compression with its default window, at most. An upload that takes
+/// more is a large one.
+pub(crate) const ORDINARY_UPLOAD_BYTES: u64 = 24 * MIB;
+
 impl EngineSettings {
+    /// Most memory of one upload, in bytes.
+    pub(crate) fn upload_bytes_max(&self) -> u64 {
+        crate::budget::large_bytes_max(self.upload_memory_bytes_max)
+    }
+
     /// Checks of NARs that a push by chunks describes, at most so many at once.
     pub fn checks_max(&self) -> usize {
         2 * self.cpu_threads.max(1)
@@ -83,8 +93,8 @@ impl Default for EngineSettings {
             chunk_params: ChunkParams::default(),
             zstd_level: 6,
             cpu_threads: std::thread::available_parallelism().map_or(2, usize::from),
-            // Eight large NARs at once, or one that takes the decoder of `xz -9`.
-            upload_memory_bytes_max: 144 * MIB,
+            // Three quarters are 144 MiB: one upload that takes the decoder of `zstd -22`.
+            upload_memory_bytes_max: 192 * MIB,
             upload_wait: Duration::from_mins(1),
             nar_bytes_max: 64 * 1024 * MIB,
             listing_bytes_max: 64 * 1024 * 1024,

@@ -42,14 +42,34 @@ impl NarManifest {
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let manifest = |source| Error::Manifest { source };
         let mut reader = Reader::new(bytes);
-        let version = reader.varint().map_err(manifest)?;
-        if version != u64::from(FORMAT_VERSION) {
-            let version = u16::try_from(version).unwrap_or(u16::MAX);
-            return Err(manifest(Malformed::Version { version }));
-        }
+        read_version(&mut reader).map_err(manifest)?;
         let chunks = read_chunks(&mut reader).map_err(manifest)?;
         let rest = reader.take(reader.remaining()).map_err(manifest)?;
         Ok(Self { chunks, fills: decode_fills(rest)? })
+    }
+
+    /// Most memory for these bytes and for the manifest that [`decode`](Self::decode) reads from
+    /// them. It reads the count of chunks alone, so it takes no memory and no time.
+    pub fn memory_bytes(bytes: &[u8]) -> Result<u64> {
+        let count = |bytes| {
+            let mut reader = Reader::new(bytes);
+            read_version(&mut reader)?;
+            Ok((reader.count(ID_BYTES)?, reader.remaining()))
+        };
+        let (chunks, remaining) = count(bytes).map_err(|source| Error::Manifest { source })?;
+        let id_bytes = ID_BYTES * chunks;
+        // Ids take what they took encoded.
+        Ok((bytes.len() + id_bytes + FILL_COPIES * (remaining - id_bytes)) as u64)
+    }
+}
+
+/// Memory of decoded fills, in their bytes, at most: a recipe's bound.
+const FILL_COPIES: usize = 8;
+
+fn read_version(reader: &mut Reader<'_>) -> Result<(), Malformed> {
+    match reader.varint()? {
+        version if version == u64::from(FORMAT_VERSION) => Ok(()),
+        version => Err(Malformed::Version { version: u16::try_from(version).unwrap_or(u16::MAX) }),
     }
 }
 
@@ -111,6 +131,11 @@ mod tests {
             let manifest = manifest(&chunks, &fills);
             let bytes = manifest.encode();
             prop_assert_eq!(&NarManifest::decode(&bytes).unwrap(), &manifest);
+            let fills = &manifest.fills;
+            let decoded = 32 * (manifest.chunks.len() + fills.hashes.len()) + 8 * fills.fills.len();
+            let memory = NarManifest::memory_bytes(&bytes).unwrap();
+            prop_assert!(memory >= (bytes.len() + decoded) as u64);
+            prop_assert!(memory <= 9 * bytes.len() as u64);
             for len in 0..bytes.len() {
                 prop_assert!(NarManifest::decode(&bytes[..len]).is_err());
             }
@@ -132,6 +157,8 @@ mod tests {
             NarManifest::decode(&[2, 0, 1, 0, 0, 0]),
             Err(Error::Manifest { source: Malformed::Version { version: 2 } })
         ));
+        assert!(NarManifest::memory_bytes(&[2, 0, 1, 0, 0, 0]).is_err());
+        assert!(NarManifest::memory_bytes(&[1, 9, 1, 0, 0, 0]).is_err(), "nine ids are not there");
         let with_runs = Recipe { runs: vec![ChunkRun { first: 1, count: 1 }], ..Recipe::default() };
         let bytes = [&[1, 0][..], &with_runs.encode()].concat();
         assert!(matches!(

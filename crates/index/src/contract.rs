@@ -965,8 +965,8 @@ pub struct ObjectReferences {
     pub hash: StorePathHash,
     /// Bytes of its NAR, uncompressed.
     pub nar_size: u64,
-    /// What it refers to, itself left out.
-    pub references: Vec<StorePath>,
+    /// What it refers to, itself left out. `None` if those of the others are long: ask again.
+    pub references: Option<Vec<StorePath>>,
 }
 
 /// What a cache keeps by hand, and what is in it.
@@ -1005,11 +1005,13 @@ pub trait RetentionIndex: Send + Sync + std::fmt::Debug + 'static {
         limit: u32,
     ) -> Result<Vec<Pin>>;
     /// How large these objects are and what they refer to; one that the cache lacks is left out. At
-    /// most 16,384 hashes a call.
+    /// most 16,384 hashes a call. References are read until they have so many bytes, which those of
+    /// one object may exceed: at least those of one object are read, if the bytes are not 0.
     async fn find_references(
         &self,
         cache: CacheId,
         hashes: &[StorePathHash],
+        bytes_max: u64,
     ) -> Result<Vec<ObjectReferences>>;
     /// A page of the objects that refer to a path, after one of them, by hash; itself left out. The
     /// path need not be there.

@@ -601,8 +601,9 @@ impl RetentionIndex for FaultIndex {
         &self,
         cache: CacheId,
         hashes: &[StorePathHash],
+        bytes_max: u64,
     ) -> Outcome<Vec<ObjectReferences>> {
-        read_step!(self, self.inner.find_references(cache, hashes))
+        read_step!(self, self.inner.find_references(cache, hashes, bytes_max))
     }
     async fn list_referrers(
         &self,

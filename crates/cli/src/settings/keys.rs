@@ -249,9 +249,9 @@ keys! { KEYS:
 
     LIMIT_UPLOAD_MEMORY = Key::new("limits.upload-memory", Kind::Size(16 * MIB, 1024 * GIB),
         "Memory for all uploads together. The upload of a large NAR takes 10 MiB, and more if it is compressed (`xz`: 9 MiB, \
-         `xz -9`: 65 MiB, `zstd -22` and `zstd --long`: 129 MiB). If there is not enough, uploads wait for their turn. The server refuses an upload that would need \
-         more than the whole limit.")
-        .default("144 MiB");
+         `xz -9`: 65 MiB, `zstd -22` and `zstd --long`: 129 MiB). If there is not enough, uploads wait for their turn. Uploads that take more than 24 MiB have three \
+         quarters, each and together, and the server refuses an upload that would need more. With less than 48 MiB, a quarter holds no large NAR.")
+        .default("192 MiB");
     LIMIT_UPLOAD_WAIT = Key::new("limits.upload-wait", Kind::Duration(0, 3_600),
         "How long an upload waits for its turn before the server answers 503 with Retry-After.").default("60s");
     LIMIT_NAR_SIZE = Key::new("limits.nar-size", Kind::Size(MIB, 1024 * 1024 * GIB),

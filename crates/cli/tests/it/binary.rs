@@ -775,11 +775,14 @@ fn nothing_that_a_server_says_reaches_the_terminal_as_a_command() {
         fs::create_dir_all(home.path(".config/dormer")).unwrap();
         let settings = format!("default-server = \"lab\"\n[servers.lab]\nendpoint = \"{address}\"\n");
         fs::write(home.path(".config/dormer/config.toml"), settings).unwrap();
+        let hello = fake_store(&home, "hello, world\n");
         let tries: Vec<_> =
-            leaf_commands().into_iter().filter_map(|name| hostile_try(name, &address)).collect();
+            leaf_commands().into_iter().filter_map(|name| hostile_try(name, &address, &hello)).collect();
         assert!(tries.len() >= 18, "{tries:?}");
         let (home, body) = (&home, body.as_str());
         std::thread::scope(|scope| {
+            let of_queue = || queue_obeys_nothing(home, &hello, body, (status == 400).then_some("forged"));
+            scope.spawn(of_queue);
             for some in tries.chunks(tries.len().div_ceil(4)) {
                 scope.spawn(move || some.iter().for_each(|words| obeys_nothing(home, words, body)));
             }
@@ -801,7 +804,7 @@ fn leaf_commands() -> Vec<&'static str> {
 }
 
 /// How a command is tried against a hostile server. A new command has to be told about here.
-fn hostile_try(name: &str, address: &str) -> Option<Vec<String>> {
+fn hostile_try(name: &str, address: &str, hello: &str) -> Option<Vec<String>> {
     const PATH: &str = "/nix/store/3n58xw4373jp0ljirf06d8077j15pc4j-hello-2.12";
     let more: &[&str] = match name {
         "login" => &["other", address],
@@ -810,23 +813,66 @@ fn hostile_try(name: &str, address: &str) -> Option<Vec<String>> {
         "cache configure" => &["main", "--public"],
         "cache list" => &[],
         "cache destroy" => &["main", "--no-confirm"],
-        "push" | "cache show" | "cache remove-path" => &["main", PATH],
+        "push" => &["main", hello],
+        "cache show" | "cache remove-path" => &["main", PATH],
         "cat" => &["main", "3n58xw4373jp0ljirf06d8077j15pc4j/bin/hello"],
         "pin add" => &["main", "p", PATH],
         "pin remove" => &["main", "p"],
         "import" => &["--from", address, "main", PATH],
         "top" => &["--count", "1"],
         "doctor" => &["--client"],
-        // These push in the background, as `push` does; then those that ask no server; then those
-        // that are parts of the server, and believe their own database and store.
-        "watch" | "exec" | "hook" | "install-hook" | "queue drain" | "queue wait-for" | "unuse"
-        | "queue list" | "queue retry" | "queue drop" | "token create" | "config show"
-        | "config reference" | "secrets init" | "completions" | "man" | "serve" | "publish"
-        | "publish status" | "export" | "edge serve" | "jobs" | "gc" | "backup" | "restore" | "recover"
-        | "adopt" | "scrub" | "rekey" | "check" | "migrate" => return None,
+        // See `queue_obeys_nothing`; then those that ask no server; then those that are parts of
+        // the server, and believe their own database and store.
+        name if QUEUE_COMMANDS.contains(&name) => return None,
+        "hook" | "install-hook" | "unuse" | "token create" | "config show" | "config reference"
+        | "secrets init" | "completions" | "man" | "serve" | "publish" | "publish status" | "export"
+        | "edge serve" | "jobs" | "gc" | "backup" | "restore" | "recover" | "adopt" | "scrub" | "rekey"
+        | "check" | "migrate" => return None,
         other => panic!("`dormer {other}` is new: does it show what a server says?"),
     };
     Some(name.split(' ').chain(more.iter().copied()).map(str::to_owned).collect())
+}
+
+/// Commands that push from the queue, or show why a push failed.
+const QUEUE_COMMANDS: [&str; 7] =
+    ["exec", "watch", "queue drain", "queue list", "queue retry", "queue drop", "queue wait-for"];
+
+/// Runs the commands of the queue, one after the other, with an entry in it.
+fn queue_obeys_nothing(home: &TestHome, hello: &str, body: &str, words_of_server: Option<&str>) {
+    let queued = home.command(&["hook", "main"]).env("OUT_PATHS", hello).output().unwrap();
+    assert!(queued.status.success(), "{queued:?}");
+    for name in QUEUE_COMMANDS {
+        let more: &[&str] = match name {
+            "exec" => &["main", "--by", "store", "--", "true"],
+            // It goes on until a signal comes.
+            "watch" => continue,
+            "queue retry" | "queue drop" => &["--all"],
+            "queue wait-for" => &["--cache", "main", "--timeout", "1s", hello],
+            _ => &[],
+        };
+        if name == "queue list" {
+            let listed = home.run(&["queue", "list"]);
+            let says = words_of_server.is_none_or(|words| listed.contains(words));
+            assert!(listed.contains("hello") && says, "{body}: {listed}");
+        }
+        let words: Vec<_> = name.split(' ').chain(more.iter().copied()).map(str::to_owned).collect();
+        obeys_nothing(home, &words, body);
+    }
+    // A process that goes on for ever drains the queue by the same code: one look is enough.
+    if words_of_server.is_some() {
+        let queued = home.command(&["hook", "main"]).env("OUT_PATHS", hello).output().unwrap();
+        assert!(queued.status.success(), "{queued:?}");
+        let mut watch = std::process::Command::new("timeout");
+        watch.args(["--signal=INT", "1", env!("CARGO_BIN_EXE_dormer"), "watch", "main"]).env_clear();
+        shows_nothing_to_obey(&of_home(&mut watch, home).output().unwrap(), "watch", body);
+    }
+}
+
+/// A command in this home, with the fake store.
+fn of_home<'c>(command: &'c mut std::process::Command, home: &TestHome) -> &'c mut std::process::Command {
+    let path = format!("{}:/usr/bin:/bin", home.path("bin").display());
+    command.env("HOME", home.folder.path()).env("PATH", path).env("NIX_STORE_DIR", home.path("store"));
+    command.env("NO_COLOR", "1")
 }
 
 /// Runs a command, as text and as JSON. `cat` is run on a terminal: a file or a pipe gets the
@@ -838,22 +884,25 @@ fn obeys_nothing(home: &TestHome, words: &[String], body: &str) {
             let mut terminal = std::process::Command::new("script");
             let line = format!("{} {}", env!("CARGO_BIN_EXE_dormer"), all.join(" "));
             terminal.args(["--quiet", "--command", &line, "/dev/null"]).env_clear();
-            terminal.env("HOME", home.folder.path()).env("PATH", "/usr/bin:/bin").env("NO_COLOR", "1");
-            terminal.stdin(std::process::Stdio::null()).output().unwrap()
+            of_home(&mut terminal, home).stdin(std::process::Stdio::null()).output().unwrap()
         } else {
-            home.command(&all).output().unwrap()
+            of_home(&mut home.command(&all), home).output().unwrap()
         };
-        for bytes in [&output.stdout, &output.stderr] {
-            // A terminal ends each line with both.
-            let text = String::from_utf8(bytes.clone()).unwrap().replace("\r\n", "\n");
-            let obeyed = text.chars().find(|c| {
-                (c.is_control() && *c != '\n')
-                    || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-            });
-            assert_eq!(obeyed, None, "{all:?} with {body}:\n{text}");
-            let forged = all[0] != "cat" && text.lines().any(|line| line.starts_with("error: forged"));
-            assert!(!forged, "{all:?} with {body}:\n{text}");
-        }
+        shows_nothing_to_obey(&output, &all.join(" "), body);
+    }
+}
+
+fn shows_nothing_to_obey(output: &std::process::Output, command: &str, body: &str) {
+    for bytes in [&output.stdout, &output.stderr] {
+        // A terminal ends each line with both.
+        let text = String::from_utf8(bytes.clone()).unwrap().replace("\r\n", "\n");
+        let obeyed = text.chars().find(|c| {
+            (c.is_control() && *c != '\n') || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        });
+        assert_eq!(obeyed, None, "{command} with {body}:\n{text}");
+        let forged =
+            !command.starts_with("cat ") && text.lines().any(|line| line.starts_with("error: forged"));
+        assert!(!forged, "{command} with {body}:\n{text}");
     }
 }
 
@@ -969,18 +1018,26 @@ fn use_writes_no_address_that_is_more_than_an_address_of_this_server() {
     assert!(conf.contains(&format!("extra-substituters = {other}\n")), "{conf}");
 }
 
+/// Every command whose files are for its user alone, as the code says.
+fn private_commands() -> Vec<&'static str> {
+    let source = include_str!("../../src/commands/mod.rs");
+    let (_, rest) = source.split_once("fn makes_private_files").unwrap();
+    let (arm, _) = rest.split_once("=> true").unwrap();
+    arm.split("Self::").skip(1).map(|name| name.split('(').next().unwrap()).collect()
+}
+
 #[test]
 fn files_of_a_server_are_private_also_in_a_folder_that_others_may_read() {
     use std::os::unix::fs::PermissionsExt as _;
-    fn check(folder: &Path, seen: &mut usize) {
+    fn check(folder: &Path, command: &str, seen: &mut usize) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let metadata = fs::symlink_metadata(&path).unwrap();
             let mode = metadata.permissions().mode() & 0o777;
-            assert_eq!(mode & 0o077, 0, "{}: {mode:o}", path.display());
+            assert_eq!(mode & 0o077, 0, "{command}: {}: {mode:o}", path.display());
             *seen += 1;
             if metadata.is_dir() {
-                check(&path, seen);
+                check(&path, command, seen);
             }
         }
     }
@@ -992,8 +1049,69 @@ fn files_of_a_server_are_private_also_in_a_folder_that_others_may_read() {
     home.login();
     home.run(&["cache", "create", "team"]);
     let mut seen = 0;
-    check(&data, &mut seen);
+    check(&data, "serve", &mut seen);
     assert!(seen >= 5, "{seen}");
+    home.stop();
+
+    let copy = data.join("copy.sqlite").display().to_string();
+    let new_key = home.path("new-key");
+    let set_aside = |number: u8| {
+        for file in ["index.sqlite", "index.sqlite-wal", "index.sqlite-shm"] {
+            let _ = fs::rename(data.join(file), home.path(&format!("{number}-{file}")));
+        }
+    };
+    fs::write(&new_key, "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=\n").unwrap();
+    fs::set_permissions(&new_key, fs::Permissions::from_mode(0o600)).unwrap();
+    for name in private_commands() {
+        let arguments: &[&str] = match name {
+            // It ran above.
+            "Serve" => continue,
+            "Edge" => {
+                fs::create_dir_all(home.path("published")).unwrap();
+                let cache = data.join("edge").display().to_string();
+                let serve =
+                    ["edge", "serve", "--dir", "published", "--listen", "127.0.0.1:0", "--cache-dir", &cache];
+                let mut edge = home.command(&serve);
+                edge.env("DORMER_METRICS_LISTEN", "off");
+                let mut edge = edge.stderr(Stdio::piped()).spawn().unwrap();
+                let mut said = std::io::BufReader::new(edge.stderr.take().unwrap());
+                let mut line = String::new();
+                while !line.contains("listening on ") {
+                    line.clear();
+                    assert!(std::io::BufRead::read_line(&mut said, &mut line).unwrap() > 0, "it ended");
+                }
+                edge.kill().unwrap();
+                edge.wait().unwrap();
+                &[]
+            }
+            "Jobs" => &["jobs"],
+            "Gc" => &["gc"],
+            "Backup" => &["backup", &copy],
+            "Restore" => {
+                set_aside(1);
+                &["restore", &copy]
+            }
+            "Recover" => {
+                set_aside(2);
+                &["recover", "--from-store"]
+            }
+            "Adopt" => &["adopt", "--no-confirm"],
+            "Scrub" => &["scrub"],
+            "Rekey" => &["rekey"],
+            "Migrate" => &["migrate"],
+            other => panic!("`{other}` is new: how does it make a file?"),
+        };
+        if !arguments.is_empty() {
+            let mut command = home.command(arguments);
+            if name == "Rekey" {
+                command.env("DORMER_MASTER_KEY_FILE", &new_key);
+                command.env("DORMER_PREVIOUS_MASTER_KEY_FILE", data.join("master-key"));
+            }
+            let said = home.shown(&command.output().unwrap());
+            assert!(said.starts_with("exit code: 0"), "{name}: {said}");
+        }
+        check(&data, name, &mut seen);
+    }
 }
 
 #[test]

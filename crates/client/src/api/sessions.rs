@@ -195,3 +195,68 @@ pub(crate) fn path_refusal(action: String, body: &ErrorBody) -> Error {
 pub(crate) fn is_passing(body: &ErrorBody) -> bool {
     matches!(body.name(), Some(ErrorName::TooManyRequests | ErrorName::ServiceUnavailable))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+    use std::sync::atomic::Ordering;
+
+    use dormer_api::Secret;
+    use dormer_api::v2::PartDigest;
+
+    use super::*;
+    use crate::HttpSettings;
+    use crate::reporter::Silent;
+
+    /// A server that gives this answer to every request, and how many came.
+    fn server(head: String) -> (String, Arc<AtomicU64>) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = format!("http://{}", listener.local_addr().expect("an address"));
+        let count = Arc::new(AtomicU64::new(0));
+        let seen = Arc::clone(&count);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                count.fetch_add(1, Ordering::Relaxed);
+                let mut stream = stream.expect("a connection");
+                let _ = stream.read(&mut [0; 4096]);
+                let answer = format!("HTTP/1.1 {head}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        });
+        (address, seen)
+    }
+
+    #[tokio::test]
+    async fn no_request_of_a_session_follows_a_redirect() {
+        let (elsewhere, seen) = server("200 OK".to_owned());
+        let (address, _) = server(format!("307 Go\r\nLocation: {elsewhere}"));
+        let endpoint: crate::Endpoint = address.parse().expect("an address");
+        let secret = Secret::new("eyJ.t.k");
+        let cache: CacheName = "main".parse().expect("a name");
+        let session = SessionId::from_bytes([1; 16]);
+        let pieces = vec![Bytes::from_static(b"part")];
+        let part = Part { digest: PartDigest::from_bytes([2; 32]), pieces, size: 4, chunks: Vec::new() };
+        let mut tried = Vec::new();
+        for token in [Some(&secret), None] {
+            let api = ApiClient::new(endpoint.clone(), token, HttpSettings::default()).expect("a client");
+            let outcomes = [
+                ("open_session", api.open_session(&cache, &session, false).await.map(drop)),
+                ("missing_chunks", api.missing_chunks(&cache, &session, &[]).await.map(drop)),
+                ("put_part", api.put_part(&cache, &session, &part, &Silent).await),
+                ("commit_paths", api.commit_paths(&cache, &session, Bytes::new()).await.map(drop)),
+            ];
+            for (name, outcome) in outcomes {
+                let error = outcome.expect_err(name);
+                assert!(error.to_string().contains(&elsewhere), "{name}: {error}");
+                tried.push(name);
+            }
+        }
+        assert_eq!(seen.load(Ordering::Relaxed), 0, "nothing came from another address");
+        // Every method is tried.
+        let source = include_str!("sessions.rs").lines();
+        let methods = source.filter_map(|line| line.trim_start().strip_prefix("pub(crate) async fn "));
+        let methods: Vec<&str> = methods.filter_map(|rest| rest.split('(').next()).collect();
+        assert_eq!(tried[..tried.len() / 2], methods);
+    }
+}

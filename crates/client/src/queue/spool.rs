@@ -22,7 +22,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -366,7 +366,7 @@ impl Spool {
         bytes.resize(REFUSED_BYTES, b' ');
         let mut options = OpenOptions::new();
         let mut file =
-            options.write(true).create(true).truncate(false).mode(0o644).open(self.folder.join("refused"))?;
+            options.write(true).create(true).truncate(false).mode(0o600).open(self.folder.join("refused"))?;
         file.write_all(&bytes)
     }
 
@@ -493,9 +493,12 @@ fn remove(path: &Path) -> Result<bool> {
 fn write_whole(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let unfinished = folder.join(format!("{UNFINISHED}{:016x}", rand::random::<u64>()));
     let write = || {
-        // The folder above keeps others out. The daemon of Nix writes as root, and the user's own
-        // process must read it.
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&unfinished)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
+        // The daemon of Nix writes as root, and the user's own process must read it.
+        let (owner, writer) = (fs::metadata(folder)?, file.metadata()?);
+        if owner.uid() != writer.uid() {
+            fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+        }
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&unfinished, folder.join(name))
@@ -580,9 +583,30 @@ mod tests {
     #[test]
     fn only_its_user_can_read_the_queue() {
         use std::os::unix::fs::PermissionsExt as _;
+        fn check(folder: &Path, seen: &mut usize) {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+                assert_eq!(mode, if path.is_dir() { 0o700 } else { 0o600 }, "{}: {mode:o}", path.display());
+                *seen += 1;
+                if path.is_dir() {
+                    check(&path, seen);
+                }
+            }
+        }
         let (folder, spool) = spool();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&folder.path().join("a")), mode(spool.folder())), (0o700, 0o700));
+        // Also in an existing folder that others may read: entries, a dead letter, refusals.
+        fs::set_permissions(spool.folder(), fs::Permissions::from_mode(0o755)).unwrap();
+        spool.enqueue(&entry(&["a"], "/1"), at(1)).unwrap();
+        let id = spool.enqueue(&entry(&["a", "b"], "/2"), at(1)).unwrap();
+        let standing = Standing { tries: 8, not_before: 0, error: Some("damaged".to_owned()) };
+        spool.bury(&id, &"a".parse().unwrap(), &standing).unwrap();
+        spool.count_refused("no room", at(2));
+        let mut seen = 0;
+        check(spool.folder(), &mut seen);
+        assert!(seen >= 18 + 6, "{seen}");
     }
 
     #[test]

@@ -14,9 +14,9 @@
 //! set of caches, has the moment up to which everything is queued for them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -279,7 +279,9 @@ impl StoreWatch {
         let seen_at = self.candidates.values().map(|candidate| candidate.seen_at);
         self.queued_until = queued_until(seen_at, SystemTime::now());
         if self.has_caught_up {
-            let _ = File::create(self.mark_path()).and_then(|file| file.set_modified(self.queued_until));
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            let _ = options.open(self.mark_path()).and_then(|file| file.set_modified(self.queued_until));
         }
     }
 }

@@ -33,9 +33,6 @@ const READ_ROWS: usize = 1_024;
 /// Raw bytes decoded in one job of the CPU pool.
 const JOB_BYTES: usize = 1024 * 1024;
 
-/// Memory of a manifest, in its bytes: decoded, it takes 8 times its bytes at most.
-const MANIFEST_COPIES: u64 = 9;
-
 /// What decodes the chunks of a NAR, one job after another.
 struct Decoding {
     decoder: Decoder,
@@ -54,13 +51,13 @@ pub(super) enum Verified {
 impl Engine {
     /// What the check of a path needs.
     pub(super) fn check_request(&self, session: &PushSession, path: &ChunkedPath) -> IngestRequest {
-        // The largest manifests get all there is: most of their bytes are ids, which are copied
-        // twice, not eight times.
-        let most = self.settings().upload_memory_bytes_max.saturating_sub(UPLOAD_BYTES);
+        let most = self.settings().upload_bytes_max().saturating_sub(UPLOAD_BYTES);
+        // One that cannot be decoded fails in its check.
+        let needed = NarManifest::memory_bytes(&path.manifest).unwrap_or(0);
         IngestRequest {
             store_dir: session.cache.store_dir.clone(),
             expected: Some((path.nar_hash, path.nar_size)),
-            extra_memory_bytes: most.min(MANIFEST_COPIES * path.manifest.len() as u64),
+            extra_memory_bytes: most.min(needed),
         }
     }
 
@@ -74,7 +71,10 @@ impl Engine {
     ) -> Result<Verified> {
         let nar_size = request.expected.map_or(0, |(_, size)| size);
         let mut ingest = self.begin_ingest_of(request, true).await?;
-        let manifest = NarManifest::decode(manifest).map_err(Error::MalformedManifest)?;
+        let manifest = {
+            let manifest = manifest.clone();
+            self.cpu().run(move || NarManifest::decode(&manifest)).await.map_err(Error::MalformedManifest)?
+        };
         let allowed = self.allowed(session, reader).await?;
         if let Some(missing) = self.look_through(&allowed, &manifest, nar_size).await? {
             return Ok(Verified::Missing(missing));

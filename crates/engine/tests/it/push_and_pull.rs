@@ -9,15 +9,20 @@ use crate::common::{
 };
 use bytes::Bytes;
 use dormer_blobs::BlobKey;
-use dormer_engine::{Engine, EngineSettings, Error, IngestRequest};
+use dormer_engine::{Engine, EngineSettings, Error, IngestRequest, SIGNATURES_MAX};
 use dormer_format::{
     ChunkId, ChunkLayout, HoleFill, PackId, RecipeBuilder, TagBuilder, checksum, hole_frame,
 };
 use dormer_index::{
-    CommitTarget, Index, NarCommit, NarKey, NarSource, NewChunk, NewNar, NewPack, StoredListing,
+    CommitTarget, Index, NarCommit, NarKey, NarSource, NewChunk, NewNar, NewPack, Object, StoredListing,
 };
-use dormer_nix::{NarInfo, PublicKey, StoreDir, StorePath, fingerprint};
+use dormer_nix::{
+    BuildTrace, DocumentName, NarInfo, PublicKey, SecretKey, StoreDir, StorePath, TraceKey, fingerprint,
+};
 use dormer_testkit::{Random, farm_nar, object_for, package_nar, rebuilt};
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 
 async fn tracked_blob_count(installation: &Installation) -> usize {
     installation.blobs.list().await.expect("a list").len()
@@ -364,4 +369,76 @@ async fn uploads_at_once_of_the_same_contents_store_each_chunk_once() {
     pushes.join_all().await;
     let stored = stored_bytes(&installation).await;
     assert!(stored < 9_000_000, "{stored} bytes for 12 MB that compress by half, eight times");
+}
+
+/// Without a turn no signature is verified, so none is on the thread that asks. Each hashes all
+/// metadata of its path, and anybody with a token to push may send many.
+#[tokio::test]
+async fn signatures_are_verified_in_turns_of_the_cpu_pool_only() {
+    let installation = Installation::new();
+    let index: Arc<dyn Index> = Arc::new(installation.index().await);
+    let one_thread = EngineSettings { cpu_threads: 1, ..settings() };
+    let engine = engine_over(index, Arc::clone(&installation.blobs), one_thread);
+    let cache = create_main(&engine).await;
+    // Of the form of a signature, but made by another key.
+    let forger = SecretKey::generate("cache.nixos.org-1", [1; 32]).unwrap();
+    let forged = forger.sign("something else").to_string();
+    for (count, is_taken) in [(SIGNATURES_MAX, true), (SIGNATURES_MAX + 1, false)] {
+        let signed =
+            |number: u8| Object { sigs: vec![forged.clone(); count], ..object_for(&path(number), &[]) };
+        let nar = package_nar(&mut Random::new(count as u64), 1_000, &[]);
+        let (hash, size) = (hash_of(&nar), nar.len() as u64);
+        engine.commit_alias(&cache, ingest(&engine, &nar).await.unwrap(), "x.nar", "none").await.unwrap();
+        let ingested = ingest(&engine, &nar).await.unwrap();
+        let key = TraceKey::Hash { hash: "0".repeat(64), output: count.to_string() };
+        let trace = BuildTrace {
+            key: key.clone(),
+            out_path: path(3),
+            dependents: std::collections::BTreeMap::new(),
+            sigs: vec![forged.clone(); count],
+            is_keyed: false,
+        };
+
+        let (end, may_end) = std::sync::mpsc::channel::<()>();
+        let (begun, has_begun) = tokio::sync::oneshot::channel();
+        let other_work = tokio::spawn({
+            let engine = engine.clone();
+            async move {
+                let work = move || {
+                    begun.send(()).unwrap();
+                    may_end.recv().unwrap();
+                };
+                engine.cpu().run(work).await;
+            }
+        });
+        has_begun.await.unwrap();
+        // Every way in which signatures come: a push commits an object, also one by chunks.
+        let of_push = engine.commit_object(&cache, ingested, signed(1)).map(|done| done.map(drop));
+        let of_put =
+            engine.commit_narinfo(&cache, "x.nar", &hash, size, signed(2)).map(|done| done.map(drop));
+        let of_trace = engine.put_trace(&cache, trace).map(|done| done.map(drop));
+        let mut ways: FuturesUnordered<BoxFuture<'_, Result<(), Error>>> =
+            [of_push.boxed(), of_put.boxed(), of_trace.boxed()].into_iter().collect();
+        let early = tokio::time::timeout(Duration::from_millis(300), ways.next()).await;
+        match (is_taken, early) {
+            (true, early) => assert!(early.is_err(), "signatures are verified without a turn: {early:?}"),
+            (false, early) => {
+                let refused = early.expect("no turn is needed to count them").unwrap();
+                assert!(matches!(refused, Err(Error::TooManySignatures { .. })), "{refused:?}");
+            }
+        }
+        end.send(()).unwrap();
+        other_work.await.unwrap();
+        while let Some(done) = ways.next().await {
+            assert_eq!(done.is_ok(), is_taken, "{done:?}");
+        }
+        if is_taken {
+            for number in [1, 2] {
+                let text = engine.narinfo(&cache, &path(number).hash()).await.unwrap().expect("it is there");
+                assert!(!String::from_utf8(text.to_vec()).unwrap().contains(&forged));
+            }
+            let served = engine.document(&cache, &DocumentName::Trace(key)).await.unwrap().unwrap();
+            assert!(!String::from_utf8(served.to_vec()).unwrap().contains(&forged));
+        }
+    }
 }

@@ -9,7 +9,8 @@ use dormer_engine::{
     MasterKey, UpdateCache,
 };
 use dormer_index::{
-    Cache, ExpiryDefaults, Index, JobIndex, JobKind, ObjectIndex as _, Pin, RetentionIndex as _, SqliteIndex,
+    Cache, ExpiryDefaults, Index, JobIndex, JobKind, Object, ObjectIndex as _, Pin, RetentionIndex as _,
+    SqliteIndex,
 };
 use dormer_nix::{StorePath, StorePathHash};
 use dormer_testkit::{Random, check_invariants, object_for, package_nar};
@@ -214,4 +215,43 @@ async fn a_circle_can_be_removed_by_hand() {
     let (removed, more) = engine.remove_referrers(&main, &path(5).hash(), None, false).await.unwrap();
     assert!((removed, more) == (2, false), "{removed}");
     assert_eq!(live(&index, &main).await, [0, 1, 2, 3, 6]);
+}
+
+/// Of paths with as many references as the metadata of a path may hold, a look-up reads those of a
+/// few.
+#[tokio::test]
+async fn a_closure_of_paths_with_most_references_is_read_in_pieces() {
+    const LONG: u32 = 3;
+    const EACH: u32 = 29_000;
+    let installation = Installation::new();
+    let engine = installation.engine().await;
+    let main = create_main(&engine).await;
+    let nar = package_nar(&mut Random::new(3), 1_000, &[]);
+    let place = |number: u32| {
+        let mut hash = [0; 20];
+        hash[..4].copy_from_slice(&number.to_le_bytes());
+        StorePath::new(StorePathHash::from_bytes(hash), "x").unwrap()
+    };
+    let commit = async |path: &StorePath, references: Vec<StorePath>| {
+        let ingested = ingest(&engine, &nar).await.unwrap();
+        let object = Object { references, ..object_for(path, &[]) };
+        engine.commit_object(&main, ingested, object).await.unwrap();
+    };
+    let root = path(1);
+    for number in 0..LONG {
+        commit(&place(number), (0..EACH).map(|other| place(1_000 + number * EACH + other)).collect()).await;
+    }
+    commit(&root, (0..LONG).map(place).collect()).await;
+
+    let hashes: Vec<StorePathHash> = (0..LONG).map(|number| place(number).hash()).collect();
+    let found = engine.index().find_references(main.id, &hashes, 1_000_000).await.unwrap();
+    assert_eq!(found.len(), LONG as usize);
+    assert_eq!(found.iter().filter(|found| found.references.is_some()).count(), 2, "of 638 kB each");
+
+    let closure = engine.closure(&main, &root, 1_000_000).await.unwrap();
+    assert_eq!(closure.paths, u64::from(1 + LONG));
+    assert_eq!(closure.missing.paths.len(), (LONG * EACH) as usize);
+    assert!(closure.missing.is_complete);
+    let part = engine.closure(&main, &root, 1_000).await.unwrap();
+    assert!(!part.missing.is_complete && part.missing.paths.len() < 1_000, "{}", part.missing.paths.len());
 }

@@ -569,12 +569,26 @@ pub(super) async fn pins_come_by_name_and_the_newest_stay(both: Both) -> Result<
 pub(super) async fn references_are_found_in_both_directions(both: Both) -> Result<()> {
     let main = cache(&both.index, "main").await?;
     small_closures(&both, main).await?;
-    let found = both.index.find_references(main, &[path_hash(1), path_hash(3), path_hash(4)]).await?;
+    let asked = [path_hash(1), path_hash(3), path_hash(4)];
+    let found = both.index.find_references(main, &asked, 1_000).await?;
     assert!(found.iter().all(|found| found.nar_size > 10_000), "{found:?}");
     let found: BTreeMap<_, _> = found.into_iter().map(|found| (found.hash, found.references)).collect();
     assert_eq!(found.len(), 2, "4 is not there");
-    assert_eq!(found[&path_hash(1)], [path(2), path(4)], "without itself");
-    assert!(found[&path_hash(3)].is_empty());
+    assert_eq!(found[&path_hash(1)], Some(vec![path(2), path(4)]), "without itself");
+    assert_eq!(found[&path_hash(3)], Some(Vec::new()));
+    // Two have references: those of the first are read, however long they are, and no others.
+    let asked = [path_hash(1), path_hash(2)];
+    let all = both.index.find_references(main, &asked, 1_000).await?;
+    assert!(
+        all.iter().all(|found| found.references.as_ref().is_some_and(|found| !found.is_empty())),
+        "{all:?}"
+    );
+    let mut some = both.index.find_references(main, &asked, 1).await?;
+    some.sort_unstable_by_key(|found| found.hash);
+    assert!(some[0].references.is_some() && some[1].references.is_none(), "{some:?}");
+    assert!(some.iter().all(|found| found.nar_size > 10_000), "{some:?}");
+    let none = both.index.find_references(main, &asked, 0).await?;
+    assert!(none.len() == 2 && none.iter().all(|found| found.references.is_none()), "{none:?}");
     let mut referrers = both.index.find_referrers(main, &path_hash(3), 10).await?;
     referrers.sort_unstable();
     let mut expected = [path_hash(2), path_hash(5)];

@@ -41,9 +41,14 @@ pub(crate) const LIST_PINS_OF_PATH: Sql = both!(
     "SELECT name, hash, path_name, created_at, ends_at FROM pins
      WHERE cache = $1 AND hash = $2 AND (ends_at IS NULL OR ends_at > $3) ORDER BY name || '' LIMIT $4"
 );
+// The lengths are read first, without the references, to know which of them are read.
 pub(crate) const FIND_REFERENCES: Sql = both!(
-    "SELECT o.hash, o.name, o.refs, o.nar_size FROM", list 2, "AS k CROSS JOIN objects AS o
-     WHERE o.cache = $1 AND o.hash = k.item"
+    "SELECT o.hash, o.name, CASE WHEN asked.before < $3 THEN o.refs END, o.nar_size FROM
+         (SELECT l.hash, SUM(l.bytes) OVER (ORDER BY l.hash) - l.bytes AS before FROM
+             (SELECT o.hash, length(o.refs) AS bytes FROM", list 2, "AS k CROSS JOIN objects AS o
+              WHERE o.cache = $1 AND o.hash = k.item) AS l) AS asked
+         CROSS JOIN objects AS o
+     WHERE o.cache = $1 AND o.hash = asked.hash"
 );
 pub(crate) const FIND_REFERRERS: Sql =
     both!("SELECT referrer FROM object_refs WHERE cache = $1 AND reference = $2 ORDER BY referrer LIMIT $3");
@@ -297,6 +302,7 @@ impl<D: Dialect> RetentionIndex for SqlIndex<D> {
         &self,
         cache: CacheId,
         hashes: &[StorePathHash],
+        bytes_max: u64,
     ) -> Result<Vec<ObjectReferences>> {
         assert!(hashes.len() <= KEYS_MAX, "too many objects in one look-up");
         if hashes.is_empty() {
@@ -304,7 +310,8 @@ impl<D: Dialect> RetentionIndex for SqlIndex<D> {
         }
         let keys: Vec<&[u8]> = hashes.iter().map(|hash| hash.as_bytes().as_slice()).collect();
         self.read("find references", async |mut tx| {
-            let rows = tx.rows(FIND_REFERENCES, &[Number(cache.0), List(&keys)]).await?;
+            let bytes_max = i64::try_from(bytes_max).unwrap_or(i64::MAX);
+            let rows = tx.rows(FIND_REFERENCES, &[Number(cache.0), List(&keys), Number(bytes_max)]).await?;
             rows.iter().map(read_references).collect()
         })
         .await
@@ -509,8 +516,11 @@ fn read_keeping_pin(row: &impl Row) -> Result<Pin> {
 fn read_references(row: &impl Row) -> Result<ObjectReferences> {
     let table = "objects";
     let path = store_path(row.column(0, table)?, row.column(1, table)?)?;
-    let mut references = unpack_references(&path, row.column(2, table)?)?;
-    references.retain(|reference| *reference != path);
+    let packed = row.column::<Option<&[u8]>>(2, table)?;
+    let mut references = packed.map(|packed| unpack_references(&path, packed)).transpose()?;
+    if let Some(references) = &mut references {
+        references.retain(|reference| *reference != path);
+    }
     let nar_size = unsigned(table, row.column(3, table)?)?;
     Ok(ObjectReferences { hash: path.hash(), nar_size, references })
 }

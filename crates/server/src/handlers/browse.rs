@@ -37,6 +37,9 @@ const CLOSURE_PATHS_MAX: usize = 8_192;
 /// Referrers in one answer.
 const REFERRERS_PAGE: u32 = 1_000;
 
+/// Longest text to search for, in bytes: longer than the longest name.
+pub(super) const QUERY_BYTES_MAX: usize = 300;
+
 /// Most pages of objects that one request with a name looks through.
 const SEARCHED_PAGES: usize = 10;
 
@@ -144,11 +147,16 @@ pub(crate) async fn list_objects(
     let pattern = match call.query("name").map(dormer_edge::decode_file_path) {
         None => None,
         Some(names) => match names.as_deref() {
-            Some([pattern]) => Some(pattern.clone()),
+            Some([pattern]) if pattern.len() <= QUERY_BYTES_MAX => Some(pattern.clone()),
+            Some([_]) => {
+                return Err(Failure::BadRequest(format!("`name` is longer than {QUERY_BYTES_MAX} bytes")));
+            }
             _ => return Err(Failure::BadRequest("`name` is no pattern of names".to_owned())),
         },
     };
     let mut after = call.query("after").map(read_place).transpose()?;
+    // A page is cheap; a search reads thousands of rows, so callers take turns.
+    let _turn = if pattern.is_some() { Some(app.search_turn(call).await?) } else { None };
     let mut objects = Vec::new();
     for _ in 0..SEARCHED_PAGES {
         let (page, next) = page_of_objects(app, cache.id, sort, after).await?;

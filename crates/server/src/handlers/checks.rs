@@ -1,6 +1,7 @@
 //! Checks and translations that several handlers share.
 
 use dormer_api::RetentionPeriod;
+use dormer_engine::{Error, SIGNATURES_MAX};
 use dormer_index::Cache;
 use dormer_nix::{NarHash, NarInfo, StoreDir, StorePath, check_key_name, nix32, signature_key_name};
 
@@ -85,8 +86,11 @@ fn is_digest(text: &str, bytes: usize) -> bool {
 }
 
 /// Refuses texts that are no signatures: they would stand in the narinfo, where no client can use
-/// them.
+/// them. Refuses too many, before the bytes of the NAR come.
 pub(crate) fn check_signatures(signatures: &[String]) -> Result<(), Failure> {
+    if signatures.len() > SIGNATURES_MAX {
+        return Err(Failure::Engine(Error::TooManySignatures { count: signatures.len() }));
+    }
     signatures.iter().try_for_each(|signature| signature_key_name(signature).map(drop)).map_err(bad_request)
 }
 

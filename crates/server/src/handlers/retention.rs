@@ -111,6 +111,7 @@ pub(crate) async fn add_pin(
         created_at: now,
         ends_at: request.keep_for_seconds.map(|seconds| now.saturating_add(seconds.into())),
     };
+    let _turn = app.search_turn(call).await?;
     let missing = app.engine.add_pin(&cache, &pin, request.keep).await?;
     tracing::info!(cache.name = %name, pin.name = pin.name, object.hash = %pin.path.hash(), "pinned a store path");
     let paths = missing.paths.iter().map(StorePath::to_string).collect();

@@ -168,28 +168,13 @@ pub(crate) async fn commit_paths(
     let entries = CommitEntry::decode_all(&bytes, COMMIT_PATHS_MAX).map_err(bad_request)?;
     // What is read from the metadata takes about as much as the text.
     memory.grow(entries.iter().map(|entry| 2 * entry.info.len() as u64).sum()).await?;
-
-    let mut results: Vec<Option<CommitResult>> = Vec::with_capacity(entries.len());
-    let mut paths = Vec::with_capacity(entries.len());
-    // Paths that this request does not commit, whatever the engine finds.
-    let mut held_back = HashSet::new();
-    for entry in entries {
-        let info = entry.info;
-        match read_entry(&session, name, &bytes, entry) {
-            Ok(path) if refers_to(&path, &held_back) => {
-                held_back.insert(path.object.path.hash());
-                results.push(Some(CommitResult::Waiting));
-            }
-            Ok(path) => {
-                results.push(None);
-                paths.push(path);
-            }
-            Err(failure) => {
-                held_back.extend(named_paths(info));
-                results.push(Some(CommitResult::Failed { error: failure.body() }));
-            }
-        }
-    }
+    drop(entries);
+    // All of it is parsed and hashed.
+    let read = {
+        let (session, name, bytes) = (session.clone(), name.clone(), bytes.clone());
+        move || read_entries(&session, &name, &bytes)
+    };
+    let (results, paths) = app.engine.cpu().run(read).await?;
     let reader = reader(app, call);
     let caller = app.caller(call);
     let admit = |bytes| {
@@ -238,6 +223,37 @@ fn reader(app: &App, call: &Call) -> Reader {
         return Reader::of_everything();
     }
     Reader::of_some(move |cache: &CacheVisibility| may_read(claims.as_deref(), cache))
+}
+
+/// The paths of a commit, and a result for each entry: `None` for those of the paths.
+fn read_entries(
+    session: &PushSession,
+    name: &CacheName,
+    bytes: &Bytes,
+) -> Result<(Vec<Option<CommitResult>>, Vec<ChunkedPath>), Failure> {
+    let entries = CommitEntry::decode_all(bytes, COMMIT_PATHS_MAX).map_err(bad_request)?;
+    let mut results = Vec::with_capacity(entries.len());
+    let mut paths = Vec::with_capacity(entries.len());
+    // Paths that this request does not commit, whatever the engine finds.
+    let mut held_back = HashSet::new();
+    for entry in entries {
+        let info = entry.info;
+        match read_entry(session, name, bytes, entry) {
+            Ok(path) if refers_to(&path, &held_back) => {
+                held_back.insert(path.object.path.hash());
+                results.push(Some(CommitResult::Waiting));
+            }
+            Ok(path) => {
+                results.push(None);
+                paths.push(path);
+            }
+            Err(failure) => {
+                held_back.extend(named_paths(info));
+                results.push(Some(CommitResult::Failed { error: failure.body() }));
+            }
+        }
+    }
+    Ok((results, paths))
 }
 
 /// One path of a commit.

@@ -217,6 +217,7 @@ pub(crate) async fn put_document(
             let Buffered { value: json, memory: _memory } =
                 small_body::read(app, call, body, "the build trace", BUILD_TRACE_BYTES_MAX).await?;
             let trace = BuildTrace::parse(&key, &json).map_err(bad_request)?;
+            check_signatures(&trace.sigs)?;
             let (name, path) = (DocumentName::Trace(key), trace.out_path.clone());
             match app.engine.put_trace(&cache, trace).await? {
                 TraceOutcome::Written => {

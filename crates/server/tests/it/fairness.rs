@@ -4,13 +4,16 @@
 use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
 
+use async_compression::tokio::bufread::{BzEncoder, LzmaEncoder};
+use dormer_format::Compression;
 use dormer_nix::nar::{Node, encode_tree};
 use dormer_testkit::part_of;
 use serde_json::json;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use crate::common::{self, Reply, Server, admin, path, token};
 use crate::routes::{pages, requests};
-use crate::sessions::{Session, cut};
+use crate::sessions::{Session, commit_body, cut};
 
 /// A bzip2 stream of nothing.
 const EMPTY_MEMBER: &[u8] = b"BZh9\x17\x72\x45\x38\x50\x90\0\0\0\0";
@@ -166,17 +169,108 @@ fn bodies_that_fill_a_pushers_share_stop_no_other_pusher() {
 
 #[test]
 fn half_open_uploads_of_one_pusher_stop_no_other_pusher() {
-    let server = Server::start();
     let (slow, other) = (pusher("slow"), pusher("other"));
-    let large = common::sized_nar(1, 100_000);
-    let _held: Vec<_> = (0..12)
-        .map(|n| half_a_request(&server, &slow, "PUT", &format!("/main/nar/{n}.nar"), &large[..5000]))
+    for compression in Compression::ALL {
+        let server = Server::start();
+        let half = half_with_largest_window(compression);
+        let _held: Vec<_> = (0..UPLOADS_OF_A_SHARE)
+            .map(|n| {
+                half_a_request(
+                    &server,
+                    &slow,
+                    "PUT",
+                    &format!("/main/nar/{n}.nar.{}", suffix(compression)),
+                    &half,
+                )
+            })
+            .collect();
+        until_some_wait(&server, "uploads");
+        let begin = Instant::now();
+        let reply = server.call(&other, "PUT", "/main/nar/x.nar", &common::nar(2));
+        assert_eq!(reply.status, 200, "{compression:?}: {reply:?}");
+        assert!(begin.elapsed() < Duration::from_secs(5), "{compression:?}: {:?}", begin.elapsed());
+    }
+}
+
+/// More uploads than fit into the memory of one pusher.
+const UPLOADS_OF_A_SHARE: usize = 20;
+
+/// What a name of an upload ends with.
+fn suffix(compression: Compression) -> &'static str {
+    match compression {
+        Compression::None | Compression::Lzma => compression.name(),
+        Compression::Xz => "xz",
+        Compression::Zstd => "zst",
+        Compression::Bzip2 => "bz2",
+        Compression::Gzip => "gz",
+        Compression::Brotli => "br",
+        Compression::Lz4 => "lz4",
+    }
+}
+
+fn encoded(mut encoder: impl AsyncRead + Unpin) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(encoder.read_to_end(&mut bytes)).unwrap();
+    bytes
+}
+
+/// The first part of an upload whose head names the largest window that is accepted. Most of them
+/// hold the NAR as it is.
+fn half_with_largest_window(compression: Compression) -> Vec<u8> {
+    const MIB: u64 = 1024 * 1024;
+    const WINDOW_BYTES: u32 = 128 << 20;
+    let nar = common::sized_nar(1, 100_000);
+    // Sizes of blocks are 64 KiB: the rest never comes.
+    let (head, decoder_bytes) = match compression {
+        Compression::None => (Vec::new(), 0),
+        Compression::Zstd => (b"\x28\xb5\x2f\xfd\0\x88\0\0\x08".to_vec(), 129 * MIB),
+        Compression::Xz => {
+            let stream = b"\xfd7zXZ\0\0\0\xff\x12\xd9\x41";
+            let block = b"\x02\0\x21\x01\x1e\0\0\0\x9b\x07\x51\x66\x01\xff\xff";
+            ([&stream[..], block].concat(), 129 * MIB)
+        }
+        Compression::Lzma => {
+            let mut bytes = encoded(LzmaEncoder::new(&nar[..]));
+            bytes[1..5].copy_from_slice(&WINDOW_BYTES.to_le_bytes());
+            (bytes, 129 * MIB)
+        }
+        Compression::Bzip2 => (encoded(BzEncoder::new(&nar[..])), 5 * MIB),
+        Compression::Gzip => (b"\x1f\x8b\x08\0\0\0\0\0\0\xff\0\xff\xff\0\0".to_vec(), MIB),
+        Compression::Brotli => (b"\x8f\xff\xff".to_vec(), (16 + 8) * MIB),
+        Compression::Lz4 => (b"\x04\x22\x4d\x18\x60\x70\x73\0\0\x01\x80".to_vec(), 10 * MIB),
+    };
+    let mut half = [head, nar].concat();
+    half.truncate(5000);
+    assert_eq!(compression.decoder_bytes(&half), Ok(decoder_bytes), "{compression:?}");
+    half
+}
+
+#[test]
+fn a_commit_that_waits_for_memory_keeps_no_upload_waiting() {
+    let server = Server::start();
+    let half = half_with_largest_window(Compression::None);
+    let slow = pusher("slow");
+    let _held: Vec<_> = (0..UPLOADS_OF_A_SHARE)
+        .map(|n| half_a_request(&server, &slow, "PUT", &format!("/main/nar/{n}.nar"), &half))
         .collect();
     until_some_wait(&server, "uploads");
-    let begin = Instant::now();
-    let reply = server.call(&other, "PUT", "/main/nar/x.nar", &common::nar(2));
-    assert_eq!(reply.status, 200, "{reply:?}");
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    // A manifest that is none but for its first bytes, which say that it has no chunk.
+    let garbage = pusher("garbage");
+    let session = Session::opened(&server, &garbage, "main", 1);
+    let manifest = [&[1, 0][..], &vec![0xff; 14_900_000]].concat();
+    let info = common::nar_info("main", &path(1), &common::nar(1), &json!({}));
+    let body = commit_body(&[(info, manifest)]);
+    std::thread::scope(|scope| {
+        let commit = scope.spawn(|| session.commit(&body));
+        let waiting = || server.metric("dormer_budget_waiting{budget=\"upload_memory\"}");
+        common::until("its check waits", || (waiting() > 0).then_some(()));
+        let begin = Instant::now();
+        let reply = server.call(&pusher("other"), "PUT", "/main/nar/x.nar", &common::nar(2));
+        assert_eq!(reply.status, 200, "{reply:?}");
+        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+        assert_eq!(commit.join().unwrap().status, 200);
+    });
 }
 
 #[test]
@@ -248,12 +342,12 @@ fn metadata_of_an_upload_that_waits_keeps_its_memory() {
     let server = Server::start_with(|options| options.server.buffered_bytes_max = 1024 * 1024);
     let slow = pusher("slow");
     let large = common::sized_nar(1, 100_000);
-    let _held: Vec<_> = (0..12)
+    let _held: Vec<_> = (0..UPLOADS_OF_A_SHARE)
         .map(|n| half_a_request(&server, &slow, "PUT", &format!("/main/nar/{n}.nar"), &large[..5000]))
         .collect();
     until_some_wait(&server, "uploads");
     let _waits = half_an_upload_with_long_metadata(&server, &slow, &large);
-    let in_flight = || (server.metric("dormer_http_requests_in_flight") >= 13).then_some(());
+    let in_flight = || (server.metric("dormer_http_requests_in_flight") > UPLOADS_OF_A_SHARE).then_some(());
     common::until("the upload is being read", in_flight);
     std::thread::sleep(Duration::from_secs(1));
     // The metadata goes beyond the pusher's share, so another long body of this pusher waits.
@@ -466,6 +560,110 @@ fn long_listings_are_read_in_turns_of_the_cpu_pool_and_stop_no_probe() {
         });
         assert_eq!(answered, (false, 200), "{address}");
     }
+}
+
+/// Signatures come with a narinfo, with the metadata in front of a NAR, with a commit and with a
+/// build trace. Each signature in the name of a known key costs a hash of all the metadata.
+#[test]
+fn metadata_with_the_most_signatures_stops_no_probe_and_with_more_is_refused() {
+    let server = Server::start();
+    let nar = common::nar(1);
+    assert_eq!(server.call(&admin(), "PUT", "/main/nar/x.nar", &nar).status, 200);
+    let session = Session::opened(&server, &admin(), "main", 1);
+    let (digest, part) = cut(&nar).part(3);
+    assert_eq!(session.put(digest, &part).status, 204);
+    let forged = format!("cache.nixos.org-1:{}==", "A".repeat(86));
+    let references: Vec<String> =
+        (0..13_000).map(|number| format!("{}-{number:030}", path(2).hash())).collect();
+    let hash = "0123456789abcdef".repeat(4);
+    for (count, status) in [(dormer_engine::SIGNATURES_MAX, 200), (dormer_engine::SIGNATURES_MAX + 1, 400)] {
+        let sigs = vec![forged.as_str(); count];
+        let info = |number| {
+            let other = json!({ "references": references, "sigs": sigs });
+            common::nar_info("main", &path(number), &nar, &other)
+        };
+        let lines: String = sigs.iter().map(|sig| format!("Sig: {sig}\n")).collect();
+        let narinfo = common::narinfo(&path(3), &nar, "x.nar", "none", &lines);
+        let narinfo = narinfo.replacen("References: ", &format!("References: {}", references.join(" ")), 1);
+        let trace =
+            json!({ "id": format!("sha256:{hash}!out"), "outPath": path(3).to_string(), "signatures": sigs });
+        let manifest = cut(&nar).manifest.encode();
+        let preamble = info(4).to_string();
+        let upload = [preamble.as_bytes(), &nar].concat();
+        let (bearer, size) = (format!("Bearer {}", admin()), preamble.len().to_string());
+        let headers = [("Authorization", bearer.as_str()), ("X-Attic-Nar-Info-Preamble-Size", size.as_str())];
+        let narinfo_place = format!("/main/{}.narinfo", path(3).hash());
+        let trace_place = format!("/main/realisations/sha256:{hash}!out.doi");
+        let commit = commit_body(&[(info(5), manifest)]);
+        let replies = beside_probes(
+            &server,
+            &[
+                &|| server.call(&admin(), "PUT", &narinfo_place, narinfo.as_bytes()),
+                &|| server.call(&admin(), "PUT", &trace_place, trace.to_string().as_bytes()),
+                &|| server.request("PUT", "/_api/v1/upload-path", &headers, &upload),
+                &|| session.commit(&commit),
+            ],
+        );
+        for reply in &replies[..3] {
+            assert_eq!(reply.status, status, "{reply:?}");
+            assert_eq!(reply.text().contains("signatures"), status == 400, "{reply:?}");
+        }
+        assert_eq!(replies[3].status, 200, "{:?}", replies[3]);
+        assert_eq!(replies[3].text().contains("65 signatures"), status == 400, "{:?}", replies[3]);
+    }
+}
+
+/// Each of these reads thousands of rows, or a long listing.
+#[test]
+fn whatever_searches_waits_for_the_turn_of_its_caller() {
+    let server = Server::start_with(|options| options.engine.cpu_threads = 1);
+    server.push("main", &path(1), &folder_with_a_small_listing());
+    let hash = path(1).hash();
+    let object = format!("/_api/v2/caches/main/objects/{hash}");
+    let pin = json!({ "store_path": path(1).to_string() }).to_string();
+    let files = format!("/main/{hash}/files/");
+    let of_admin: [(&str, String, &str); 4] = [
+        ("GET", "/_api/v2/caches/main/objects?name=x".to_owned(), ""),
+        ("GET", object.clone(), ""),
+        ("GET", format!("{object}/file/a"), ""),
+        ("PUT", "/_api/v2/caches/main/pins/p".to_owned(), &pin),
+    ];
+    let of_anybody =
+        [object.clone(), format!("{object}/file/a"), format!("/main/{hash}/closure"), files.clone()];
+    let cpu = server.engine.cpu().clone();
+    let (end, may_end) = std::sync::mpsc::channel::<()>();
+    let (begun, has_begun) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            server.block_on(cpu.run(move || {
+                begun.send(()).unwrap();
+                may_end.recv().unwrap();
+            }));
+        });
+        has_begun.recv().unwrap();
+        // One search of each caller has the turn, and waits for the CPU.
+        let held = [
+            scope.spawn(|| server.call(&admin(), "GET", &format!("{object}/file/a"), b"")),
+            scope.spawn(|| server.get(&files)),
+        ];
+        let waits_for_cpu = || (server.metric("dormer_budget_waiting{budget=\"cpu\"}") == 2).then_some(());
+        common::until("two searches have their turns", waits_for_cpu);
+        let mut waiting = Vec::new();
+        for (method, address, body) in &of_admin {
+            waiting.push(scope.spawn(|| server.call(&admin(), method, address, body.as_bytes())));
+        }
+        for address in &of_anybody {
+            waiting.push(scope.spawn(|| server.get(address)));
+        }
+        let wait_for_turns = || server.metric("dormer_http_waiting{for=\"searches\"}") == waiting.len();
+        common::until("all wait for a turn", || wait_for_turns().then_some(()));
+        end.send(()).unwrap();
+        for reply in held.into_iter().chain(waiting) {
+            assert_eq!(reply.join().unwrap().status, 200);
+        }
+    });
+    let long = format!("/_api/v2/caches/main/objects?name={}", "x".repeat(301));
+    assert_eq!(server.call(&admin(), "GET", &long, b"").status, 400);
 }
 
 fn folder_with_a_small_listing() -> Vec<u8> {

@@ -924,7 +924,7 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex) {
         (expire_cache::SUM_GRACES, format!("1, {bytes}, 3, 4"), &["graces_pkey", "nars_pkey"]),
         (retention::LIST_PINS, format!("1, 'x', {bytes}, 4, 5"), &["pins_by_name"]),
         (retention::LIST_PINS_OF_PATH, format!("1, {bytes}, 3, 4"), &["pins_by_path"]),
-        (retention::FIND_REFERENCES, format!("1, {array}"), &["objects_cache_hash_key"]),
+        (retention::FIND_REFERENCES, format!("1, {array}, 3"), &["objects_cache_hash_key"]),
         (retention::FIND_REFERRERS, format!("1, {bytes}, 3"), &["object_refs_pkey"]),
         (
             retention::FIND_KEEPERS,

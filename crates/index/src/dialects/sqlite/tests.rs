@@ -981,8 +981,11 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
                 "largest",
                 "unused",
                 "published",
+                "asked",
             ];
+            // What a window function goes over has no name: other steps read it.
             let harmless = step.contains("VIRTUAL TABLE")
+                || step.starts_with("SCAN (subquery-")
                 || step.contains("CONSTANT ROW")
                 || small.iter().any(|name| *step == format!("SCAN {name}"));
             assert!(harmless, "{step} in {plan:#?}");

@@ -25,7 +25,7 @@ use crate::body::Body;
 use crate::call::Call;
 use crate::failure::Failure;
 use crate::handlers::attic::may_pull_everything;
-use crate::handlers::browse::{OWNER, look_through_closure};
+use crate::handlers::browse::{OWNER, QUERY_BYTES_MAX, look_through_closure};
 use crate::handlers::checks::{bad_request, store_dir};
 use crate::handlers::history::{self, Present};
 use crate::handlers::retention::{read_place, write_place};
@@ -51,9 +51,6 @@ const KEEPERS: u32 = 17;
 
 /// Pins that the page of consequences is told: one more than it names.
 const PINS: u32 = 9;
-
-/// Longest search, in bytes.
-const QUERY_BYTES_MAX: usize = 300;
 
 /// The rest of a failure of the index.
 pub(super) fn index(error: dormer_index::Error) -> Failure {
