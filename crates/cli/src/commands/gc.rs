@@ -175,7 +175,10 @@ async fn collect(collection: &Collection, context: &Context) -> Result<Collectio
 }
 
 /// Waits until the job is done, or has failed.
+/// Waits until a server has run the collection. A failure before the command asked does not count:
+/// asking forgets it, unless the job was held just then.
 async fn wait_for(collection: &Collection, job: JobId, bar: &ProgressBar) -> Result<()> {
+    let mut failures_before = None;
     loop {
         let after = Some(JobId(job.0 - 1));
         let found = collection.opened.jobs.list_jobs(after, 1).await?.pop();
@@ -183,7 +186,10 @@ async fn wait_for(collection: &Collection, job: JobId, bar: &ProgressBar) -> Res
         else {
             return Ok(());
         };
-        if let Some(reason) = found.error {
+        let held_with = if found.holder.is_some() { found.failures } else { 0 };
+        let before = failures_before.unwrap_or(held_with).min(found.failures);
+        failures_before = Some(before);
+        if let Some(reason) = found.error.filter(|_| found.failures > before) {
             return Err(Error::NotCollected { reason });
         }
         bar.set_message(format!("{} rows freed or moved so far", found.rows_done));

@@ -121,6 +121,8 @@ pub struct DoomedPack {
     pub id: PackId,
     /// From when on. For a pack that lost its row, this is when it did.
     pub not_before: UnixSeconds,
+    /// Whether a listing found it, and it never had a row that this database knows.
+    pub is_stray: bool,
 }
 
 /// Number of a purge.

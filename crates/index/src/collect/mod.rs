@@ -345,7 +345,7 @@ const DOOM_REMOVED: Sql = both!(
     "AS k WHERE true ON CONFLICT (id) DO UPDATE SET not_before = excluded.not_before, had_row = excluded.had_row"
 );
 const DOOMED: Sql = both!(
-    "SELECT d.id, d.not_before FROM doomed_packs AS d WHERE (d.not_before, d.id) > ($1, $2)
+    "SELECT d.id, d.not_before, d.had_row FROM doomed_packs AS d WHERE (d.not_before, d.id) > ($1, $2)
          AND d.not_before <= $3
          AND NOT EXISTS (SELECT 1 FROM packs AS p WHERE p.id = d.id)
      ORDER BY d.not_before, d.id LIMIT $4"
@@ -374,7 +374,12 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
             if tx.run(TAKE_TURN, &[Number(due_before), Number(at)]).await? == 0 {
                 return Ok(None);
             }
-            work::open_job(&mut tx, JobKind::Collect, None, None, at).await.map(Some)
+            let job = work::open_job(&mut tx, JobKind::Collect, None, None, at).await?;
+            if due_before == UnixSeconds::MAX {
+                // Somebody asks for it now, and not for what an earlier try found.
+                work::try_now(&mut tx, job).await?;
+            }
+            Ok(Some(job))
         })
         .await
     }
@@ -737,6 +742,8 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
                 removed.bytes += unsigned("packs", row.column(2, "packs")?)?;
             }
             removed.chunks = tx.run(DELETE_CHUNKS, &[Numbers(&held)]).await?;
+            // Damaged chunks may be among them.
+            damage::note_healed(&mut tx, at).await?;
             tx.run(DELETE_PACKS, &[Numbers(&held)]).await?;
             tx.run(DOOM_REMOVED, &[List(&keys(&removed.packs)), Number(at), Number(LOST_ROW)]).await?;
             Ok(removed)
@@ -841,7 +848,7 @@ fn keys(packs: &[PackId]) -> Vec<&[u8]> {
 
 /// The last NAR of the page after one: of at most `limit` NARs, or fewer if their recipes are
 /// large. `None` at the end.
-async fn page_end(tx: &mut impl Transaction, after: i64, limit: u32) -> Result<Option<i64>> {
+pub(crate) async fn page_end(tx: &mut impl Transaction, after: i64, limit: u32) -> Result<Option<i64>> {
     let end = tx.one(MARK_END, &[Number(after), Number(i64::from(limit) - 1)]).await?;
     let Some(last) = end.column::<Option<i64>>(0, "nars")? else { return Ok(None) };
     let bytes: i64 = tx.one(MARK_BYTES, &[Number(after), Number(last)]).await?.column(0, "nars")?;
@@ -897,7 +904,9 @@ fn read_purge(row: &impl Row) -> Result<Purge> {
 
 /// Columns: id, time.
 fn read_doomed(row: &impl Row) -> Result<DoomedPack> {
-    Ok(DoomedPack { id: read_pack_id(row)?, not_before: row.column(1, "doomed_packs")? })
+    let table = "doomed_packs";
+    let is_stray = row.column::<i64>(2, table)? == HAD_NO_ROW;
+    Ok(DoomedPack { id: read_pack_id(row)?, not_before: row.column(1, table)?, is_stray })
 }
 
 /// Columns: number of a chunk, its pack.

@@ -79,6 +79,24 @@ pub(super) async fn collections_are_opened_when_due_and_once(three: Three) -> Re
     Ok(())
 }
 
+pub(super) async fn an_explicit_ask_for_a_collection_forgets_earlier_failures(three: Three) -> Result<()> {
+    let first = async || Ok::<_, Error>(three.jobs.list_jobs(None, 10).await?.remove(0));
+    three.collect.open_collection(i64::MAX, NOW).await?;
+    let lease = three.jobs.lease_job(JobKind::Collect, "a", NOW, NOW + 60).await?.expect("it is open");
+    three.jobs.fail_job(&lease, "the store is away", NOW + 300).await?;
+    three.collect.open_collection(NOW, NOW + 1).await?;
+    assert_eq!(first().await?.error.as_deref(), Some("the store is away"), "it is only due");
+    three.collect.open_collection(i64::MAX, NOW + 2).await?;
+    let job = first().await?;
+    assert_eq!((job.error, job.failures, job.lease_ends_at), (None, 0, 0));
+    let lease = three.jobs.lease_job(JobKind::Collect, "a", NOW + 2, NOW + 60).await?.expect("it is open");
+    three.collect.open_collection(i64::MAX, NOW + 3).await?;
+    assert_eq!(first().await?.lease_ends_at, NOW + 60, "a holder keeps its lease");
+    three.jobs.fail_job(&lease, "again", NOW + 300).await?;
+    assert_eq!((first().await?.error.as_deref(), first().await?.failures), (Some("again"), 1));
+    Ok(())
+}
+
 pub(super) async fn what_names_a_nar_is_told_with_its_chunks(three: Three) -> Result<()> {
     let id = cache(&three.index, "main").await?;
     for number in 1..=3 {
@@ -116,6 +134,14 @@ pub(super) async fn a_page_of_large_recipes_is_short(three: Three) -> Result<()>
         // Some 800 kB: two of them fit 2 MiB, and three do not.
         nar.recipe.hashes = vec![fill(); 40_000];
         commit(&three.index, id, NarSource::New(Box::new(nar)), CommitTarget::Object(object(number))).await?;
+    }
+    // The job that looks for a damaged chunk reads the same pages.
+    let chunk = three.index.find_chunks(&[chunk_id(4)]).await?.remove(0).expect("it was stored");
+    let nar = three.index.find_nar(&nar_hash(4)).await?.expect("it was pushed").id;
+    three.index.mark_damaged(nar, &[chunk.number], NOW).await?;
+    let lease = three.jobs.lease_job(JobKind::SpreadDamage, "a", NOW, NOW).await?.expect("it is open");
+    for found in [0, 0, 1] {
+        assert_eq!(three.jobs.spread_damage_step(&lease, 1_000, NOW, NOW).await?.rows, found);
     }
     let mut after = NarId(0);
     for length in [2, 2, 0] {
