@@ -24,12 +24,13 @@ use dormer_index::{
     Audit, Cache, CollectIndex, Index, JobIndex, JournalIndex, NarKey, PackNumber, PostgresIndex,
     PostgresOptions, Removal, ScrubIndex, SqliteIndex, UnixSeconds,
 };
-use dormer_nix::NarHash;
+use dormer_nix::{NarHash, StorePath};
 use dormer_testkit::{
     FaultBlobs, FaultCollect, Faults, Lie, Random, Violation, check_invariants, find_leaks, object_for,
     package_nar, rebuilt,
 };
 use futures::TryStreamExt as _;
+use futures::future::BoxFuture;
 
 pub(crate) const HOUR: i64 = 3_600;
 pub(crate) const DAY: i64 = 24 * HOUR;
@@ -192,10 +193,23 @@ impl Lab {
         process: &Process,
         faults: &Arc<Faults>,
     ) -> dormer_engine::Result<Option<CollectionReport>> {
+        self.collect_racing(process, faults, None).await
+    }
+
+    /// The same, while somebody pushes.
+    pub(crate) async fn collect_racing(
+        &self,
+        process: &Process,
+        faults: &Arc<Faults>,
+        racing: Option<&Arc<RacingPush>>,
+    ) -> dormer_engine::Result<Option<CollectionReport>> {
         let blobs = Arc::clone(&self.installation.blobs);
         let blobs: Arc<dyn Blobs> = Arc::new(FaultBlobs::new(blobs, Arc::clone(faults)));
         let collect = Arc::clone(&process.contracts.collect);
-        let index = FaultCollect::new(collect, Arc::clone(&blobs), Arc::clone(faults));
+        let mut index = FaultCollect::new(collect, Arc::clone(&blobs), Arc::clone(faults));
+        if let Some(racing) = racing {
+            index = index.with_meanwhile(racing.before_call());
+        }
         self.collector(Arc::new(index), blobs).run_now(&*process.contracts.jobs, "test", 30).await
     }
 
@@ -926,8 +940,47 @@ enum Racer {
     Pushes,
 }
 
-/// The racer's upload until its commit, and the outcome after it.
-type RacerTurn = Arc<Mutex<(Option<Ingested>, Option<dormer_engine::Result<()>>)>>;
+/// A push that commits just before a certain call of a collection.
+pub(crate) struct RacingPush {
+    pub(crate) engine: Engine,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) path: StorePath,
+    pub(crate) nar: Vec<u8>,
+    /// The upload until its commit, if it began before the collection.
+    pub(crate) ingested: Mutex<Option<Ingested>>,
+    pub(crate) at: u64,
+    /// What the server answered; `None` before.
+    pub(crate) outcome: Mutex<Option<dormer_engine::Result<()>>>,
+}
+
+impl RacingPush {
+    /// For [`FaultCollect::with_meanwhile`].
+    pub(crate) fn before_call(
+        self: &Arc<Self>,
+    ) -> impl Fn(u64) -> BoxFuture<'static, ()> + Send + Sync + use<> {
+        let racing = Arc::clone(self);
+        move |call: u64| -> BoxFuture<'static, ()> {
+            let racing = Arc::clone(&racing);
+            Box::pin(async move {
+                if call == racing.at {
+                    let outcome = racing.push().await;
+                    *racing.outcome.lock().expect(ANSWERS) = Some(outcome);
+                }
+            })
+        }
+    }
+
+    async fn push(&self) -> dormer_engine::Result<()> {
+        let ingested = self.ingested.lock().expect(ANSWERS).take();
+        match ingested {
+            Some(ingested) => {
+                let object = object_for(&self.path, &[]);
+                self.engine.commit_object(&self.cache, ingested, object).await.map(drop)
+            }
+            None => push(&self.engine, &self.cache, &self.path, &self.nar).await,
+        }
+    }
+}
 
 /// What became of a race at every call.
 #[derive(Default)]
@@ -970,32 +1023,19 @@ async fn race(
     if let Some(ingested) = &ingested {
         assert_eq!(ingested.new_chunk_bytes, 0, "it only reuses");
     }
-    let turn: RacerTurn = Arc::new(Mutex::new((ingested, None)));
-    let meanwhile = {
-        let (engine, cache, turn, raced) =
-            (process.engine.clone(), Arc::clone(&cache), Arc::clone(&turn), raced.clone());
-        move |call: u64| -> futures::future::BoxFuture<'static, ()> {
-            let (engine, cache, turn, raced) =
-                (engine.clone(), Arc::clone(&cache), Arc::clone(&turn), raced.clone());
-            Box::pin(async move {
-                if call != at {
-                    return;
-                }
-                let ingested = turn.lock().expect(ANSWERS).0.take();
-                let outcome = match ingested {
-                    Some(ingested) => {
-                        engine.commit_object(&cache, ingested, object_for(&path(9), &[])).await.map(drop)
-                    }
-                    None => push(&engine, &cache, &path(9), &raced).await,
-                };
-                turn.lock().expect(ANSWERS).1 = Some(outcome);
-            })
-        }
-    };
+    let racing = Arc::new(RacingPush {
+        engine: process.engine.clone(),
+        cache: Arc::clone(&cache),
+        path: path(9),
+        nar: raced.clone(),
+        ingested: Mutex::new(ingested),
+        at,
+        outcome: Mutex::new(None),
+    });
     let blobs: Arc<dyn Blobs> =
         Arc::new(FaultBlobs::new(Arc::clone(&lab.installation.blobs), Arc::clone(&faults)));
     let index = FaultCollect::new(Arc::clone(&process.contracts.collect), Arc::clone(&blobs), faults)
-        .with_meanwhile(meanwhile);
+        .with_meanwhile(racing.before_call());
     let collector = lab.collector(Arc::new(index), blobs);
     for _ in 0..3 {
         collector.run_now(&*process.contracts.jobs, "test", 30).await.expect(ANSWERS);
@@ -1006,9 +1046,10 @@ async fn race(
         }
         lab.pass(CONDEMNED);
     }
-    // It has the database open.
-    drop(collector);
-    let outcome = turn.lock().expect(ANSWERS).1.take()?;
+    let outcome = racing.outcome.lock().expect(ANSWERS).take();
+    // They have the database open.
+    drop((collector, racing));
+    let outcome = outcome?;
     match outcome {
         Ok(()) => races.committed += 1,
         Err(error) => {
