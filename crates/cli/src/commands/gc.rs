@@ -273,7 +273,7 @@ fn report_lines(report: &CollectionReport) -> Vec<String> {
     }
     if report.strays_kept > 0 {
         lines.push(format!(
-            "packs without a row that stay, because they are most of the store: {} (--delete-strays lets them go)",
+            "packs without a row that stay, by the last listing: {} (--delete-strays lets them go)",
             report.strays_kept
         ));
     }

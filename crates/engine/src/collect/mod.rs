@@ -36,8 +36,8 @@ use std::time::{Duration, Instant};
 use dormer_blobs::{BlobKey, Blobs, Store};
 use dormer_format::PackId;
 use dormer_index::{
-    CollectIndex, DoomedPack, ExpiryDefaults, JobIndex, JobKind, JobLease, NarId, PackFate, PackNumber,
-    PackRow, UnixSeconds,
+    CollectIndex, DoomedPack, ExpiryDefaults, JobIndex, JobKind, JobLease, LastCollection, NarId, PackFate,
+    PackNumber, PackRow, UnixSeconds,
 };
 use dormer_nix::with_causes;
 use serde::{Deserialize, Serialize};
@@ -195,7 +195,9 @@ pub struct CollectionReport {
     pub objects_left: u64,
     /// Packs without a row that a listing found first. A later collection deletes them.
     pub strays_found: u64,
-    /// Packs without a row that stay: they are most of the store, which another database may use.
+    /// Packs without a row that stay: they are most of the store, which another database may use,
+    /// or older than the database. The last listing found them, which may be one of an earlier
+    /// collection.
     pub strays_kept: u64,
     /// Packs that were compacted and condemned, and what that cost.
     pub compacted: CompactionTotals,
@@ -206,6 +208,8 @@ pub struct CollectionReport {
     pub purged: u64,
     /// Those of which some bytes have to wait.
     pub purges_left: u64,
+    /// When the first path was removed of those whose bytes have to wait.
+    pub oldest_purge: Option<UnixSeconds>,
 }
 
 /// The last whole collection.
@@ -215,6 +219,16 @@ pub struct EndedCollection {
     pub ended_at: UnixSeconds,
     /// What it did.
     pub report: CollectionReport,
+}
+
+impl EndedCollection {
+    fn read(last: &LastCollection) -> Result<Option<Self>> {
+        let Some(ended_at) = last.ended_at else { return Ok(None) };
+        let report = serde_json::from_str(&last.report).map_err(|error| {
+            Error::Index(dormer_index::Error::Corrupt { table: "last_collection", what: error.to_string() })
+        })?;
+        Ok(Some(Self { ended_at, report }))
+    }
 }
 
 /// Frees what nothing needs. Clones share their counters.
@@ -360,12 +374,7 @@ impl Collector {
 
     /// The last whole collection, whichever process ran it.
     pub async fn last(&self) -> Result<Option<EndedCollection>> {
-        let last = self.index.last_collection().await?;
-        let Some(ended_at) = last.ended_at else { return Ok(None) };
-        let report = serde_json::from_str(&last.report).map_err(|error| {
-            Error::Index(dormer_index::Error::Corrupt { table: "last_collection", what: error.to_string() })
-        })?;
-        Ok(Some(EndedCollection { ended_at, report }))
+        EndedCollection::read(&self.index.last_collection().await?)
     }
 
     /// Shows the last whole collection in the gauges of this process.
@@ -770,7 +779,10 @@ impl Collector {
         is_needed: bool,
         report: &mut CollectionReport,
     ) -> Result<Listing> {
-        let (now, listed_at) = (self.clock.now(), self.index.last_collection().await?.listed_at);
+        let last = self.index.last_collection().await?;
+        // What the last listing found counts until the next one.
+        report.strays_kept = EndedCollection::read(&last)?.map_or(0, |ended| ended.report.strays_kept);
+        let (now, listed_at) = (self.clock.now(), last.listed_at);
         if !is_needed && listed_at.is_some_and(|at| now < at + self.settings.listing_seconds) {
             return Ok(Listing::Skipped);
         }
@@ -788,8 +800,7 @@ impl Collector {
         };
         let Strays { new: strays, kept, listed } = self.strays_among(&listed, Some(turn)).await?;
         if strays.len() > STRAYS_BELIEVED && strays.len() as u64 * 2 > listed && listed_at.is_some() {
-            report.strays_kept = strays.len() as u64;
-            self.metrics.set_strays_kept(report.strays_kept);
+            report.strays_kept = (strays.len() + kept.len()) as u64;
             tracing::error!(
                 packs = strays.len(),
                 listed,
@@ -799,13 +810,14 @@ impl Collector {
             );
             return Ok(Listing::Doubted);
         }
-        self.metrics.set_strays_kept(kept.len() as u64);
+        report.strays_kept = kept.len() as u64;
         let not_before = listed_at.map(|_| now + stray_seconds(self.settings.upload_seconds_max));
         for packs in strays.chunks(LISTED_PACKS) {
             let found = self.index.doom_packs(packs, not_before).await?;
             if not_before.is_some() {
                 report.strays_found += found;
             } else if found > 0 {
+                report.strays_kept += found;
                 tracing::warn!(
                     packs = found,
                     "the store holds packs that this database never knew; they stay until `dormer gc --delete-strays`"
@@ -858,6 +870,8 @@ impl Collector {
         for packs in strays.kept.chunks(LISTED_PACKS) {
             self.index.release_packs(packs, not_before).await?;
         }
+        // Its report then says what stays.
+        self.index.list_next_time().await?;
         Ok(seconds)
     }
 

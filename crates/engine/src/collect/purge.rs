@@ -165,8 +165,13 @@ impl Collector {
             let since = purging.at_home.contains(&purge.id).then_some(purge.removed_at);
             let is_done = is_listed && left.packs.is_empty() && self.are_objects_deleted(since).await?;
             self.index.end_purges(&[purge.id], is_done, now).await?;
-            report.purged += u64::from(is_done);
-            report.purges_left += u64::from(!is_done);
+            if is_done {
+                report.purged += 1;
+            } else {
+                report.purges_left += 1;
+                let oldest = report.oldest_purge.unwrap_or(purge.removed_at);
+                report.oldest_purge = Some(oldest.min(purge.removed_at));
+            }
         }
         Ok(())
     }

@@ -427,7 +427,8 @@ async fn packs_without_a_row_are_found_and_removed() {
         key
     };
     let foreign = put(1).await;
-    assert_eq!(lab.collect(&process).await.strays_found, 0);
+    let report = lab.collect(&process).await;
+    assert_eq!((report.strays_found, report.strays_kept), (0, 1));
     let lost = put(2).await;
     assert_eq!(lab.collect(&process).await.strays_found, 1);
     lab.pass(2 * DAY - 1);
@@ -474,6 +475,54 @@ async fn a_store_full_of_unknown_packs_is_left_alone() {
     assert_eq!(lab.installation.blobs.list().await.expect(ANSWERS).len(), 101);
     delete_strays(&lab, &process).await;
     assert_eq!(lab.collect(&process).await.strays_kept, 0);
+}
+
+/// A command collects and lists. The gauges of the servers tell of it, and a server that collects
+/// next, without a listing, still knows what stays.
+#[tokio::test]
+async fn the_last_collection_shows_in_the_gauges_of_another_process() {
+    let lab = Lab::new(false).await;
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    let key = BlobKey::Pack(PackId::from_bytes([1; 16]));
+    lab.installation.blobs.put(&key, &[bytes::Bytes::from_static(b"a pack")]).await.expect(ANSWERS);
+    lab.collect(&process).await;
+    let [first, ..] = nars();
+    push(&process.engine, &cache, &path(1), &first).await.expect(ANSWERS);
+    process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    lab.pass(OLD);
+    let report = lab.collect(&process).await;
+    assert_eq!((report.condemned.packs, report.strays_kept), (1, 1));
+
+    let server = Collector::new(
+        Arc::clone(&process.contracts.collect),
+        Arc::clone(&lab.installation.blobs),
+        Arc::clone(&lab.clock) as Arc<dyn Clock>,
+        CollectSettings { interval_seconds: None, ..CollectSettings::default() },
+    );
+    let metrics = server.metrics();
+    let gauge = |name: &str| {
+        let families = prometheus::core::Collector::collect(&metrics);
+        let family = families.iter().find(|family| family.name() == name).expect("it is a metric");
+        family.get_metric()[0].get_gauge().get_value()
+    };
+    let shown = || (gauge("dormer_gc_strays_kept"), gauge("dormer_gc_condemned_bytes") > 0.0);
+    assert_eq!(shown(), (0.0, false), "it has not looked yet");
+    let settings = JobSettings { poll: std::time::Duration::from_millis(5), ..JobSettings::default() };
+    let clock = Arc::clone(&lab.clock) as Arc<dyn Clock>;
+    let runner = JobRunner::new(Arc::clone(&process.contracts.jobs), clock, "server".to_owned(), settings)
+        .with_collector(server.clone());
+    runner.run(until("the last collection shows", async || shown() == (1.0, true))).await;
+
+    let collect = async || server.run_now(&*process.contracts.jobs, "server", 30).await.expect(ANSWERS);
+    lab.pass(CONDEMNED);
+    assert_eq!(collect().await.expect("it ran").strays_kept, 1, "it lists nothing");
+    assert_eq!(shown(), (1.0, false));
+    let command = lab.collector(Arc::clone(&process.contracts.collect), Arc::clone(&lab.installation.blobs));
+    let strays = command.find_strays().await.expect(ANSWERS);
+    command.doom_strays(&strays).await.expect(ANSWERS);
+    assert_eq!(collect().await.expect("it ran").strays_kept, 0, "it lists again");
+    assert_eq!(shown(), (0.0, false));
 }
 
 /// A store that does not delete keeps its packs on the list.

@@ -207,6 +207,8 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn open_collection(&self, due_before: UnixSeconds, at: UnixSeconds) -> Result<Option<JobId>>;
     /// What is known of the last collection.
     async fn last_collection(&self) -> Result<LastCollection>;
+    /// Makes a listing of the store due, unless it was never listed.
+    async fn list_next_time(&self) -> Result<()>;
     /// Renews the lease until `ends_at`, and counts `rows`. There is no cursor: another process
     /// begins anew, because the marks are in memory.
     /// [`Error::JobLeaseLost`](crate::Error::JobLeaseLost) if another process has taken the lease.

@@ -53,6 +53,7 @@ const NEW_PACK: i64 = 2;
 const TAKE_TURN: Sql =
     both!("UPDATE last_collection SET opened_at = $2 WHERE opened_at <= $1 OR opened_at > $2");
 const LAST: Sql = both!("SELECT opened_at, ended_at, listed_at, report FROM last_collection");
+const LIST_NEXT_TIME: Sql = both!("UPDATE last_collection SET listed_at = 0 WHERE listed_at IS NOT NULL");
 const FINISH: Sql = both!(
     "UPDATE last_collection SET ended_at = $1, report = $2,
          listed_at = CASE WHEN $3 THEN $1 ELSE listed_at END"
@@ -396,6 +397,10 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
             })
         })
         .await
+    }
+
+    async fn list_next_time(&self) -> Result<()> {
+        self.write("make a listing due", async |mut tx| tx.run(LIST_NEXT_TIME, &[]).await.map(drop)).await
     }
 
     async fn advance_collection(

@@ -70,12 +70,16 @@ pub(super) async fn collections_are_opened_when_due_and_once(three: Three) -> Re
     three.collect.finish_collection(&other, "{\"a\":1}", false, NOW + 100).await?;
     let last = three.collect.last_collection().await?;
     assert_eq!((last.opened_at, last.ended_at, last.listed_at), (NOW + 1, Some(NOW + 100), None));
+    three.collect.list_next_time().await?;
+    assert_eq!(three.collect.last_collection().await?.listed_at, None, "the first listing is special");
     assert_eq!(last.report, "{\"a\":1}");
     assert_eq!(three.jobs.list_jobs(None, 10).await?, []);
     three.collect.open_collection(i64::MAX, NOW + 200).await?;
     let lease = three.jobs.lease_job(JobKind::Collect, "a", NOW + 200, NOW + 260).await?.expect("it is open");
     three.collect.finish_collection(&lease, "{}", true, NOW + 201).await?;
     assert_eq!(three.collect.last_collection().await?.listed_at, Some(NOW + 201));
+    three.collect.list_next_time().await?;
+    assert_eq!(three.collect.last_collection().await?.listed_at, Some(0));
     Ok(())
 }
 
