@@ -255,6 +255,9 @@ impl CollectIndex for FaultCollect {
     async fn count_ended(&self, at: UnixSeconds, used_until: UnixSeconds) -> Result<(u64, u64)> {
         read_step!(self, self.inner.count_ended(at, used_until))
     }
+    async fn count_logs(&self, written_before: UnixSeconds) -> Result<u64> {
+        read_step!(self, self.inner.count_logs(written_before))
+    }
     async fn caches_with_rules(
         &self,
         defaults: &ExpiryDefaults,

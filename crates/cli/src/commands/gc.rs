@@ -215,7 +215,7 @@ fn compaction(totals: &CompactionTotals) -> String {
 }
 
 fn plan_lines(plan: &CollectionPlan, expiry: &ExpiryTotals) -> Vec<String> {
-    let ExpiryTotals { caches, paths, bytes, caches_left_out } = *expiry;
+    let ExpiryTotals { caches, paths, bytes, caches_left_out, logs } = *expiry;
     let left_out = if caches_left_out > 0 {
         format!("; {caches_left_out} caches are too large to look at")
     } else {
@@ -230,6 +230,9 @@ fn plan_lines(plan: &CollectionPlan, expiry: &ExpiryTotals) -> Vec<String> {
         format!("to free: {}", packs(&plan.remove)),
         format!("to compact: {}", compaction(&plan.compact)),
     ];
+    if logs > 0 {
+        lines.push(format!("logs that are older than logs are kept: {logs}"));
+    }
     if plan.recompress.packs > 0 {
         let CompactionTotals { packs, bytes, .. } = plan.recompress;
         lines.push(format!(
@@ -288,12 +291,13 @@ mod tests {
     fn a_plan_and_a_report_are_a_few_lines() {
         let totals = PackTotals { packs: 2, bytes: 3 << 20, chunks: 40 };
         let plan = CollectionPlan { nars: 5, nar_bytes: 1 << 20, condemn: totals, ..Default::default() };
-        let expiry = ExpiryTotals { caches: 1, paths: 7, bytes: 2 << 20, caches_left_out: 0 };
+        let expiry = ExpiryTotals { caches: 1, paths: 7, bytes: 2 << 20, caches_left_out: 0, logs: 3 };
         let lines = plan_lines(&plan, &expiry);
         assert_eq!(lines[1], "graces that are over: 0; uploads that are over: 0");
         assert_eq!(lines[2], "NARs to remove: 5, 1.0 MiB uncompressed");
         assert_eq!(lines[3], "to condemn: 2 packs, 3.0 MiB, 40 chunks");
         assert_eq!(lines[0], "paths that the rules of 1 caches let go: 7, 2.0 MiB");
+        assert_eq!(lines[7], "logs that are older than logs are kept: 3");
         let compact = CompactionTotals {
             packs: 3,
             bytes: 60 << 20,

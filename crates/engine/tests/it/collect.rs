@@ -131,6 +131,15 @@ impl Lab {
         Self { installation: Installation::new(), postgres, clock, recompress_level: None }
     }
 
+    /// From now on there is an empty one.
+    pub(crate) async fn lose_database(&mut self) {
+        if self.postgres.is_some() {
+            self.postgres = new_database(true).await;
+        } else {
+            self.installation.lose_database().await;
+        }
+    }
+
     async fn postgres(url: &str) -> PostgresIndex {
         let options = PostgresOptions { connections_max: 4, ..PostgresOptions::default() };
         PostgresIndex::open(url, options).await.expect(ANSWERS)

@@ -123,13 +123,13 @@ struct History {
 }
 
 impl History {
-    async fn begin() -> Self {
-        Self::begin_with(|index| index).await
+    async fn begin(on_postgres: bool) -> Self {
+        Self::begin_with(on_postgres, |index| index).await
     }
 
     /// The first process sees the index through `wrap`.
-    async fn begin_with(wrap: impl FnOnce(Arc<dyn Index>) -> Arc<dyn Index>) -> Self {
-        let lab = Lab::new(false).await;
+    async fn begin_with(on_postgres: bool, wrap: impl FnOnce(Arc<dyn Index>) -> Arc<dyn Index>) -> Self {
+        let lab = Lab::new(on_postgres).await;
         let [first, second, third] = nars();
         let fourth = rebuilt(&first, &path(100), &path(102));
         let nars = [first, second, third, fourth, beginning()];
@@ -445,9 +445,9 @@ impl History {
     /// and what was removed is not.
     async fn recover(self, when: &str) -> Self {
         self.journal(&Faults::crash_at(NEVER, false), false).write().await.expect(when);
-        let Self { lab, process, nars, live, pinned, missing, was_damaged, broken } = self;
+        let Self { mut lab, process, nars, live, pinned, missing, was_damaged, broken } = self;
         drop(process);
-        lab.installation.lose_database().await;
+        lab.lose_database().await;
         let process = lab.open().await;
         let contracts = &process.contracts;
         let into = RecoveryIndex {
@@ -512,8 +512,8 @@ impl History {
     }
 }
 
-async fn live_through(events: &[Event]) {
-    let mut history = History::begin().await;
+async fn live_through(events: &[Event], on_postgres: bool) {
+    let mut history = History::begin(on_postgres).await;
     for (number, event) in events.iter().enumerate() {
         let when = format!("after event {number}, {event:?}");
         history = history.take(*event, &when).await;
@@ -532,9 +532,9 @@ async fn references_that_are_forgotten_are_caught() {
         Event::Pull { path: 1 },
         Event::Expire { is_over_quota: false },
     ];
-    Box::pin(live_through(&events)).await;
+    Box::pin(live_through(&events, false)).await;
     let faults = Faults::crash_at_with(NEVER, false, Lie::ReferencesForgotten);
-    let mut history = History::begin_with(|index| Arc::new(FaultIndex::new(index, faults))).await;
+    let mut history = History::begin_with(false, |index| Arc::new(FaultIndex::new(index, faults))).await;
     for event in events {
         history = history.take(event, "with a lie").await;
     }
@@ -558,6 +558,26 @@ proptest! {
         events in prop::collection::vec(event(), 1..extent().1),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("it starts");
-        runtime.block_on(live_through(&events));
+        runtime.block_on(live_through(&events, false));
+    }
+}
+
+/// The same on PostgreSQL: one short history, and many in the long run.
+fn extent_on_postgresql() -> (u32, usize) {
+    if std::env::var_os("DORMER_TEST_LONG").is_some() { (60, 40) } else { (1, 12) }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: extent_on_postgresql().0,
+        max_shrink_iters: 50,
+        ..ProptestConfig::default()
+    })]
+    #[test]
+    fn random_histories_on_postgresql_lose_nothing_and_leave_nothing(
+        events in prop::collection::vec(event(), 1..extent_on_postgresql().1),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("it starts");
+        runtime.block_on(live_through(&events, true));
     }
 }

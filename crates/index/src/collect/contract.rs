@@ -238,6 +238,8 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
     /// How many grace rows ended at `at` or before, and how many upload aliases were used last at
     /// `used_until` or before; each counted up to 100,000.
     async fn count_ended(&self, at: UnixSeconds, used_until: UnixSeconds) -> Result<(u64, u64)>;
+    /// How many build logs of all caches were written before.
+    async fn count_logs(&self, written_before: UnixSeconds) -> Result<u64>;
     /// Caches after one, by number, with rules by which something may expire.
     async fn caches_with_rules(
         &self,

@@ -95,6 +95,9 @@ const COUNT_ENDED: Sql = both!(
          (SELECT count(*) FROM (SELECT 1 FROM aliases WHERE used_at + 0 <= $2 LIMIT $3) AS a)"
 );
 
+/// Reads all documents, without their bodies: for commands.
+const COUNT_LOGS: Sql = both!("SELECT count(*) FROM documents WHERE kind = 1 AND written_at < $1");
+
 /// Bytes of recipes in one page of NARs to mark. A recipe has 1 MiB at most.
 const MARK_BYTES_MAX: i64 = 2 << 20;
 
@@ -460,6 +463,16 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
                 unsigned("graces", row.column(0, "graces")?)?,
                 unsigned("aliases", row.column(1, "aliases")?)?,
             ))
+        })
+        .await
+    }
+
+    async fn count_logs(&self, written_before: UnixSeconds) -> Result<u64> {
+        self.read("count logs", async |mut tx| {
+            unsigned(
+                "documents",
+                tx.one(COUNT_LOGS, &[Number(written_before)]).await?.column(0, "documents")?,
+            )
         })
         .await
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormer_format::{ChunkLayout, PackId};
+use dormer_nix::{DocumentName, StorePath};
 
 use super::fixtures::{
     GRACE_SECONDS, NOW, alias, cache, chunk_id, commit, fill, nar_hash, new_nar, object, pack, pack_id,
@@ -12,8 +13,8 @@ use super::fixtures::{
 };
 use crate::{
     ChunkMove, ChunkRow, CollectIndex, CommitTarget, CompactedPack, Error, Index, JobIndex, JobKind,
-    MarkedNar, NarId, NarSource, PackFate, PackNumber, PackRow, PurgeCounts, PurgeId, Removal, Result,
-    StampLimits, StoredListing,
+    MarkedNar, NarId, NarSource, NewDocument, PackFate, PackNumber, PackRow, PurgeCounts, PurgeId, Removal,
+    Result, StampLimits, StoredListing,
 };
 
 /// What every case works on: the contracts of one adapter.
@@ -153,6 +154,16 @@ pub(super) async fn a_page_of_large_recipes_is_short(three: Three) -> Result<()>
         assert_eq!(page.len(), length, "after {after:?}");
         after = page.last().map_or(after, |nar| nar.id);
     }
+    Ok(())
+}
+
+pub(super) async fn old_logs_are_counted(three: Three) -> Result<()> {
+    let id = cache(&three.index, "main").await?;
+    let derivation = StorePath::new(path_hash(1), "package.drv").expect("a good name");
+    let (owner, name) = (derivation.hash(), DocumentName::Log(derivation));
+    let log = NewDocument { name, owner, size: 1, encoding: None, body: vec![b'x'] };
+    three.index.put_document(id, &log, NOW).await?;
+    assert_eq!((three.collect.count_logs(NOW).await?, three.collect.count_logs(NOW + 1).await?), (0, 1));
     Ok(())
 }
 
