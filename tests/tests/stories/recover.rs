@@ -7,6 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,9 +30,10 @@ fn journal_files(lab: &Lab) -> usize {
 
 /// Waits until what was changed before is in the journal: a later change has got a file.
 fn journalled(lab: &Lab) {
+    static CREATED: AtomicUsize = AtomicUsize::new(0);
     for name in ["later", "last"] {
         let before = journal_files(lab);
-        lab.create_cache(name, &[]);
+        lab.create_cache(&format!("{name}-{}", CREATED.fetch_add(1, Ordering::Relaxed)), &[]);
         let begun = Instant::now();
         while journal_files(lab) <= before {
             assert!(begun.elapsed() < Duration::from_mins(1), "no journal is written: {}", lab.log());
