@@ -91,7 +91,7 @@ pub async fn renew_kept_journals(store: &Store, now: UnixSeconds) -> Result<()> 
     Ok(())
 }
 
-/// Removes marks. The files go when a later snapshot is whole, or with the next turn of the journal.
+/// Removes marks. The files go when a later snapshot is whole.
 pub async fn release_kept_journals(store: &Store, is_released: impl Fn(&KeptJournal) -> bool) -> Result<u64> {
     let mut released = 0;
     for kept in kept_journals(store).await?.iter().filter(|kept| is_released(kept)) {
