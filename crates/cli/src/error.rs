@@ -94,6 +94,11 @@ pub(crate) enum Error {
     NotEmpty { database: String },
     #[error("{store} holds no journal")]
     NoJournal { store: String },
+    #[error("the store has {} journals: which one is to be recovered?", journals.len())]
+    SeveralJournals {
+        /// A line for each, the newest first.
+        journals: Vec<String>,
+    },
     #[error("this database was being recovered from its store, and that was interrupted")]
     RecoveryUnfinished,
     #[error("{} is there already", path.display())]
@@ -271,6 +276,10 @@ impl Error {
             Self::NoJournal { .. } => hint(
                 "is this the right store? Versions before 0.1.0 wrote no journal: restore a backup of the database instead",
             ),
+            Self::SeveralJournals { journals } => {
+                let how = "docs/OPERATING.md, \"Several journals\", says how to choose";
+                journals.iter().cloned().chain([how.to_owned()]).collect()
+            }
             Self::RecoveryUnfinished => hint("run `dormer recover --from-store` again: it goes on"),
             Self::NotOverwritten { .. } => hint("choose another name, or move it away first, with the files -wal and -shm beside it"),
             Self::BackupOfPostgres => vec![

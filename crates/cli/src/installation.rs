@@ -124,7 +124,7 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
     let was_started = index.find_setting(FIRST_START_SETTING).await?.is_some();
     let role = if was_started { StoreRole::Server } else { StoreRole::FirstStart };
     let OpenStore { blobs, files } = open_store(settings, &*index, role, &mut warnings).await?;
-    let collector = collector(settings, collect, Arc::clone(&blobs));
+    let collector = collector(settings, collect, Arc::clone(&blobs)).with_journal(files.clone());
     let scrubber = Scrubber::new(Arc::clone(&index), scrub, Arc::clone(&blobs), Arc::new(SystemClock));
     let journal_settings =
         JournalSettings { interval: settings.journal_interval, ..JournalSettings::default() };
@@ -197,6 +197,18 @@ pub(crate) async fn open_beside(settings: &Settings) -> Result<Follower> {
     Ok(Follower { engine, index, publish })
 }
 
+/// The journal of an existing installation, beside its server or without one, and its store.
+pub(crate) async fn open_journal_beside(settings: &Settings, opened: &OpenIndex) -> Result<(Journal, Store)> {
+    let index = Arc::clone(&opened.index);
+    let OpenStore { blobs, files } =
+        open_store(settings, &*index, StoreRole::Beside, &mut Vec::new()).await?;
+    let (memory, clock) = (Arc::clone(&opened.journal), Arc::new(SystemClock));
+    let holder = crate::commands::holder();
+    let journal =
+        Journal::new(index, memory, blobs, files.clone(), clock, holder, JournalSettings::default());
+    Ok((journal, files))
+}
+
 /// The contracts that a recovery needs.
 pub(crate) fn for_recovery(opened: &OpenIndex) -> RecoveryIndex {
     RecoveryIndex {
@@ -254,8 +266,8 @@ pub(crate) struct Collection {
 /// Opens an existing installation to collect in it, beside its server or without one. With
 /// `reads_only`, no lock is taken.
 pub(crate) async fn open_collection(settings: &Settings, reads_only: bool) -> Result<Collection> {
-    let (opened, blobs, is_served) = open_to_work(settings, reads_only).await?;
-    let collector = collector(settings, Arc::clone(&opened.collect), blobs);
+    let (opened, store, is_served) = open_to_work(settings, reads_only).await?;
+    let collector = collector(settings, Arc::clone(&opened.collect), store.blobs).with_journal(store.files);
     Ok(Collection { opened, collector, is_served })
 }
 
@@ -269,14 +281,14 @@ pub(crate) struct OpenScrub {
 
 /// Opens an existing installation to scrub it, beside its server or without one.
 pub(crate) async fn open_scrub(settings: &Settings) -> Result<OpenScrub> {
-    let (opened, blobs, is_served) = open_to_work(settings, false).await?;
+    let (opened, OpenStore { blobs, .. }, is_served) = open_to_work(settings, false).await?;
     let (index, scrub) = (Arc::clone(&opened.index), Arc::clone(&opened.scrub));
     Ok(OpenScrub { opened, scrubber: Scrubber::new(index, scrub, blobs, Arc::new(SystemClock)), is_served })
 }
 
 /// Opens index and store of an existing installation. The flag says that a server has the database
 /// for itself, so that the server must do the work.
-async fn open_to_work(settings: &Settings, reads_only: bool) -> Result<(OpenIndex, Arc<dyn Blobs>, bool)> {
+async fn open_to_work(settings: &Settings, reads_only: bool) -> Result<(OpenIndex, OpenStore, bool)> {
     let path = &settings.database_path;
     let (opened, is_served) = if settings.postgres.is_some() || reads_only {
         (open_jobs(settings).await?, false)
@@ -293,8 +305,8 @@ async fn open_to_work(settings: &Settings, reads_only: bool) -> Result<(OpenInde
     if is_recovery_unfinished(&*opened.index).await? {
         return Err(Error::RecoveryUnfinished);
     }
-    let blobs = open_store(settings, &*opened.index, StoreRole::Beside, &mut Vec::new()).await?.blobs;
-    Ok((opened, blobs, is_served))
+    let store = open_store(settings, &*opened.index, StoreRole::Beside, &mut Vec::new()).await?;
+    Ok((opened, store, is_served))
 }
 
 /// Opens the index that the settings name and brings its schema up to date.

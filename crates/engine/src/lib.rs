@@ -70,7 +70,11 @@ pub use cpu::CpuPool;
 pub use error::{Error, ErrorClass, Result};
 pub use ingest::{Deduplication, Ingest, IngestRequest, Ingested, UploadMemory};
 pub use jobs::{ExpirySchedule, JobMetrics, JobRunner, JobSettings, OutboxLimits};
-pub use journal::{Journal, JournalMetrics, JournalSettings, Recovered, Recovery, RecoveryIndex};
+pub use journal::{
+    ComparedPasts, Journal, JournalMetrics, JournalSettings, KEEP_SECONDS, Recovered, Recovery,
+    RecoveryEvent, RecoveryIndex, StoredJournal, keep_journal, kept_journals, release_kept_journals,
+    renew_kept_journals, stored_journals,
+};
 pub use listing::ListingStream;
 pub use master_key::MasterKey;
 pub use missing::{Missing, find_missing};

@@ -704,6 +704,9 @@ fn read_option<'r, T>(
 /// Folder of all journal files.
 pub const JOURNAL_FOLDER: &str = "journal";
 
+/// Folder of the marks that keep generations.
+pub const KEPT_FOLDER: &str = "journal/kept";
+
 /// Name of a journal file. Names carry a random number, so none is ever used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct JournalName {
@@ -749,5 +752,38 @@ impl fmt::Display for JournalName {
             "{JOURNAL_FOLDER}/{generation:016x}/{kind}-{transaction:016x}-{number:016x}-{:016x}",
             self.random
         )
+    }
+}
+
+/// A mark in the store: these generations stay, although a later snapshot is whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KeptJournal {
+    /// The last generation of them.
+    pub through: u64,
+    /// The first: a recovery of them begins with its snapshot.
+    pub first: u64,
+    /// When the mark was made, in seconds since 1970.
+    pub since: i64,
+}
+
+impl KeptJournal {
+    /// Reads the name of a mark back; `None` for what is none.
+    pub fn parse(name: &str) -> Option<Self> {
+        let mut numbers = name.strip_prefix(KEPT_FOLDER)?.strip_prefix('/')?.split('-');
+        let mut next = || u64::from_str_radix(numbers.next()?, 16).ok();
+        let parsed = Self { first: next()?, through: next()?, since: next()?.cast_signed() };
+        (parsed.to_string() == name).then_some(parsed)
+    }
+
+    /// Whether a generation is one of these.
+    pub fn has(&self, generation: u64) -> bool {
+        (self.first..=self.through).contains(&generation)
+    }
+}
+
+impl fmt::Display for KeptJournal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, through, since } = self;
+        write!(f, "{KEPT_FOLDER}/{first:016x}-{through:016x}-{since:016x}")
     }
 }

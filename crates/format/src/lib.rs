@@ -37,7 +37,7 @@ pub use ids::{ChunkId, EncodingTag, HOLE_BYTES, HoleFill, PackId};
 pub use journal::{
     JOURNAL_BODY_BYTES_MAX, JOURNAL_FOLDER, JournalAlias, JournalCache, JournalContent, JournalDocument,
     JournalFile, JournalHeader, JournalKey, JournalKind, JournalListing, JournalName, JournalNar,
-    JournalObject, JournalPath, JournalPin, JournalRecord, JournalWriter,
+    JournalObject, JournalPath, JournalPin, JournalRecord, JournalWriter, KEPT_FOLDER, KeptJournal,
 };
 pub use layout::{CHUNK_BYTES_MAX, ChunkLayout, HOLES_MAX, STREAM_HOLES_MAX};
 pub use manifest::NarManifest;

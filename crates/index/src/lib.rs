@@ -60,5 +60,5 @@ pub use sql_index::SqlIndex;
 pub use topics::audit::Audit;
 pub use topics::journal::{
     JournalIndex, JournalLease, JournalNote, JournalState, JournalSubject, JournaledAlias, JournaledDocument,
-    JournaledNar, JournaledObject,
+    JournaledNar, JournaledObject, SNAPSHOT_WANTED,
 };

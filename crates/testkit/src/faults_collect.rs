@@ -110,6 +110,9 @@ impl CollectIndex for FaultCollect {
     async fn last_collection(&self) -> Result<LastCollection> {
         read_step!(self, self.inner.last_collection())
     }
+    async fn list_next_time(&self) -> Result<()> {
+        write_step!(self, self.inner.list_next_time())
+    }
     async fn advance_collection(
         &self,
         lease: &JobLease,
@@ -251,6 +254,9 @@ impl CollectIndex for FaultCollect {
     }
     async fn count_ended(&self, at: UnixSeconds, used_until: UnixSeconds) -> Result<(u64, u64)> {
         read_step!(self, self.inner.count_ended(at, used_until))
+    }
+    async fn count_logs(&self, written_before: UnixSeconds) -> Result<u64> {
+        read_step!(self, self.inner.count_logs(written_before))
     }
     async fn caches_with_rules(
         &self,

@@ -58,6 +58,9 @@ impl JournalIndex for FaultJournal {
     async fn release_journal(&self, lease: &JournalLease) -> Result<()> {
         write_step!(self, self.inner.release_journal(lease))
     }
+    async fn ask_for_snapshot(&self) -> Result<()> {
+        write_step!(self, self.inner.ask_for_snapshot())
+    }
     async fn outbox_end(&self) -> Result<OutboxPosition> {
         read_step!(self, self.inner.outbox_end())
     }

@@ -34,7 +34,7 @@ pub enum FileEvent {
 }
 
 /// A target in memory. Its stores share the files and the events.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct MemoryTarget {
     location: String,
     part_bytes: Option<u64>,

@@ -353,4 +353,14 @@ fn a_new_master_key_takes_over_beside_the_server() {
     let run = lab.server_command(&["rekey", "--json"]);
     run.succeeds();
     assert_eq!((message(&run, "rekey")["unchanged"]).as_u64(), Some(2), "{run}");
+    assert_eq!(message(&run, "rekey")["journal_written"], true, "{run}");
+    // The old key is deleted, and then the database is lost: the new key is all that it takes.
+    fs::remove_file(&old).unwrap();
+    lab.kill();
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(lab.data_folder().join(format!("index.sqlite{suffix}")));
+    }
+    lab.server_command(&["recover", "--from-store"]).succeeds();
+    lab.restart();
+    assert_eq!(lab.public_key("main"), public_key, "the cache signs with the same key");
 }

@@ -5,8 +5,9 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,9 +30,10 @@ fn journal_files(lab: &Lab) -> usize {
 
 /// Waits until what was changed before is in the journal: a later change has got a file.
 fn journalled(lab: &Lab) {
+    static CREATED: AtomicUsize = AtomicUsize::new(0);
     for name in ["later", "last"] {
         let before = journal_files(lab);
-        lab.create_cache(name, &[]);
+        lab.create_cache(&format!("{name}-{}", CREATED.fetch_add(1, Ordering::Relaxed)), &[]);
         let begun = Instant::now();
         while journal_files(lab) <= before {
             assert!(begun.elapsed() < Duration::from_mins(1), "no journal is written: {}", lab.log());
@@ -167,6 +169,111 @@ fn a_lost_postgresql_database_is_recovered_from_its_bucket() {
             .unwrap_or_else(|| panic!("{narinfo}"));
         assert_eq!(zstd::decode_all(&*lab.get(&format!("/main/{url}")).body).unwrap(), *nar);
     }
+}
+
+/// The pack that has these bytes.
+fn pack_with(folder: &Path, bytes: &[u8]) -> Option<PathBuf> {
+    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).find_map(|path| {
+        if path.is_dir() {
+            return pack_with(&path, bytes);
+        }
+        let has_bytes = fs::read(&path).unwrap().windows(bytes.len()).any(|part| part == bytes);
+        has_bytes.then_some(path)
+    })
+}
+
+/// The lineage that the store keeps from before, as a recovery that asks for one names it.
+fn kept_lineage(lab: &Lab) -> String {
+    let asked = lab.server_command(&["recover", "--from-store"]).fails();
+    assert!(asked.contains("the store has 2 journals"), "{asked}");
+    let line =
+        asked.lines().find(|line| line.contains("kept from before")).unwrap_or_else(|| panic!("{asked}"));
+    let (_, rest) = line.split_once("--lineage ").unwrap();
+    rest[..16].to_owned()
+}
+
+fn status(lab: &Lab, nar: &[u8]) -> u16 {
+    lab.get(&format!("/main/{}.narinfo", nars::path_hash(nar))).status
+}
+
+/// Packs are missing at a recovery, turn up later, and the recovery is repeated: nothing is lost.
+#[test]
+fn a_recovery_with_losses_is_repeated_when_the_packs_are_back() {
+    let mut lab = start();
+    let (first, second) = (nars::file(&noise(5, 9_000)), nars::file(&noise(6, 9_000)));
+    push(&lab, &first, "first");
+    push(&lab, &second, "second");
+    journalled(&lab);
+    drop_database(&mut lab);
+    let pack = pack_with(&lab.data_folder().join("storage/packs"), &noise(6, 9_000)[4_000..4_064]).unwrap();
+    let aside = lab.folder().join("missing.pack");
+    fs::rename(&pack, &aside).unwrap();
+    let report = lab.server_command(&["recover", "--from-store", "--json"]).succeeds();
+    let lost = format!("{{\"message_type\":\"lost\",\"path\":\"main/{}-second\"}}", nars::path_hash(&second));
+    assert!(report.contains("\"lost\":1") && report.contains(&lost), "{report}");
+    lab.restart();
+    assert_eq!((status(&lab, &first), status(&lab, &second)), (200, 404));
+    journalled(&lab);
+
+    drop_database(&mut lab);
+    fs::rename(&aside, &pack).unwrap();
+    let lineage = kept_lineage(&lab);
+    let report = lab.server_command(&["recover", "--from-store", "--lineage", &lineage, "--json"]).succeeds();
+    assert!(report.contains("\"lost\":0"), "{report}");
+    lab.restart();
+    assert_eq!((status(&lab, &first), status(&lab, &second)), (200, 200));
+    // What the database in between knew stays too, until somebody says that it is not needed.
+    let kept = "the store keeps a journal of another past";
+    let doctor = lab.server_command(&["doctor"]).succeeds();
+    assert!(doctor.contains(kept) && doctor.contains("--accept-loss"), "{doctor}");
+    lab.server_command(&["recover", "--accept-loss"]).succeeds();
+    let doctor = lab.server_command(&["doctor"]).succeeds();
+    assert!(!doctor.contains(kept), "{doctor}");
+}
+
+/// A volume snapshot comes back under the server. The doctor and the log say so, and what was
+/// pushed since is recovered from the journal that the store keeps.
+#[test]
+fn what_a_restored_volume_has_forgotten_is_recovered_from_the_journal() {
+    let mut lab = start();
+    let (before, after) = (nars::file(&noise(7, 9_000)), nars::file(&noise(8, 9_000)));
+    push(&lab, &before, "before");
+    journalled(&lab);
+    lab.kill();
+    let database = |suffix: &str| lab.data_folder().join(format!("index.sqlite{suffix}"));
+    let snapshot = lab.folder().join("snapshot");
+    fs::create_dir(&snapshot).unwrap();
+    let files: Vec<(PathBuf, PathBuf)> = ["", "-wal", "-shm"]
+        .map(|suffix| (database(suffix), snapshot.join(format!("index{suffix}"))))
+        .into_iter()
+        .filter(|(file, _)| file.exists())
+        .collect();
+    for (file, copy) in &files {
+        fs::copy(file, copy).unwrap();
+    }
+    lab.restart();
+    push(&lab, &after, "after");
+    journalled(&lab);
+    drop_database(&mut lab);
+    for (file, copy) in &files {
+        fs::copy(copy, file).unwrap();
+    }
+    let newer = "the journal in the store is newer than this database";
+    let doctor = lab.server_command(&["doctor"]).succeeds();
+    assert!(doctor.contains(newer), "{doctor}");
+    lab.restart();
+    let begun = Instant::now();
+    while !lab.log().contains(newer) {
+        assert!(begun.elapsed() < Duration::from_mins(1), "nobody is told: {}", lab.log());
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!((status(&lab, &before), status(&lab, &after)), (200, 404));
+    journalled(&lab);
+    drop_database(&mut lab);
+    let lineage = kept_lineage(&lab);
+    lab.server_command(&["recover", "--from-store", "--lineage", &lineage]).succeeds();
+    lab.restart();
+    assert_eq!((status(&lab, &before), status(&lab, &after)), (200, 200));
 }
 
 /// Checks that the lab has what was pushed and pinned before a backup, and nothing that came after.

@@ -175,7 +175,10 @@ async fn collect(collection: &Collection, context: &Context) -> Result<Collectio
 }
 
 /// Waits until the job is done, or has failed.
+/// Waits until a server has run the collection. A failure before the command asked does not count:
+/// asking forgets it, unless the job was held just then.
 async fn wait_for(collection: &Collection, job: JobId, bar: &ProgressBar) -> Result<()> {
+    let mut failures_before = None;
     loop {
         let after = Some(JobId(job.0 - 1));
         let found = collection.opened.jobs.list_jobs(after, 1).await?.pop();
@@ -183,7 +186,10 @@ async fn wait_for(collection: &Collection, job: JobId, bar: &ProgressBar) -> Res
         else {
             return Ok(());
         };
-        if let Some(reason) = found.error {
+        let held_with = if found.holder.is_some() { found.failures } else { 0 };
+        let before = failures_before.unwrap_or(held_with).min(found.failures);
+        failures_before = Some(before);
+        if let Some(reason) = found.error.filter(|_| found.failures > before) {
             return Err(Error::NotCollected { reason });
         }
         bar.set_message(format!("{} rows freed or moved so far", found.rows_done));
@@ -209,7 +215,7 @@ fn compaction(totals: &CompactionTotals) -> String {
 }
 
 fn plan_lines(plan: &CollectionPlan, expiry: &ExpiryTotals) -> Vec<String> {
-    let ExpiryTotals { caches, paths, bytes, caches_left_out } = *expiry;
+    let ExpiryTotals { caches, paths, bytes, caches_left_out, logs } = *expiry;
     let left_out = if caches_left_out > 0 {
         format!("; {caches_left_out} caches are too large to look at")
     } else {
@@ -224,6 +230,9 @@ fn plan_lines(plan: &CollectionPlan, expiry: &ExpiryTotals) -> Vec<String> {
         format!("to free: {}", packs(&plan.remove)),
         format!("to compact: {}", compaction(&plan.compact)),
     ];
+    if logs > 0 {
+        lines.push(format!("logs that are older than logs are kept: {logs}"));
+    }
     if plan.recompress.packs > 0 {
         let CompactionTotals { packs, bytes, .. } = plan.recompress;
         lines.push(format!(
@@ -267,7 +276,7 @@ fn report_lines(report: &CollectionReport) -> Vec<String> {
     }
     if report.strays_kept > 0 {
         lines.push(format!(
-            "packs without a row that stay, because they are most of the store: {} (--delete-strays lets them go)",
+            "packs without a row that stay, by the last listing: {} (--delete-strays lets them go)",
             report.strays_kept
         ));
     }
@@ -282,12 +291,13 @@ mod tests {
     fn a_plan_and_a_report_are_a_few_lines() {
         let totals = PackTotals { packs: 2, bytes: 3 << 20, chunks: 40 };
         let plan = CollectionPlan { nars: 5, nar_bytes: 1 << 20, condemn: totals, ..Default::default() };
-        let expiry = ExpiryTotals { caches: 1, paths: 7, bytes: 2 << 20, caches_left_out: 0 };
+        let expiry = ExpiryTotals { caches: 1, paths: 7, bytes: 2 << 20, caches_left_out: 0, logs: 3 };
         let lines = plan_lines(&plan, &expiry);
         assert_eq!(lines[1], "graces that are over: 0; uploads that are over: 0");
         assert_eq!(lines[2], "NARs to remove: 5, 1.0 MiB uncompressed");
         assert_eq!(lines[3], "to condemn: 2 packs, 3.0 MiB, 40 chunks");
         assert_eq!(lines[0], "paths that the rules of 1 caches let go: 7, 2.0 MiB");
+        assert_eq!(lines[7], "logs that are older than logs are kept: 3");
         let compact = CompactionTotals {
             packs: 3,
             bytes: 60 << 20,

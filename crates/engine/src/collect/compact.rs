@@ -274,7 +274,8 @@ impl Collector {
             for (bytes, places) in plan_reads(&source) {
                 turn.keep().await?;
                 let chunks = &source[places];
-                match self.read_chunks(&key, bytes.start..bytes.end, chunks).await {
+                let read = self.read_chunks(&key, bytes.start..bytes.end, chunks);
+                match turn.while_renewing(read).await? {
                     Ok(stored) => {
                         let mut sound = Vec::with_capacity(chunks.len());
                         for (row, stored) in chunks.iter().zip(stored) {
@@ -328,7 +329,7 @@ impl Collector {
                 Some(new_frames)
             }
         };
-        if !self.store_pack(&pack).await? {
+        if !self.store_pack(turn, &pack).await? {
             return Ok(None);
         }
         turn.keep().await?;
@@ -340,9 +341,10 @@ impl Collector {
     }
 
     /// Notes a pack as doomed and stores it. `false` if the store failed.
-    async fn store_pack(&self, pack: &Pack) -> Result<bool> {
+    async fn store_pack(&self, turn: &mut Turn<'_>, pack: &Pack) -> Result<bool> {
         self.index.doom_new_pack(pack.id, self.clock.now() + DOOMED_SECONDS).await?;
-        let stored = self.blobs.put(&BlobKey::Pack(pack.id), &pack.parts).await;
+        let key = BlobKey::Pack(pack.id);
+        let stored = turn.while_renewing(self.blobs.put(&key, &pack.parts)).await?;
         if let Err(error) = &stored {
             let error = with_causes(error);
             tracing::warn!(pack.id = %pack.id, error, "a pack cannot be stored; a later collection compacts");

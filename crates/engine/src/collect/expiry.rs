@@ -41,6 +41,9 @@ pub struct ExpiryTotals {
     pub bytes: u64,
     /// Caches that are too large to plan.
     pub caches_left_out: u64,
+    /// Build logs that are older than logs are kept, of all caches.
+    #[serde(default)]
+    pub logs: u64,
 }
 
 impl Collector {
@@ -60,6 +63,10 @@ impl Collector {
         self.progress.begin(CollectionPhase::Expiring);
         let now = self.clock.now();
         let mut totals = ExpiryTotals::default();
+        let log_seconds = self.settings.expiry_defaults.log_retention_seconds;
+        if log_seconds > 0 {
+            totals.logs = self.index.count_logs(now.saturating_sub(log_seconds)).await?;
+        }
         let mut after = CacheId(0);
         loop {
             let page =

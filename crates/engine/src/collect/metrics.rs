@@ -24,6 +24,7 @@ pub struct CollectMetrics {
     waiting_bytes: IntGauge,
     strays_kept: IntGauge,
     purges_left: IntGauge,
+    oldest_purge: IntGauge,
     seconds: IntGauge,
     succeeded_at: IntGauge,
 }
@@ -52,15 +53,19 @@ impl CollectMetrics {
             ),
             waiting_bytes: gauge(
                 "dormer_gc_condemned_bytes",
-                "Bytes of condemned packs whose grace was not over at the last collection",
+                "Bytes of condemned packs whose grace was not over at the last collection, whichever process ran it",
             ),
             strays_kept: gauge(
                 "dormer_gc_strays_kept",
-                "Packs without a row that the last listing did not let go: they are most of the store, or older than its database",
+                "Packs without a row that the last listing did not let go, whichever process listed: they are most of the store, or older than its database",
             ),
             purges_left: gauge(
                 "dormer_gc_purges_left",
                 "Paths that were removed with --now and whose bytes the last collection had to leave, whichever process ran it",
+            ),
+            oldest_purge: gauge(
+                "dormer_gc_oldest_purge_timestamp_seconds",
+                "When the first of the paths was removed that dormer_gc_purges_left counts; 0 if there is none",
             ),
             seconds: gauge("dormer_gc_last_duration_seconds", "How long the last collection took"),
             succeeded_at: gauge(
@@ -102,14 +107,17 @@ impl CollectMetrics {
         for (what, bytes) in [("read", compacted.bytes_read), ("written", compacted.bytes_written)] {
             self.compacted_bytes.with_label_values(&[what]).inc_by(bytes);
         }
-        let waiting = report.waiting.bytes + report.condemned.bytes + compacted.bytes;
-        self.waiting_bytes.set(gauge_value(waiting));
         self.show(&EndedCollection { ended_at: now, report: *report });
     }
 
     /// Shows the last collection, which may be one of another process.
     pub(super) fn show(&self, last: &EndedCollection) {
-        self.purges_left.set(gauge_value(last.report.purges_left));
+        let report = &last.report;
+        let rewritten = report.compacted.bytes + report.recompressed.bytes;
+        self.waiting_bytes.set(gauge_value(report.waiting.bytes + report.condemned.bytes + rewritten));
+        self.strays_kept.set(gauge_value(report.strays_kept));
+        self.purges_left.set(gauge_value(report.purges_left));
+        self.oldest_purge.set(report.oldest_purge.unwrap_or(0));
         self.succeeded_at.set(last.ended_at);
     }
 
@@ -117,11 +125,7 @@ impl CollectMetrics {
         self.delete_failures.inc();
     }
 
-    pub(super) fn set_strays_kept(&self, packs: u64) {
-        self.strays_kept.set(gauge_value(packs));
-    }
-
-    fn all(&self) -> [&dyn MetricSource; 12] {
+    fn all(&self) -> [&dyn MetricSource; 13] {
         [
             &self.runs,
             &self.nars,
@@ -133,6 +137,7 @@ impl CollectMetrics {
             &self.waiting_bytes,
             &self.strays_kept,
             &self.purges_left,
+            &self.oldest_purge,
             &self.seconds,
             &self.succeeded_at,
         ]

@@ -19,6 +19,8 @@
 //!   use the pack since, and the marks saw every NAR that used the pack before.
 //! - Marks live in memory: a process that takes over a run begins again. What was freed stays
 //!   freed.
+//! - While the store keeps a journal of another past, the packs from before stay, and so do those
+//!   without a row: only that journal may say what they hold. Purges go before it.
 
 mod compact;
 mod expiry;
@@ -31,11 +33,11 @@ mod recompress;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use dormer_blobs::{BlobKey, Blobs};
+use dormer_blobs::{BlobKey, Blobs, Store};
 use dormer_format::PackId;
 use dormer_index::{
-    CollectIndex, DoomedPack, ExpiryDefaults, JobIndex, JobKind, JobLease, NarId, PackFate, PackNumber,
-    PackRow, UnixSeconds,
+    CollectIndex, DoomedPack, ExpiryDefaults, JobIndex, JobKind, JobLease, LastCollection, NarId, PackFate,
+    PackNumber, PackRow, UnixSeconds,
 };
 use dormer_nix::with_causes;
 use serde::{Deserialize, Serialize};
@@ -51,6 +53,7 @@ use self::plan::{
 use self::progress::Progress;
 pub use self::progress::{CollectionPhase, CollectionProgress};
 use self::recompress::Recompression;
+use crate::journal::kept_before;
 use crate::pace::pause_after;
 use crate::{Clock, Error, Result};
 
@@ -192,7 +195,9 @@ pub struct CollectionReport {
     pub objects_left: u64,
     /// Packs without a row that a listing found first. A later collection deletes them.
     pub strays_found: u64,
-    /// Packs without a row that stay: they are most of the store, which another database may use.
+    /// Packs without a row that stay: they are most of the store, which another database may use,
+    /// or older than the database. The last listing found them, which may be one of an earlier
+    /// collection.
     pub strays_kept: u64,
     /// Packs that were compacted and condemned, and what that cost.
     pub compacted: CompactionTotals,
@@ -203,6 +208,8 @@ pub struct CollectionReport {
     pub purged: u64,
     /// Those of which some bytes have to wait.
     pub purges_left: u64,
+    /// When the first path was removed of those whose bytes have to wait.
+    pub oldest_purge: Option<UnixSeconds>,
 }
 
 /// The last whole collection.
@@ -214,11 +221,23 @@ pub struct EndedCollection {
     pub report: CollectionReport,
 }
 
+impl EndedCollection {
+    fn read(last: &LastCollection) -> Result<Option<Self>> {
+        let Some(ended_at) = last.ended_at else { return Ok(None) };
+        let report = serde_json::from_str(&last.report).map_err(|error| {
+            Error::Index(dormer_index::Error::Corrupt { table: "last_collection", what: error.to_string() })
+        })?;
+        Ok(Some(Self { ended_at, report }))
+    }
+}
+
 /// Frees what nothing needs. Clones share their counters.
 #[derive(Debug, Clone)]
 pub struct Collector {
     index: Arc<dyn CollectIndex>,
     blobs: Arc<dyn Blobs>,
+    /// Where the journal is, if there is one.
+    journal: Option<Store>,
     clock: Arc<dyn Clock>,
     settings: CollectSettings,
     metrics: CollectMetrics,
@@ -236,6 +255,8 @@ struct Turn<'a> {
     renewed: Instant,
     renew_after: Duration,
     rows: u64,
+    /// Packs that were there by then stay for a journal that is kept, and so do those without rows.
+    kept_before: Option<UnixSeconds>,
     /// Packs in a row that could not be rewritten, because the store failed.
     store_failures: u32,
 }
@@ -263,6 +284,17 @@ impl Turn<'_> {
         if self.renewed.elapsed() >= self.renew_after { self.renew().await } else { Ok(()) }
     }
 
+    /// Waits for requests to the store, which may take longer than the lease lasts.
+    async fn while_renewing<T>(&mut self, requests: impl Future<Output = T>) -> Result<T> {
+        tokio::pin!(requests);
+        loop {
+            tokio::select! {
+                done = &mut requests => return Ok(done),
+                () = tokio::time::sleep(self.renew_after) => self.renew().await?,
+            }
+        }
+    }
+
     async fn renew(&mut self) -> Result<()> {
         let now = self.clock.now();
         let (rows, ends_at) = (std::mem::take(&mut self.rows), now + self.lease_seconds);
@@ -283,12 +315,19 @@ impl Collector {
         Self {
             index,
             blobs,
+            journal: None,
             clock,
             settings,
             metrics: CollectMetrics::new(),
             progress: Arc::default(),
             deleting_after: Arc::default(),
         }
+    }
+
+    /// Leaves what a journal in this store may need, if one is kept there.
+    #[must_use]
+    pub fn with_journal(self, store: Store) -> Self {
+        Self { journal: Some(store), ..self }
     }
 
     /// Where the collection or the plan is that this collector, or a clone of it, makes now.
@@ -335,12 +374,7 @@ impl Collector {
 
     /// The last whole collection, whichever process ran it.
     pub async fn last(&self) -> Result<Option<EndedCollection>> {
-        let last = self.index.last_collection().await?;
-        let Some(ended_at) = last.ended_at else { return Ok(None) };
-        let report = serde_json::from_str(&last.report).map_err(|error| {
-            Error::Index(dormer_index::Error::Corrupt { table: "last_collection", what: error.to_string() })
-        })?;
-        Ok(Some(EndedCollection { ended_at, report }))
+        EndedCollection::read(&self.index.last_collection().await?)
     }
 
     /// Shows the last whole collection in the gauges of this process.
@@ -354,7 +388,8 @@ impl Collector {
     /// What a collection would free now. Reads only.
     pub async fn plan(&self) -> Result<CollectionPlan> {
         let mut plan = CollectionPlan::default();
-        let (now, limits) = self.begin_marks();
+        let (now, mut limits) = self.begin_marks();
+        limits.kept_before = self.kept_before().await;
         self.progress.begin(CollectionPhase::Expiring);
         (plan.graces, plan.aliases) = self.index.count_ended(now, self.aliases_since(now)).await?;
         self.progress.begin(CollectionPhase::Marking);
@@ -487,6 +522,7 @@ impl Collector {
             renewed: Instant::now(),
             renew_after: self.settings.renew_after,
             rows: 0,
+            kept_before: self.kept_before().await,
             store_failures: 0,
         };
         self.progress.begin(CollectionPhase::Deleting);
@@ -494,7 +530,8 @@ impl Collector {
         self.progress.begin(CollectionPhase::Expiring);
         self.expire_names(turn, &mut report).await?;
         // The order matters: what is condemned below is judged by these marks.
-        let (now, limits) = self.begin_marks();
+        let (now, mut limits) = self.begin_marks();
+        limits.kept_before = turn.kept_before;
         self.progress.begin(CollectionPhase::Marking);
         let marks = self.mark(turn, now, &mut report).await?;
         let live = self.live_packs(marks, Some(turn)).await?;
@@ -515,6 +552,22 @@ impl Collector {
         let text = serde_json::to_string(&report).expect("numbers are JSON");
         self.index.finish_collection(lease, &text, listing != Listing::Skipped, self.clock.now()).await?;
         Ok(report)
+    }
+
+    /// The packs that were there by then stay, because the store keeps a journal of another past.
+    async fn kept_before(&self) -> Option<UnixSeconds> {
+        let Some(store) = &self.journal else { return None };
+        match kept_before(store, self.clock.now()).await {
+            Ok(before) => before,
+            Err(error) => {
+                let error = with_causes(&error);
+                tracing::warn!(
+                    error,
+                    "whether the store keeps an older journal is not known; no old pack goes now"
+                );
+                Some(UnixSeconds::MAX)
+            }
+        }
     }
 
     /// The time of the snapshot: whatever is committed later stamps its packs later.
@@ -683,7 +736,10 @@ impl Collector {
             let mut deleted = Vec::with_capacity(doomed.len());
             for pack in doomed {
                 after = Some(pack);
-                match self.blobs.delete(&BlobKey::Pack(pack.id)).await {
+                if pack.is_stray && turn.kept_before.is_some() {
+                    continue;
+                }
+                match turn.while_renewing(self.blobs.delete(&BlobKey::Pack(pack.id))).await? {
                     Ok(()) => {
                         deleted.push(pack.id);
                         failures = 0;
@@ -723,23 +779,17 @@ impl Collector {
         is_needed: bool,
         report: &mut CollectionReport,
     ) -> Result<Listing> {
-        let (now, listed_at) = (self.clock.now(), self.index.last_collection().await?.listed_at);
+        let last = self.index.last_collection().await?;
+        // What the last listing found counts until the next one.
+        report.strays_kept = EndedCollection::read(&last)?.map_or(0, |ended| ended.report.strays_kept);
+        let (now, listed_at) = (self.clock.now(), last.listed_at);
         if !is_needed && listed_at.is_some_and(|at| now < at + self.settings.listing_seconds) {
             return Ok(Listing::Skipped);
         }
         turn.renew().await?;
         self.progress.begin(CollectionPhase::Listing);
         // The listing first, the rows second: the listing lacks a pack that is stored meanwhile.
-        let listing = self.blobs.list();
-        tokio::pin!(listing);
-        // A listing of a large bucket takes longer than the lease lasts.
-        let listed = loop {
-            tokio::select! {
-                listed = &mut listing => break listed,
-                () = tokio::time::sleep(self.settings.renew_after) => turn.renew().await?,
-            }
-        };
-        let listed = match listed {
+        let listed = match turn.while_renewing(self.blobs.list()).await? {
             Ok(listed) => listed,
             // All else of the run is done, and a later run lists again.
             Err(error) => {
@@ -750,8 +800,7 @@ impl Collector {
         };
         let Strays { new: strays, kept, listed } = self.strays_among(&listed, Some(turn)).await?;
         if strays.len() > STRAYS_BELIEVED && strays.len() as u64 * 2 > listed && listed_at.is_some() {
-            report.strays_kept = strays.len() as u64;
-            self.metrics.set_strays_kept(report.strays_kept);
+            report.strays_kept = (strays.len() + kept.len()) as u64;
             tracing::error!(
                 packs = strays.len(),
                 listed,
@@ -761,13 +810,14 @@ impl Collector {
             );
             return Ok(Listing::Doubted);
         }
-        self.metrics.set_strays_kept(kept.len() as u64);
+        report.strays_kept = kept.len() as u64;
         let not_before = listed_at.map(|_| now + stray_seconds(self.settings.upload_seconds_max));
         for packs in strays.chunks(LISTED_PACKS) {
             let found = self.index.doom_packs(packs, not_before).await?;
             if not_before.is_some() {
                 report.strays_found += found;
             } else if found > 0 {
+                report.strays_kept += found;
                 tracing::warn!(
                     packs = found,
                     "the store holds packs that this database never knew; they stay until `dormer gc --delete-strays`"
@@ -820,6 +870,8 @@ impl Collector {
         for packs in strays.kept.chunks(LISTED_PACKS) {
             self.index.release_packs(packs, not_before).await?;
         }
+        // Its report then says what stays.
+        self.index.list_next_time().await?;
         Ok(seconds)
     }
 

@@ -31,6 +31,8 @@ pub(crate) struct PackLimits {
     pub(crate) stamps: StampLimits,
     /// A pack that was condemned before may go.
     pub(crate) condemned_before: UnixSeconds,
+    /// Packs that were there by then stay: a journal that is kept may need them.
+    pub(crate) kept_before: Option<UnixSeconds>,
 }
 
 impl PackLimits {
@@ -42,7 +44,13 @@ impl PackLimits {
                 used_before: marked_at - STAMP_LAG_SECONDS,
             },
             condemned_before: marked_at - upload_seconds_max - CONDEMNED_SECONDS,
+            kept_before: None,
         }
+    }
+
+    /// Whether a pack stays for a journal that is kept.
+    pub(crate) fn keeps(&self, pack: &PackRow) -> bool {
+        self.kept_before.is_some_and(|before| pack.created_at <= before)
     }
 }
 
@@ -74,7 +82,7 @@ impl PackVerdict {
                 if is_old && is_unused { Self::Condemn } else { Self::Keep }
             }
             Some(_) if is_live => Self::Spare,
-            Some(at) if at < limits.condemned_before => Self::Remove,
+            Some(at) if at < limits.condemned_before && !limits.keeps(pack) => Self::Remove,
             Some(_) => Self::Wait,
         }
     }
@@ -203,7 +211,8 @@ impl DeadShare {
 /// Whether a pack may be rewritten when so many of its chunks are live. What is young may hold
 /// chunks of uploads that no NAR needs yet.
 pub(crate) fn may_be_rewritten(pack: &PackRow, live: u64, limits: &PackLimits) -> bool {
-    live > 0 && pack.condemned_at.is_none() && pack.created_at < limits.stamps.created_before
+    let is_old = pack.created_at < limits.stamps.created_before;
+    live > 0 && pack.condemned_at.is_none() && is_old && !limits.keeps(pack)
 }
 
 /// By which a collection chooses the packs that it rewrites.

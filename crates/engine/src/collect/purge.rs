@@ -97,8 +97,14 @@ impl Collector {
             let live = self.live_packs(marks, Some(turn)).await?;
             // What another process condemns again meanwhile waits for other marks.
             let before = condemned.values().max().map_or(now, |at| at + 1);
-            let (dead, needed): (Vec<_>, Vec<_>) =
+            let (mut dead, needed): (Vec<_>, Vec<_>) =
                 condemned.into_keys().partition(|pack| live.in_pack(*pack) == 0);
+            if turn.kept_before.is_some() {
+                // Only what holds the bytes of a removed path goes before a journal that is kept.
+                let chunks = unneeded(&purging.purges, &live);
+                let found = self.packs_of(turn, &purging.purges, &chunks).await?;
+                dead.retain(|pack| found.packs.contains(pack));
+            }
             if !needed.is_empty() {
                 // A commit was faster than the round before.
                 self.index.spare_packs(&needed).await?;
@@ -159,8 +165,13 @@ impl Collector {
             let since = purging.at_home.contains(&purge.id).then_some(purge.removed_at);
             let is_done = is_listed && left.packs.is_empty() && self.are_objects_deleted(since).await?;
             self.index.end_purges(&[purge.id], is_done, now).await?;
-            report.purged += u64::from(is_done);
-            report.purges_left += u64::from(!is_done);
+            if is_done {
+                report.purged += 1;
+            } else {
+                report.purges_left += 1;
+                let oldest = report.oldest_purge.unwrap_or(purge.removed_at);
+                report.oldest_purge = Some(oldest.min(purge.removed_at));
+            }
         }
         Ok(())
     }

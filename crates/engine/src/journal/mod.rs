@@ -20,10 +20,13 @@
 //!   place, and what changes later is in a segment with a later place.
 //! - A database that goes on from an earlier state of itself (it was restored from a copy) begins a
 //!   new lineage. Its first turn shows that: the store then has files of fences that this database
-//!   has not given yet. The same if the store went back, and lacks the last file.
-//! - Without a change nothing is requested of the store, and nothing is written to the index.
+//!   has not given yet. The journal that it has forgotten is kept for a while ([`kept`]). If the
+//!   store went back, and lacks the last file, the lineage is a new one too.
+//! - A process compares database and store once. After that, without a change nothing is requested
+//!   of the store, and nothing is written to the index.
 
 mod files;
+mod kept;
 mod metrics;
 mod recover;
 
@@ -37,18 +40,24 @@ use dormer_blobs::{BlobKey, Blobs, Store};
 use dormer_format::{
     ChunkId, ChunkRun, JournalAlias, JournalCache, JournalContent, JournalDocument, JournalHeader,
     JournalKey, JournalKind, JournalListing, JournalName, JournalNar, JournalObject, JournalPath, JournalPin,
-    JournalRecord, JournalWriter, NarManifest, PackId, Recipe,
+    JournalRecord, JournalWriter, KeptJournal, NarManifest, PackId, Recipe,
 };
 use dormer_index::{
     Cache, CacheId, CacheSelection, Error as IndexError, Index, JournalIndex, JournalLease, JournalNote,
     JournalState, JournalSubject, JournaledAlias, JournaledDocument, JournaledNar, JournaledObject,
-    OutboxPosition, OutboxRow, StoredListing, UnixSeconds,
+    OutboxPosition, OutboxRow, SNAPSHOT_WANTED, StoredListing, UnixSeconds,
 };
 use dormer_nix::{NarHash, StorePathHash, with_causes};
 
 use self::files::{CHUNKS_MAX, list};
+pub(crate) use self::kept::kept_before;
+pub use self::kept::{
+    ComparedPasts, KEEP_SECONDS, StoredJournal, keep_journal, kept_journals, release_kept_journals,
+    renew_kept_journals, stored_journals,
+};
+use self::kept::{ends_at, is_live};
 pub use self::metrics::JournalMetrics;
-pub use self::recover::{Recovered, Recovery, RecoveryIndex};
+pub use self::recover::{Recovered, Recovery, RecoveryEvent, RecoveryIndex};
 use crate::pace::pause_after;
 use crate::{Clock, Result};
 
@@ -132,8 +141,14 @@ pub struct Journal {
     complete_at: AtomicI64,
     /// Turns that failed since the last good one.
     failures: AtomicU32,
+    /// Whether this process has looked for another past, without a lease.
+    has_looked_back: AtomicBool,
+    /// Whether it found one, so that a turn is due.
+    is_past_other: AtomicBool,
     /// Whether a turn of this process has compared the store with the database's past.
     is_past_known: AtomicBool,
+    /// When the next kept journal goes.
+    kept_until: AtomicI64,
 }
 
 /// What became of a turn.
@@ -168,8 +183,20 @@ impl Journal {
             settings,
             metrics: JournalMetrics::default(),
             failures: AtomicU32::new(0),
+            has_looked_back: AtomicBool::new(false),
+            is_past_other: AtomicBool::new(false),
             is_past_known: AtomicBool::new(false),
+            kept_until: AtomicI64::new(UnixSeconds::MAX),
         }
+    }
+
+    /// The same for a database that was just recovered from the journal in the store: what is to
+    /// stay of that journal is marked already.
+    #[must_use]
+    pub fn of_recovered(self) -> Self {
+        self.has_looked_back.store(true, Ordering::Relaxed);
+        self.is_past_known.store(true, Ordering::Relaxed);
+        self
     }
 
     /// What this process wrote, and how far it is behind.
@@ -201,7 +228,10 @@ impl Journal {
     }
 
     async fn work(&self) {
-        let mut pause = self.settings.interval;
+        // What is forgotten has to be marked before anything deletes it. If the store does not
+        // answer, the first turn asks again.
+        let is_other = self.look_back().await.is_ok() && self.is_past_other.load(Ordering::Relaxed);
+        let mut pause = if is_other { Duration::ZERO } else { self.settings.interval };
         loop {
             tokio::time::sleep(pause).await;
             pause = self.turn().await;
@@ -241,7 +271,43 @@ impl Journal {
         }
     }
 
+    /// Compares database and store, once in a process, and says what it finds.
+    async fn look_back(&self) -> Result<()> {
+        if self.has_looked_back.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let pasts = ComparedPasts::read(&*self.memory, &self.store).await?;
+        if pasts.is_database_older {
+            tracing::error!(
+                keep_days = KEEP_SECONDS / 86_400,
+                "the journal in the store is newer than this database, which was restored from a copy: paths that \
+                 were pushed since then are unknown to it. The newer journal stays for a while. To have these paths \
+                 back, stop every server, set this database aside, and run `dormer recover --from-store`"
+            );
+        }
+        let kept = self.look_at_kept().await?;
+        if !kept.is_empty() {
+            tracing::warn!(
+                journals = kept.len(),
+                first_ends_at = self.kept_until.load(Ordering::Relaxed),
+                "the store keeps a journal of another past, and the packs from before; `dormer recover` can read it, \
+                 and `dormer recover --accept-loss` lets it go"
+            );
+        }
+        self.is_past_other.store(pasts.is_database_older || pasts.is_store_older, Ordering::Relaxed);
+        self.has_looked_back.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Reads the marks, and notes when the first of them ends.
+    async fn look_at_kept(&self) -> Result<Vec<KeptJournal>> {
+        let kept = kept_journals(&self.store).await?;
+        self.kept_until.store(kept.iter().map(ends_at).min().unwrap_or(UnixSeconds::MAX), Ordering::Relaxed);
+        Ok(kept)
+    }
+
     async fn write_unless_elsewhere(&self) -> Result<Written> {
+        self.look_back().await?;
         let begun_at = self.clock.now();
         // While an older transaction runs, the outbox hides changes that are acknowledged. One that
         // ends during this turn may have hidden them from it, so it counts as well.
@@ -309,9 +375,19 @@ impl Journal {
         }
     }
 
+    /// Whether the segments weigh so much that a new snapshot is to begin.
+    fn is_heavy(&self, state: &JournalState) -> bool {
+        let snapshots = state.snapshot_bytes.saturating_mul(self.settings.snapshot_weight);
+        state.segment_bytes > self.settings.segment_bytes_min.max(snapshots)
+    }
+
     async fn is_due(&self, state: &JournalState) -> Result<bool> {
+        let is_past_other = self.is_past_other.load(Ordering::Relaxed);
         Ok(state.lineage == 0
             || state.snapshot.is_some()
+            || state.segment_bytes >= SNAPSHOT_WANTED
+            || is_past_other && !self.is_past_known.load(Ordering::Relaxed)
+            || self.clock.now() >= self.kept_until.load(Ordering::Relaxed)
             || !self.memory.journal_notes(1).await?.is_empty()
             || !self.index.outbox_after(state.cursor, 1).await?.is_empty())
     }
@@ -378,11 +454,10 @@ impl Turn<'_> {
     async fn write(&mut self, with_snapshot: bool) -> Result<()> {
         self.journal.check_store().await?;
         self.compare_past().await?;
+        self.end_kept().await?;
         loop {
             let begun = Instant::now();
-            let settings = &self.journal.settings;
-            let snapshots = self.state.snapshot_bytes.saturating_mul(settings.snapshot_weight);
-            let is_heavy = self.state.segment_bytes > settings.segment_bytes_min.max(snapshots);
+            let is_heavy = self.journal.is_heavy(&self.state);
             if self.state.lineage == 0 || is_heavy && self.state.snapshot.is_none() {
                 self.begin_snapshot().await?;
             }
@@ -399,28 +474,42 @@ impl Turn<'_> {
         }
     }
 
-    /// Finds out, once in a process, whether database and store have the same past. If the database
-    /// went back to an earlier state of itself, the store has a file of a fence that this lease or
-    /// a later one has; a process that lost its lease has an earlier one. If the store went back,
-    /// it lacks the last file that the database noted.
+    /// Finds out, once in a process, whether database and store have the same past. If not,
+    /// everything is written anew. A journal that the database has forgotten is marked before.
     async fn compare_past(&mut self) -> Result<()> {
         if self.journal.is_past_known.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let (fence, generation) = (self.lease.fence.cast_unsigned(), self.state.generation.cast_unsigned());
-        let sequence = self.state.sequence.cast_unsigned();
-        if self.state.lineage != 0 {
-            let names = self.list().await?;
-            let is_later = |name: &JournalName| name.generation >= generation && name.position.0 >= fence;
-            if names.iter().any(is_later) || !names.iter().any(|name| name.position.1 == sequence) {
-                tracing::warn!(
-                    "the journal and the database have different pasts: one of them was restored from a copy. \
-                     Everything is written to the journal anew"
-                );
-                self.state.lineage = 0;
-            }
+        let pasts = ComparedPasts::new(&self.list().await?, &self.state, self.lease.fence);
+        if pasts.is_database_older {
+            self.keep_newest().await?;
+        }
+        if self.state.lineage != 0 && (pasts.is_database_older || pasts.is_store_older) {
+            tracing::warn!(
+                "the journal and the database have different pasts: one of them was restored from a copy. \
+                 Everything is written to the journal anew"
+            );
+            self.state.lineage = 0;
         }
         self.journal.is_past_known.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Marks the newest journal that a recovery can begin with.
+    async fn keep_newest(&self) -> Result<()> {
+        let Journal { store, clock, .. } = self.journal;
+        if let Some(newest) = stored_journals(store).await?.first() {
+            keep_journal(store, newest.first, newest.through, clock.now()).await?;
+        }
+        self.journal.look_at_kept().await.map(drop)
+    }
+
+    /// Deletes kept journals whose time is over. While a snapshot is written, its end does that.
+    async fn end_kept(&self) -> Result<()> {
+        let is_over = self.journal.clock.now() >= self.journal.kept_until.load(Ordering::Relaxed);
+        if is_over && self.state.lineage != 0 && self.state.snapshot.is_none() {
+            self.delete_older().await?;
+        }
         Ok(())
     }
 
@@ -458,7 +547,7 @@ impl Turn<'_> {
         }
         notes.truncate(added);
         let bytes = self.store(file).await?;
-        self.state.segment_bytes += bytes;
+        self.state.segment_bytes = self.state.segment_bytes.saturating_add(bytes);
         self.state.cursor = cursor;
         self.save(&notes).await?;
         Ok(true)
@@ -727,14 +816,23 @@ impl Turn<'_> {
         }))
     }
 
-    /// Deletes the files of older generations. If it is interrupted, the next snapshot does it.
+    /// Deletes the files of older generations, except those that a mark keeps. If it is
+    /// interrupted, the next snapshot does it.
     async fn delete_older(&self) -> Result<()> {
+        let store = &self.journal.store;
+        let now = self.journal.clock.now();
+        let (live, ended): (Vec<KeptJournal>, Vec<KeptJournal>) =
+            kept_journals(store).await?.into_iter().partition(|kept| is_live(kept, now));
         for name in self.list().await? {
-            if name.generation < self.state.generation.cast_unsigned() {
-                self.journal.store.delete(&name.to_string()).await?;
+            let is_older = name.generation < self.state.generation.cast_unsigned();
+            if is_older && !live.iter().any(|kept| kept.has(name.generation)) {
+                store.delete(&name.to_string()).await?;
             }
         }
-        Ok(())
+        for kept in ended {
+            store.delete(&kept.to_string()).await?;
+        }
+        self.journal.look_at_kept().await.map(drop)
     }
 
     async fn list(&self) -> Result<Vec<JournalName>> {

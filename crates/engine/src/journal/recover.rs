@@ -37,7 +37,7 @@ use dormer_nix::{DocumentName, NarHash, StorePath, StorePathHash, with_causes};
 use futures::{StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 
-use super::files::{CHUNKS_MAX, list};
+use super::files::{CHUNKS_MAX, list, read_lineage};
 use crate::ingest_listing::GATHERED_BYTES_MAX;
 use crate::{Clock, Error, Result};
 
@@ -47,16 +47,13 @@ const TAIL_BYTES: u64 = 64 * 1024;
 /// Packs whose tables are read at once.
 const PACKS_AT_ONCE: usize = 8;
 
-/// Bytes of a file that its header takes, and a little more: nothing is known of the rest by then.
-const HEAD_BYTES: u64 = 64;
-
 /// Packs that the index is asked about at once.
 const PACKS_PAGE: usize = 1_000;
 
 /// Folder of the packs.
 const PACKS: &str = "packs";
 
-/// Paths that the report names.
+/// Paths that the report names. Each one is told when it is found.
 const LOST_NAMED_MAX: usize = 20;
 
 /// An empty index, by each of its contracts.
@@ -102,14 +99,37 @@ pub struct Recovered {
     pub documents: u64,
     /// Paths and aliases whose bytes are not in the store.
     pub lost: u64,
-    /// The first of them.
+    /// The first of them, with their caches.
     pub lost_paths: Vec<String>,
 }
+
+impl Recovered {
+    /// Whether something is missing that the journal or the packs once had.
+    pub fn has_losses(&self) -> bool {
+        self.lost + self.unreadable_packs + self.cut_journal_files > 0
+    }
+}
+
+/// What a recovery tells while it runs.
+#[derive(Debug, Clone, Copy)]
+pub enum RecoveryEvent<'a> {
+    /// What was done so far.
+    Progress(&'a Recovered),
+    /// A path or an alias whose bytes are not in the store, with its cache.
+    Lost(&'a str),
+}
+
+/// Is told what happens.
+type Tell<'a> = &'a (dyn Fn(RecoveryEvent<'_>) + Send + Sync);
 
 /// A store to recover from.
 #[derive(Debug)]
 pub struct Recovery {
     store: Store,
+    /// The only lineage that counts, if the operator chose one.
+    wanted: Option<u64>,
+    /// That of the files.
+    lineage: Option<u64>,
     /// The newest first.
     names: Vec<JournalName>,
     settings: Vec<(String, Vec<u8>)>,
@@ -121,11 +141,18 @@ pub struct Recovery {
 
 impl Recovery {
     /// Reads from the journal what is to be recovered: its files, settings and caches. Changes
-    /// nothing.
+    /// nothing. The lineage with the newest whole snapshot counts.
     pub async fn open(store: Store) -> Result<Self> {
+        Self::open_lineage(store, None).await
+    }
+
+    /// The same for a lineage that the operator chose.
+    pub async fn open_lineage(store: Store, wanted: Option<u64>) -> Result<Self> {
         let names = list(&store).await?;
         let mut this = Self {
             store,
+            wanted,
+            lineage: None,
             names: Vec::new(),
             settings: Vec::new(),
             caches: HashMap::new(),
@@ -189,6 +216,17 @@ impl Recovery {
         self.is_snapshot_whole
     }
 
+    /// The lineage that is recovered.
+    pub fn lineage(&self) -> Option<u64> {
+        self.lineage
+    }
+
+    /// The generations that are recovered, the first and the last.
+    pub fn generations(&self) -> Option<(u64, u64)> {
+        let generations = self.names.iter().map(|name| name.generation);
+        Some((generations.clone().min()?, generations.max()?))
+    }
+
     /// A named value of the lost installation.
     pub fn setting(&self, name: &str) -> Option<&[u8]> {
         self.settings.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_slice())
@@ -203,6 +241,9 @@ impl Recovery {
         let mut base = None;
         for end in ends {
             if let Some(file) = self.read(&end, false).await?.filter(|file| file.is_whole) {
+                if self.wanted.is_some_and(|wanted| wanted != file.header.lineage) {
+                    continue;
+                }
                 base = Some(file.header);
                 break;
             }
@@ -230,15 +271,15 @@ impl Recovery {
         chosen.sort_unstable_by_key(|name| {
             std::cmp::Reverse((name.kind == JournalKind::Segment, name.position, name.random))
         });
-        let mut lineage = base.map(|base| base.lineage);
+        let mut lineage = base.map(|base| base.lineage).or(self.wanted);
         if lineage.is_none()
             && let Some(newest) = chosen.iter().copied().max_by_key(|name| (name.generation, name.position))
         {
-            lineage = self.lineage(&newest).await?;
+            lineage = read_lineage(&self.store, &newest).await?;
         }
         let mut of_lineage = Vec::new();
         for name in chosen {
-            let Some(own) = self.lineage(&name).await? else {
+            let Some(own) = read_lineage(&self.store, &name).await? else {
                 self.report.cut_journal_files += 1;
                 tracing::warn!(journal.file = %name, "a file of the journal has no readable beginning");
                 continue;
@@ -247,17 +288,20 @@ impl Recovery {
                 of_lineage.push(name);
             }
         }
+        self.lineage = lineage;
         Ok(of_lineage)
     }
 
     /// Counts what another lineage wrote after a snapshot: a database that was recovered or
-    /// restored since, and lost before its own first snapshot was whole. Its files say what
-    /// changed, but not what was there, so they cannot be used.
+    /// restored since, and lost before its own first snapshot was whole, or that the operator did
+    /// not choose. Without a snapshot, its files say what changed, but not what was there.
     async fn count_ignored(&mut self, names: &[JournalName], base: &JournalHeader) -> Result<()> {
         let is_later =
             |name: &&JournalName| name.kind != JournalKind::End && name.generation > base.generation;
         for name in names.iter().filter(is_later) {
-            if let Some(lineage) = self.lineage(name).await?.filter(|lineage| *lineage != base.lineage) {
+            if let Some(lineage) =
+                read_lineage(&self.store, name).await?.filter(|lineage| *lineage != base.lineage)
+            {
                 self.report.ignored_journal_files += 1;
                 self.report.ignored_lineages.insert(format!("{lineage:016x}"));
             }
@@ -268,16 +312,6 @@ impl Recovery {
     /// What is known before anything is recovered.
     pub fn report(&self) -> &Recovered {
         &self.report
-    }
-
-    /// The lineage of a file; `None` if not even its header is there. Only one database writes a
-    /// journal, so nearly always all are alike.
-    async fn lineage(&self, name: &JournalName) -> Result<Option<u64>> {
-        match self.store.get_up_to(&name.to_string(), 0..HEAD_BYTES).await {
-            Ok(head) => Ok(JournalFile::read(&head).ok().map(|file| file.header.lineage)),
-            Err(dormer_blobs::Error::Truncated { .. } | dormer_blobs::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
     }
 
     /// Reads a file as far as it goes. With `counts`, a file that is cut is counted and told.
@@ -300,16 +334,11 @@ impl Recovery {
     }
 
     /// Fills the index, which has to be empty or half recovered, and returns what was done.
-    /// `progress` is told what was done so far, now and then.
-    pub async fn run(
-        mut self,
-        into: &RecoveryIndex,
-        clock: &dyn Clock,
-        progress: &(dyn Fn(&Recovered) + Send + Sync),
-    ) -> Result<Recovered> {
+    /// `tell` is told what was done so far, now and then, and each path that is lost.
+    pub async fn run(mut self, into: &RecoveryIndex, clock: &dyn Clock, tell: Tell<'_>) -> Result<Recovered> {
         let now = clock.now();
         let RecoveryIndex { index, journal, .. } = into;
-        self.recover_packs(into, now, progress).await?;
+        self.recover_packs(into, now, tell).await?;
         for (name, value) in &self.settings {
             journal.restore_setting(name, value).await?;
         }
@@ -334,18 +363,13 @@ impl Recovery {
         let mut seen = Seen::default();
         for name in self.names.clone() {
             let Some(file) = self.read(&name, false).await? else { continue };
-            self.recover_file(index, file, &ids, &mut seen, now).await?;
-            progress(&self.report);
+            self.recover_file(index, file, &ids, &mut seen, now, tell).await?;
+            tell(RecoveryEvent::Progress(&self.report));
         }
         Ok(self.report)
     }
 
-    async fn recover_packs(
-        &mut self,
-        into: &RecoveryIndex,
-        now: UnixSeconds,
-        progress: &(dyn Fn(&Recovered) + Send + Sync),
-    ) -> Result<()> {
+    async fn recover_packs(&mut self, into: &RecoveryIndex, now: UnixSeconds, tell: Tell<'_>) -> Result<()> {
         let mut packs = self.list_packs().await?;
         self.report.packs_found = packs.len() as u64;
         packs.sort_unstable_by_key(|pack| (std::cmp::Reverse(pack.modified_at), *pack.id.as_bytes()));
@@ -384,7 +408,7 @@ impl Recovery {
                     // The store failed: that says nothing of the pack.
                     Err(error) => return Err(error),
                 }
-                progress(&self.report);
+                tell(RecoveryEvent::Progress(&self.report));
             }
         }
         Ok(())
@@ -408,6 +432,7 @@ impl Recovery {
         caches: &HashMap<u64, CacheId>,
         seen: &mut Seen,
         now: UnixSeconds,
+        tell: Tell<'_>,
     ) -> Result<()> {
         let mut nars: HashMap<NarHash, JournalNar> = HashMap::new();
         let (mut paths, mut aliases, mut documents) = (Vec::new(), Vec::new(), Vec::new());
@@ -429,7 +454,7 @@ impl Recovery {
                 continue;
             }
             if let Some(cache) = caches.get(&path.cache)
-                && let Some(hash) = self.recover_path(index, *cache, path, &nars).await?
+                && let Some(hash) = self.recover_path(index, *cache, path, &nars, tell).await?
             {
                 used.entry(*cache).or_default().push(hash);
             }
@@ -443,13 +468,13 @@ impl Recovery {
         for alias in aliases {
             let was_seen = seen.had_alias(alias.cache, &alias.file_name, is_part);
             if let (false, Some(cache)) = (was_seen, caches.get(&alias.cache)) {
-                self.recover_alias(index, *cache, alias, &nars).await?;
+                self.recover_alias(index, *cache, alias, &nars, tell).await?;
             }
         }
         for document in documents {
             let was_seen = seen.had_document(document.cache, &document.name, is_part);
             if let (false, Some(cache)) = (was_seen, caches.get(&document.cache)) {
-                self.recover_document(index, *cache, document).await?;
+                self.recover_document(index, *cache, document, tell).await?;
             }
         }
         Ok(())
@@ -462,8 +487,10 @@ impl Recovery {
         cache: CacheId,
         path: JournalPath,
         nars: &HashMap<NarHash, JournalNar>,
+        tell: Tell<'_>,
     ) -> Result<Option<StorePathHash>> {
         let Some(object) = path.object else { return Ok(None) };
+        let label = path.cache;
         let name = format!("{}-{}", path.hash, object.name);
         let (nar, created_at) = (object.nar, object.created_at);
         let is_there = match restored_object(path.hash, object) {
@@ -477,7 +504,7 @@ impl Recovery {
             self.report.paths += 1;
             return Ok(Some(path.hash));
         }
-        self.lost(name);
+        self.lost(label, &name, tell);
         Ok(None)
     }
 
@@ -487,13 +514,14 @@ impl Recovery {
         cache: CacheId,
         alias: JournalAlias,
         nars: &HashMap<NarHash, JournalNar>,
+        tell: Tell<'_>,
     ) -> Result<()> {
         let Some((nar, compression, used_at)) = alias.upload else { return Ok(()) };
         let target = CommitTarget::Alias { file_name: alias.file_name.clone(), compression };
         if self.commit(index, cache, nars.get(&nar), nar, target, used_at).await? {
             self.report.aliases += 1;
         } else {
-            self.lost(format!("nar/{}", alias.file_name));
+            self.lost(alias.cache, &format!("nar/{}", alias.file_name), tell);
         }
         Ok(())
     }
@@ -503,10 +531,11 @@ impl Recovery {
         index: &Arc<dyn Index>,
         cache: CacheId,
         document: JournalDocument,
+        tell: Tell<'_>,
     ) -> Result<()> {
         let Some(content) = document.content else { return Ok(()) };
         let Ok(name) = document.name.parse::<DocumentName>() else {
-            self.lost(document.name);
+            self.lost(document.cache, &document.name, tell);
             return Ok(());
         };
         let written_at = content.written_at;
@@ -516,7 +545,10 @@ impl Recovery {
         Ok(())
     }
 
-    fn lost(&mut self, name: String) {
+    fn lost(&mut self, cache: u64, name: &str, tell: Tell<'_>) {
+        let cache = self.caches.get(&cache).and_then(Option::as_ref).map_or("?", |cache| &cache.name);
+        let name = format!("{cache}/{name}");
+        tell(RecoveryEvent::Lost(&name));
         self.report.lost += 1;
         if self.report.lost_paths.len() < LOST_NAMED_MAX {
             self.report.lost_paths.push(name);

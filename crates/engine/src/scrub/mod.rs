@@ -54,7 +54,7 @@ const FETCH_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Findings that a report names; the log has all of them.
 const NAMED_MAX: usize = 100;
 
-/// The lease is renewed at least so often while a limit of bytes makes the run wait.
+/// The lease is renewed at least so often while the store or a limit of bytes makes the run wait.
 const RENEW_AFTER: Duration = Duration::from_secs(3);
 
 /// Attempts to read a chunk before it counts as damaged because the disk does not give it back.
@@ -178,6 +178,7 @@ pub struct Scrubber {
     blobs: Arc<dyn Blobs>,
     clock: Arc<dyn Clock>,
     metrics: ScrubMetrics,
+    renew_after: Duration,
 }
 
 fn read_report(text: &str) -> Result<ScrubReport> {
@@ -200,7 +201,13 @@ impl Scrubber {
         blobs: Arc<dyn Blobs>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { index, scrub, blobs, clock, metrics: ScrubMetrics::new() }
+        Self { index, scrub, blobs, clock, metrics: ScrubMetrics::new(), renew_after: RENEW_AFTER }
+    }
+
+    /// The same with another time after which the lease is renewed.
+    #[must_use]
+    pub fn renewing_after(self, renew_after: Duration) -> Self {
+        Self { renew_after, ..self }
     }
 
     /// The counters of this process.
@@ -320,7 +327,7 @@ impl Scrubber {
     /// Checks one pack; returns the bytes that it read.
     async fn pack(&self, turn: &Turn<'_>, pack: &PackRow, state: &mut ScrubState) -> Result<u64> {
         let rows = self.scrub.chunks_of_pack(pack.number).await?;
-        let bytes = match self.whole_pack(pack).await {
+        let bytes = match self.while_renewing(turn, state, self.whole_pack(pack)).await? {
             Ok(bytes) => bytes,
             Err(dormer_blobs::Error::NotFound { .. } | dormer_blobs::Error::Truncated { .. }) => {
                 self.lost_pack(pack, &rows, &mut state.report).await?;
@@ -365,11 +372,11 @@ impl Scrubber {
         let mut renewed = Instant::now();
         for row in rows {
             let tries = if chunks.len() < TRIED_AGAIN { TRIES } else { 1 };
-            match self.stored_chunk(row, tries).await? {
+            match self.while_renewing(turn, state, self.stored_chunk(row, tries)).await?? {
                 Some(bytes) => read += bytes.len() as u64,
                 None => chunks.push(row),
             }
-            if renewed.elapsed() >= RENEW_AFTER {
+            if renewed.elapsed() >= self.renew_after {
                 self.advance(turn, state, 0).await?;
                 renewed = Instant::now();
             }
@@ -379,10 +386,10 @@ impl Scrubber {
         self.check_store().await?;
         let mut unread = Vec::new();
         for row in chunks {
-            if self.stored_chunk(row, 1).await?.is_none() {
+            if self.while_renewing(turn, state, self.stored_chunk(row, 1)).await??.is_none() {
                 unread.push(row.number);
             }
-            if renewed.elapsed() >= RENEW_AFTER {
+            if renewed.elapsed() >= self.renew_after {
                 self.advance(turn, state, 0).await?;
                 renewed = Instant::now();
             }
@@ -632,13 +639,29 @@ impl Scrubber {
             Duration::from_millis(bytes.saturating_mul(1_000) / limit.max(1))
         });
         let mut left = pause_after(took).max(due.saturating_sub(took));
-        while left > RENEW_AFTER {
-            tokio::time::sleep(RENEW_AFTER).await;
-            left -= RENEW_AFTER;
+        while left > self.renew_after {
+            tokio::time::sleep(self.renew_after).await;
+            left -= self.renew_after;
             self.advance(turn, state, 0).await?;
         }
         tokio::time::sleep(left).await;
         Ok(())
+    }
+
+    /// Waits for requests to the store, which may take longer than the lease lasts.
+    async fn while_renewing<T>(
+        &self,
+        turn: &Turn<'_>,
+        state: &ScrubState,
+        requests: impl Future<Output = T>,
+    ) -> Result<T> {
+        tokio::pin!(requests);
+        loop {
+            tokio::select! {
+                done = &mut requests => return Ok(done),
+                () = tokio::time::sleep(self.renew_after) => self.advance(turn, state, 0).await?,
+            }
+        }
     }
 
     async fn advance(&self, turn: &Turn<'_>, state: &ScrubState, rows: u64) -> Result<()> {

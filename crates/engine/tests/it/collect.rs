@@ -6,10 +6,12 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use crate::common::{
     Installation, create_main, decompress, hash_of, ingest, new_database, path, push, served, settings,
 };
+use crate::jobs::until;
 use crate::odd_store::OddStore;
 use async_trait::async_trait;
 use dormer_blobs::{BlobKey, Blobs};
@@ -22,12 +24,13 @@ use dormer_index::{
     Audit, Cache, CollectIndex, Index, JobIndex, JournalIndex, NarKey, PackNumber, PostgresIndex,
     PostgresOptions, Removal, ScrubIndex, SqliteIndex, UnixSeconds,
 };
-use dormer_nix::NarHash;
+use dormer_nix::{NarHash, StorePath};
 use dormer_testkit::{
     FaultBlobs, FaultCollect, Faults, Lie, Random, Violation, check_invariants, find_leaks, object_for,
     package_nar, rebuilt,
 };
 use futures::TryStreamExt as _;
+use futures::future::BoxFuture;
 
 pub(crate) const HOUR: i64 = 3_600;
 pub(crate) const DAY: i64 = 24 * HOUR;
@@ -128,6 +131,15 @@ impl Lab {
         Self { installation: Installation::new(), postgres, clock, recompress_level: None }
     }
 
+    /// From now on there is an empty one.
+    pub(crate) async fn lose_database(&mut self) {
+        if self.postgres.is_some() {
+            self.postgres = new_database(true).await;
+        } else {
+            self.installation.lose_database().await;
+        }
+    }
+
     async fn postgres(url: &str) -> PostgresIndex {
         let options = PostgresOptions { connections_max: 4, ..PostgresOptions::default() };
         PostgresIndex::open(url, options).await.expect(ANSWERS)
@@ -190,10 +202,23 @@ impl Lab {
         process: &Process,
         faults: &Arc<Faults>,
     ) -> dormer_engine::Result<Option<CollectionReport>> {
+        self.collect_racing(process, faults, None).await
+    }
+
+    /// The same, while somebody pushes.
+    pub(crate) async fn collect_racing(
+        &self,
+        process: &Process,
+        faults: &Arc<Faults>,
+        racing: Option<&Arc<RacingPush>>,
+    ) -> dormer_engine::Result<Option<CollectionReport>> {
         let blobs = Arc::clone(&self.installation.blobs);
         let blobs: Arc<dyn Blobs> = Arc::new(FaultBlobs::new(blobs, Arc::clone(faults)));
         let collect = Arc::clone(&process.contracts.collect);
-        let index = FaultCollect::new(collect, Arc::clone(&blobs), Arc::clone(faults));
+        let mut index = FaultCollect::new(collect, Arc::clone(&blobs), Arc::clone(faults));
+        if let Some(racing) = racing {
+            index = index.with_meanwhile(racing.before_call());
+        }
         self.collector(Arc::new(index), blobs).run_now(&*process.contracts.jobs, "test", 30).await
     }
 
@@ -231,12 +256,18 @@ impl Lab {
         check_invariants(audit, &*self.installation.blobs, acknowledged, &[]).await
     }
 
-    /// Everything is gone: bucket, packs, chunks, NARs.
+    /// Everything is gone: the bucket, and all rows about paths, bytes and jobs. The job that
+    /// forgets damaged chunks may have to run.
     pub(crate) async fn is_empty(&self, when: &str) {
-        let audit = self.audit().await;
-        assert_eq!(audit.packs, [], "{when}");
-        assert_eq!(audit.chunks, [], "{when}");
-        assert_eq!(audit.nars, [], "{when}");
+        if self.audit().await.leftovers.contains_key("jobs") {
+            let jobs = self.open().await.contracts.jobs;
+            let settings = JobSettings { poll: Duration::from_millis(5), ..JobSettings::default() };
+            let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
+            let runner = JobRunner::new(Arc::clone(&jobs), clock, "last".to_owned(), settings);
+            let is_done = async || jobs.list_jobs(None, 1).await.expect(ANSWERS).is_empty();
+            runner.run(until("no job is open", is_done)).await;
+        }
+        assert_eq!(self.audit().await.leftovers, BTreeMap::new(), "{when}");
         assert_eq!(self.installation.blobs.list().await.expect(ANSWERS), [], "{when}");
     }
 }
@@ -405,7 +436,8 @@ async fn packs_without_a_row_are_found_and_removed() {
         key
     };
     let foreign = put(1).await;
-    assert_eq!(lab.collect(&process).await.strays_found, 0);
+    let report = lab.collect(&process).await;
+    assert_eq!((report.strays_found, report.strays_kept), (0, 1));
     let lost = put(2).await;
     assert_eq!(lab.collect(&process).await.strays_found, 1);
     lab.pass(2 * DAY - 1);
@@ -452,6 +484,54 @@ async fn a_store_full_of_unknown_packs_is_left_alone() {
     assert_eq!(lab.installation.blobs.list().await.expect(ANSWERS).len(), 101);
     delete_strays(&lab, &process).await;
     assert_eq!(lab.collect(&process).await.strays_kept, 0);
+}
+
+/// A command collects and lists. The gauges of the servers tell of it, and a server that collects
+/// next, without a listing, still knows what stays.
+#[tokio::test]
+async fn the_last_collection_shows_in_the_gauges_of_another_process() {
+    let lab = Lab::new(false).await;
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    let key = BlobKey::Pack(PackId::from_bytes([1; 16]));
+    lab.installation.blobs.put(&key, &[bytes::Bytes::from_static(b"a pack")]).await.expect(ANSWERS);
+    lab.collect(&process).await;
+    let [first, ..] = nars();
+    push(&process.engine, &cache, &path(1), &first).await.expect(ANSWERS);
+    process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    lab.pass(OLD);
+    let report = lab.collect(&process).await;
+    assert_eq!((report.condemned.packs, report.strays_kept), (1, 1));
+
+    let server = Collector::new(
+        Arc::clone(&process.contracts.collect),
+        Arc::clone(&lab.installation.blobs),
+        Arc::clone(&lab.clock) as Arc<dyn Clock>,
+        CollectSettings { interval_seconds: None, ..CollectSettings::default() },
+    );
+    let metrics = server.metrics();
+    let gauge = |name: &str| {
+        let families = prometheus::core::Collector::collect(&metrics);
+        let family = families.iter().find(|family| family.name() == name).expect("it is a metric");
+        family.get_metric()[0].get_gauge().get_value()
+    };
+    let shown = || (gauge("dormer_gc_strays_kept"), gauge("dormer_gc_condemned_bytes") > 0.0);
+    assert_eq!(shown(), (0.0, false), "it has not looked yet");
+    let settings = JobSettings { poll: std::time::Duration::from_millis(5), ..JobSettings::default() };
+    let clock = Arc::clone(&lab.clock) as Arc<dyn Clock>;
+    let runner = JobRunner::new(Arc::clone(&process.contracts.jobs), clock, "server".to_owned(), settings)
+        .with_collector(server.clone());
+    runner.run(until("the last collection shows", async || shown() == (1.0, true))).await;
+
+    let collect = async || server.run_now(&*process.contracts.jobs, "server", 30).await.expect(ANSWERS);
+    lab.pass(CONDEMNED);
+    assert_eq!(collect().await.expect("it ran").strays_kept, 1, "it lists nothing");
+    assert_eq!(shown(), (1.0, false));
+    let command = lab.collector(Arc::clone(&process.contracts.collect), Arc::clone(&lab.installation.blobs));
+    let strays = command.find_strays().await.expect(ANSWERS);
+    command.doom_strays(&strays).await.expect(ANSWERS);
+    assert_eq!(collect().await.expect("it ran").strays_kept, 0, "it lists again");
+    assert_eq!(shown(), (0.0, false));
 }
 
 /// A store that does not delete keeps its packs on the list.
@@ -741,6 +821,24 @@ async fn a_compaction_leaves_damaged_chunks_for_the_next_push() {
     assert_eq!(lab.violations(&[hash_of(&short)], &[]).await, []);
 }
 
+/// Nothing pushes the damaged chunk again: what is noted of it goes with it.
+#[tokio::test]
+async fn a_damaged_chunk_that_no_push_heals_leaves_nothing_behind() {
+    let lab = Lab::new(false).await;
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    let [first, ..] = nars();
+    push(&process.engine, &cache, &path(1), &first).await.expect(ANSWERS);
+    let index = &process.contracts.index;
+    let nar = index.find_nar(&hash_of(&first)).await.expect(ANSWERS).expect("it was pushed");
+    let chunks = index.load_chunks(&nar.recipe.runs).await.expect(ANSWERS);
+    index.mark_damaged(nar.id, &[chunks[0].number], 0).await.expect(ANSWERS);
+    process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    lab.collect_all(&process).await;
+    drop((process, cache));
+    lab.is_empty("it was removed").await;
+}
+
 /// A NAR with the same chunks but for the last ones.
 fn rebuilt_tail(nar: &[u8]) -> Vec<u8> {
     let mut nar = nar.to_vec();
@@ -900,8 +998,47 @@ enum Racer {
     Pushes,
 }
 
-/// The racer's upload until its commit, and the outcome after it.
-type RacerTurn = Arc<Mutex<(Option<Ingested>, Option<dormer_engine::Result<()>>)>>;
+/// A push that commits just before a certain call of a collection.
+pub(crate) struct RacingPush {
+    pub(crate) engine: Engine,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) path: StorePath,
+    pub(crate) nar: Vec<u8>,
+    /// The upload until its commit, if it began before the collection.
+    pub(crate) ingested: Mutex<Option<Ingested>>,
+    pub(crate) at: u64,
+    /// What the server answered; `None` before.
+    pub(crate) outcome: Mutex<Option<dormer_engine::Result<()>>>,
+}
+
+impl RacingPush {
+    /// For [`FaultCollect::with_meanwhile`].
+    pub(crate) fn before_call(
+        self: &Arc<Self>,
+    ) -> impl Fn(u64) -> BoxFuture<'static, ()> + Send + Sync + use<> {
+        let racing = Arc::clone(self);
+        move |call: u64| -> BoxFuture<'static, ()> {
+            let racing = Arc::clone(&racing);
+            Box::pin(async move {
+                if call == racing.at {
+                    let outcome = racing.push().await;
+                    *racing.outcome.lock().expect(ANSWERS) = Some(outcome);
+                }
+            })
+        }
+    }
+
+    async fn push(&self) -> dormer_engine::Result<()> {
+        let ingested = self.ingested.lock().expect(ANSWERS).take();
+        match ingested {
+            Some(ingested) => {
+                let object = object_for(&self.path, &[]);
+                self.engine.commit_object(&self.cache, ingested, object).await.map(drop)
+            }
+            None => push(&self.engine, &self.cache, &self.path, &self.nar).await,
+        }
+    }
+}
 
 /// What became of a race at every call.
 #[derive(Default)]
@@ -944,32 +1081,19 @@ async fn race(
     if let Some(ingested) = &ingested {
         assert_eq!(ingested.new_chunk_bytes, 0, "it only reuses");
     }
-    let turn: RacerTurn = Arc::new(Mutex::new((ingested, None)));
-    let meanwhile = {
-        let (engine, cache, turn, raced) =
-            (process.engine.clone(), Arc::clone(&cache), Arc::clone(&turn), raced.clone());
-        move |call: u64| -> futures::future::BoxFuture<'static, ()> {
-            let (engine, cache, turn, raced) =
-                (engine.clone(), Arc::clone(&cache), Arc::clone(&turn), raced.clone());
-            Box::pin(async move {
-                if call != at {
-                    return;
-                }
-                let ingested = turn.lock().expect(ANSWERS).0.take();
-                let outcome = match ingested {
-                    Some(ingested) => {
-                        engine.commit_object(&cache, ingested, object_for(&path(9), &[])).await.map(drop)
-                    }
-                    None => push(&engine, &cache, &path(9), &raced).await,
-                };
-                turn.lock().expect(ANSWERS).1 = Some(outcome);
-            })
-        }
-    };
+    let racing = Arc::new(RacingPush {
+        engine: process.engine.clone(),
+        cache: Arc::clone(&cache),
+        path: path(9),
+        nar: raced.clone(),
+        ingested: Mutex::new(ingested),
+        at,
+        outcome: Mutex::new(None),
+    });
     let blobs: Arc<dyn Blobs> =
         Arc::new(FaultBlobs::new(Arc::clone(&lab.installation.blobs), Arc::clone(&faults)));
     let index = FaultCollect::new(Arc::clone(&process.contracts.collect), Arc::clone(&blobs), faults)
-        .with_meanwhile(meanwhile);
+        .with_meanwhile(racing.before_call());
     let collector = lab.collector(Arc::new(index), blobs);
     for _ in 0..3 {
         collector.run_now(&*process.contracts.jobs, "test", 30).await.expect(ANSWERS);
@@ -980,9 +1104,10 @@ async fn race(
         }
         lab.pass(CONDEMNED);
     }
-    // It has the database open.
-    drop(collector);
-    let outcome = turn.lock().expect(ANSWERS).1.take()?;
+    let outcome = racing.outcome.lock().expect(ANSWERS).take();
+    // They have the database open.
+    drop((collector, racing));
+    let outcome = outcome?;
     match outcome {
         Ok(()) => races.committed += 1,
         Err(error) => {

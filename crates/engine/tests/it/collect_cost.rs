@@ -3,14 +3,17 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs, Result};
+use dormer_engine::{Clock, JobRunner, JobSettings};
 use dormer_testkit::{Random, package_nar, rebuilt};
 
 use crate::collect::{ANSWERS, Lab, OLD};
 use crate::common::{create_main, path, push};
+use crate::jobs::until;
 
 /// A store that counts its calls: each is a request over a network.
 #[derive(Debug)]
@@ -53,7 +56,7 @@ async fn stored_bytes(blobs: &dyn Blobs) -> u64 {
 }
 
 #[tokio::test]
-async fn deleting_everything_costs_one_request_for_each_pack() {
+async fn a_cache_that_is_deleted_whole_costs_one_request_for_each_pack() {
     let lab = Lab::new(false).await;
     let process = lab.open().await;
     let cache = create_main(&process.engine).await;
@@ -62,9 +65,13 @@ async fn deleting_everything_costs_one_request_for_each_pack() {
         push(&process.engine, &cache, &path(number), &nar).await.expect(ANSWERS);
     }
     let packs = lab.installation.blobs.list().await.expect(ANSWERS).len() as u64;
-    for number in 0..20 {
-        process.engine.remove_object(&cache, &path(number).hash(), None).await.expect(ANSWERS);
-    }
+    process.engine.delete_cache(&cache, None).await.expect(ANSWERS);
+    let jobs = &process.contracts.jobs;
+    let settings = JobSettings { poll: Duration::from_millis(5), ..JobSettings::default() };
+    let clock = Arc::clone(&lab.clock) as Arc<dyn Clock>;
+    let runner = JobRunner::new(Arc::clone(jobs), clock, "server".to_owned(), settings);
+    let is_done = async || jobs.list_jobs(None, 1).await.expect(ANSWERS).is_empty();
+    runner.run(until("the cache is deleted", is_done)).await;
     let inner = Arc::clone(&lab.installation.blobs);
     let counting = Arc::new(Counting { inner, deletes: AtomicU64::new(0), others: AtomicU64::new(0) });
     let collector =

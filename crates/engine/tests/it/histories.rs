@@ -3,14 +3,14 @@
 //! in the end, nothing is left.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_engine::{
-    Clock, FULL_PPM, JobRunner, JobSettings, Journal, JournalSettings, Recovery, RecoveryIndex, ScrubOptions,
-    Scrubber,
+    Clock, ErrorClass, FULL_PPM, JobRunner, JobSettings, Journal, JournalSettings, Recovery, RecoveryIndex,
+    ScrubOptions, Scrubber,
 };
 use dormer_index::{Cache, ExpiryDefaults, Index, JobKind, JournalIndex, NarKey, Pin, Removal, UnixSeconds};
 use dormer_nix::NarHash;
@@ -18,11 +18,14 @@ use dormer_testkit::{FaultIndex, FaultJournal, Faults, Lie, Violation, object_fo
 use futures::TryStreamExt as _;
 use proptest::prelude::*;
 
-use crate::collect::{ANSWERS, DAY, HOUR, Lab, NEVER, Process, beginning, nars};
+use crate::collect::{ANSWERS, DAY, HOUR, Lab, NEVER, Process, RacingPush, beginning, nars};
 use crate::common::{create_main, hash_of, ingest, path};
 
 /// How long a path stays unused before an expire job removes it.
 const RETENTION: i64 = 20 * DAY;
+
+/// What was used within this time stays, whatever the quota.
+const SPARED: i64 = 2 * HOUR;
 
 /// How long the NAR of a removed path stays readable.
 const GRACE: i64 = 3 * DAY;
@@ -44,18 +47,33 @@ enum Event {
     Purge { path: u8 },
     /// A path is pinned, or its pin is removed.
     Pin { path: u8, is_added: bool },
-    /// What was not used for long expires.
-    Expire,
+    /// What was not used for long expires, and what a quota of nothing does not need.
+    Expire { is_over_quota: bool },
     /// Hours pass.
     Pass { hours: i64 },
-    /// A collection, with a crash at a step, if it has so many.
-    Collect { crash_at: Option<u64>, effect_kept: bool },
+    /// A collection, with a crash at a step, if it has so many, and with a push beside it.
+    Collect { crash_at: Option<u64>, effect_kept: bool, beside: Option<Beside> },
     /// A chunk of a path goes bad, and a scrub finds it. Then clients push what is missing, or not.
     Damage { path: u8, chunk: u8, is_healed: bool },
     /// The journal is written, with a crash at a step, if it has so many.
     Journal { crash_at: Option<u64>, effect_kept: bool },
     /// The journal is written, the database is lost, and a new one is recovered from the store.
     Recover,
+}
+
+/// A push that commits before a call of a collection, if it has so many.
+#[derive(Debug, Clone, Copy)]
+struct Beside {
+    at: u64,
+    path: u8,
+    nar: u8,
+    /// Whether it looked its chunks up before the collection.
+    has_begun: bool,
+}
+
+fn beside() -> impl Strategy<Value = Option<Beside>> {
+    let push = (0..30_u64, 0..PATHS, 0..5_u8, any::<bool>());
+    prop::option::of(push.prop_map(|(at, path, nar, has_begun)| Beside { at, path, nar, has_begun }))
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -67,9 +85,13 @@ fn event() -> impl Strategy<Value = Event> {
         3 => (0..PATHS, any::<bool>()).prop_map(|(path, for_cause)| Event::Remove { path, for_cause }),
         2 => (0..PATHS).prop_map(|path| Event::Purge { path }),
         1 => (0..PATHS, any::<bool>()).prop_map(|(path, is_added)| Event::Pin { path, is_added }),
-        1 => Just(Event::Expire),
+        1 => any::<bool>().prop_map(|is_over_quota| Event::Expire { is_over_quota }),
         4 => prop::sample::select(vec![1, 27, 50, 800]).prop_map(|hours| Event::Pass { hours }),
-        6 => crash().prop_map(|(crash_at, effect_kept)| Event::Collect { crash_at, effect_kept }),
+        6 => (crash(), beside()).prop_map(|((crash_at, effect_kept), beside)| Event::Collect {
+            crash_at,
+            effect_kept,
+            beside,
+        }),
         2 => (0..PATHS, any::<u8>(), any::<bool>())
             .prop_map(|(path, chunk, is_healed)| Event::Damage { path, chunk, is_healed }),
         1 => crash().prop_map(|(crash_at, effect_kept)| Event::Journal { crash_at, effect_kept }),
@@ -101,13 +123,13 @@ struct History {
 }
 
 impl History {
-    async fn begin() -> Self {
-        Self::begin_with(|index| index).await
+    async fn begin(on_postgres: bool) -> Self {
+        Self::begin_with(on_postgres, |index| index).await
     }
 
     /// The first process sees the index through `wrap`.
-    async fn begin_with(wrap: impl FnOnce(Arc<dyn Index>) -> Arc<dyn Index>) -> Self {
-        let lab = Lab::new(false).await;
+    async fn begin_with(on_postgres: bool, wrap: impl FnOnce(Arc<dyn Index>) -> Arc<dyn Index>) -> Self {
+        let lab = Lab::new(on_postgres).await;
         let [first, second, third] = nars();
         let fourth = rebuilt(&first, &path(100), &path(102));
         let nars = [first, second, third, fourth, beginning()];
@@ -150,12 +172,11 @@ impl History {
                 index.remove_pins(cache.id, &format!("pin {place}"), None).await.expect(when);
                 self.pinned.remove(&place);
             }
-            Event::Expire => self.expire(&cache, when).await,
+            Event::Expire { is_over_quota } => self.expire(&cache, is_over_quota, when).await,
             Event::Pass { hours } => self.lab.pass(hours * HOUR),
-            Event::Collect { crash_at, effect_kept } => {
+            Event::Collect { crash_at, effect_kept, beside } => {
                 let faults = Faults::crash_at(crash_at.unwrap_or(NEVER), effect_kept);
-                let outcome = self.lab.collect_with(&self.process, &faults).await;
-                assert_eq!(outcome.is_err(), faults.crashed(), "{when}");
+                self.collect(&cache, &faults, beside, when).await;
                 if faults.crashed() {
                     drop((cache, index));
                     return self.restart().await;
@@ -192,6 +213,44 @@ impl History {
             }
         }
         self
+    }
+
+    /// Collects, perhaps beside a push.
+    async fn collect(
+        &mut self,
+        cache: &Arc<Cache>,
+        faults: &Arc<Faults>,
+        beside: Option<Beside>,
+        when: &str,
+    ) {
+        let mut racing = None;
+        if let Some(Beside { at, path: place, nar, has_begun }) = beside {
+            let (engine, nar) = (self.process.engine.clone(), self.nars[usize::from(nar)].clone());
+            let ingested = if has_begun { Some(ingest(&engine, &nar).await.expect(when)) } else { None };
+            racing = Some(Arc::new(RacingPush {
+                engine,
+                cache: Arc::clone(cache),
+                path: path(place),
+                nar,
+                ingested: Mutex::new(ingested),
+                at,
+                outcome: Mutex::new(None),
+            }));
+        }
+        let outcome = self.lab.collect_racing(&self.process, faults, racing.as_ref()).await;
+        assert_eq!(outcome.is_err(), faults.crashed(), "{when}");
+        let answered = racing.and_then(|racing| racing.outcome.lock().expect(ANSWERS).take());
+        let (Some(answered), Some(Beside { path: place, nar, .. })) = (answered, beside) else { return };
+        match answered {
+            Ok(()) => {
+                self.live.insert(place, Live { nar, reference: None, used_at: self.lab.clock.now() });
+            }
+            Err(error) => {
+                assert_eq!(error.class(), ErrorClass::Unavailable, "{error} {when}");
+                // The client pushes again.
+                self.push(cache, place, nar, None, when).await;
+            }
+        }
     }
 
     async fn push(&mut self, cache: &Cache, place: u8, nar: u8, reference: Option<u8>, when: &str) {
@@ -235,14 +294,14 @@ impl History {
         Self { process, ..self }
     }
 
-    /// Runs the jobs that are open.
-    async fn run_jobs(&self) {
+    /// Runs the jobs that are open, with a quota or without (0).
+    async fn run_jobs(&self, quota_bytes: u64) {
         let jobs = &self.process.contracts.jobs;
         let settings = JobSettings {
             poll: Duration::from_millis(1),
             expiry_defaults: ExpiryDefaults {
                 retention_seconds: RETENTION,
-                quota_bytes: 0,
+                quota_bytes,
                 grace_seconds: GRACE,
                 log_retention_seconds: 0,
             },
@@ -267,16 +326,17 @@ impl History {
 
     /// What was used lately or is pinned must stay, with all that it refers to. Clients that ask
     /// what is missing use what is there, so more may stay.
-    async fn expire(&mut self, cache: &Cache, when: &str) {
+    async fn expire(&mut self, cache: &Cache, is_over_quota: bool, when: &str) {
         let contracts = &self.process.contracts;
         let now = self.lab.clock.now();
         contracts.jobs.open_job(JobKind::ExpireCache, Some(cache.id), None, now).await.expect(when);
-        self.run_jobs().await;
+        self.run_jobs(u64::from(is_over_quota)).await;
+        let spared = if is_over_quota { SPARED } else { RETENTION };
         let mut gone = Vec::new();
         for (place, live) in &self.live {
             let found = contracts.index.find_object(cache.id, &path(*place).hash()).await.expect(when);
             if found.is_none() {
-                let may_go = live.used_at <= now - RETENTION && !self.pinned.contains(place);
+                let may_go = live.used_at <= now - spared && !self.pinned.contains(place);
                 assert!(may_go, "path {place} expired {when}");
                 gone.push(*place);
             }
@@ -334,7 +394,7 @@ impl History {
             assert!(scrubber.work_now(&*contracts.jobs, "test", 30, slice).await.expect(when), "{when}");
         }
         let report = scrubber.report(job).await.expect(when).expect("it ended");
-        self.run_jobs().await;
+        self.run_jobs(0).await;
         report.found_damage()
     }
 
@@ -385,9 +445,9 @@ impl History {
     /// and what was removed is not.
     async fn recover(self, when: &str) -> Self {
         self.journal(&Faults::crash_at(NEVER, false), false).write().await.expect(when);
-        let Self { lab, process, nars, live, pinned, missing, was_damaged, broken } = self;
+        let Self { mut lab, process, nars, live, pinned, missing, was_damaged, broken } = self;
         drop(process);
-        lab.installation.lose_database().await;
+        lab.lose_database().await;
         let process = lab.open().await;
         let contracts = &process.contracts;
         let into = RecoveryIndex {
@@ -423,6 +483,11 @@ impl History {
             self.look_for_missing(&cache).await;
             assert!(self.missing.is_subset(&before), "{:?} is missing {when}", self.missing);
         }
+        let (index, cache) = (&self.process.contracts.index, self.process.cache().await);
+        for place in self.live.keys() {
+            let found = index.find_object(cache.id, &path(*place).hash()).await.expect(when);
+            assert!(found.is_some(), "path {place} is gone {when}");
+        }
         let mut acknowledged: Vec<NarHash> = Vec::new();
         for (_, live) in self.live.iter().filter(|(place, _)| !self.missing.contains(place)) {
             let nar = &self.nars[usize::from(live.nar)];
@@ -447,8 +512,8 @@ impl History {
     }
 }
 
-async fn live_through(events: &[Event]) {
-    let mut history = History::begin().await;
+async fn live_through(events: &[Event], on_postgres: bool) {
+    let mut history = History::begin(on_postgres).await;
     for (number, event) in events.iter().enumerate() {
         let when = format!("after event {number}, {event:?}");
         history = history.take(*event, &when).await;
@@ -465,11 +530,11 @@ async fn references_that_are_forgotten_are_caught() {
         Event::Push { path: 1, nar: 1, reference: Some(0) },
         Event::Pass { hours: 800 },
         Event::Pull { path: 1 },
-        Event::Expire,
+        Event::Expire { is_over_quota: false },
     ];
-    Box::pin(live_through(&events)).await;
+    Box::pin(live_through(&events, false)).await;
     let faults = Faults::crash_at_with(NEVER, false, Lie::ReferencesForgotten);
-    let mut history = History::begin_with(|index| Arc::new(FaultIndex::new(index, faults))).await;
+    let mut history = History::begin_with(false, |index| Arc::new(FaultIndex::new(index, faults))).await;
     for event in events {
         history = history.take(event, "with a lie").await;
     }
@@ -493,6 +558,26 @@ proptest! {
         events in prop::collection::vec(event(), 1..extent().1),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("it starts");
-        runtime.block_on(live_through(&events));
+        runtime.block_on(live_through(&events, false));
+    }
+}
+
+/// The same on PostgreSQL: one short history, and many in the long run.
+fn extent_on_postgresql() -> (u32, usize) {
+    if std::env::var_os("DORMER_TEST_LONG").is_some() { (60, 40) } else { (1, 12) }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: extent_on_postgresql().0,
+        max_shrink_iters: 50,
+        ..ProptestConfig::default()
+    })]
+    #[test]
+    fn random_histories_on_postgresql_lose_nothing_and_leave_nothing(
+        events in prop::collection::vec(event(), 1..extent_on_postgresql().1),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("it starts");
+        runtime.block_on(live_through(&events, true));
     }
 }

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs, Store, StoreBlobs};
 use dormer_engine::{
-    Clock, CollectSettings, Collector, Engine, Journal, JournalSettings, MasterKey, Recovered, Recovery,
-    RecoveryIndex, Result, SystemClock, find_missing, rekey,
+    Clock, CollectSettings, Collector, ComparedPasts, Engine, Journal, JournalSettings, KEEP_SECONDS,
+    MasterKey, Recovered, Recovery, RecoveryEvent, RecoveryIndex, Result, SystemClock, find_missing,
+    keep_journal, kept_journals, rekey, release_kept_journals, stored_journals,
 };
-use dormer_format::{PackBuilder, PackId, StoredChunk};
+use dormer_format::{JournalFile, JournalRecord, PackBuilder, PackId, StoredChunk};
 use dormer_index::{
     Alias, Audit, Cache, CacheId, FoundObject, JobIndex, JournalIndex, JournaledDocument, MASTER_KEY_PROOF,
     ObjectOrder, Pin, PostgresIndex, PostgresOptions, SqliteIndex, SqliteOptions, StoredListing, UnixSeconds,
@@ -38,7 +39,7 @@ struct Database {
     contracts: RecoveryIndex,
     jobs: Arc<dyn JobIndex>,
     kind: Kind,
-    _folder: Option<TempDir>,
+    folder: Option<TempDir>,
 }
 
 enum Kind {
@@ -54,15 +55,19 @@ impl Database {
             let index = Arc::new(PostgresIndex::open(&url, options).await.expect(ANSWERS));
             let contracts =
                 RecoveryIndex { index: index.clone(), journal: index.clone(), collect: index.clone() };
-            return Self { contracts, jobs: index.clone(), kind: Kind::Postgres(index), _folder: None };
+            return Self { contracts, jobs: index.clone(), kind: Kind::Postgres(index), folder: None };
         }
         let folder = TempDir::new().expect("a temporary folder");
         let path = folder.path().join("index.sqlite");
         place_sqlite_index(&path).await;
         let index = Arc::new(SqliteIndex::open(&path, SqliteOptions::default()).await.expect(ANSWERS));
+        Self::over_sqlite(index, folder)
+    }
+
+    fn over_sqlite(index: Arc<SqliteIndex>, folder: TempDir) -> Self {
         let contracts =
             RecoveryIndex { index: index.clone(), journal: index.clone(), collect: index.clone() };
-        Self { contracts, jobs: index.clone(), kind: Kind::Sqlite(index), _folder: Some(folder) }
+        Self { contracts, jobs: index.clone(), kind: Kind::Sqlite(index), folder: Some(folder) }
     }
 
     async fn audit(&self) -> Audit {
@@ -184,7 +189,8 @@ impl Lab {
         let collect = Arc::clone(&self.database.contracts.collect);
         let faults = Faults::crash_at(u64::MAX, false);
         let collect = Arc::new(FaultCollect::new(collect, Arc::clone(&self.blobs), faults));
-        let collector = Collector::new(collect, Arc::clone(&self.blobs), Arc::new(At(at)), settings);
+        let collector = Collector::new(collect, Arc::clone(&self.blobs), Arc::new(At(at)), settings)
+            .with_journal(self.files.store());
         collector
             .run_now(&*self.database.jobs, "test", 30)
             .await
@@ -323,8 +329,14 @@ async fn every_kind_of_thing_is_recovered(on_postgres: bool) {
     // A log that comes before its path, and another master key.
     lab.engine.put_log(&other, derivation(50), b"early".to_vec()).await.expect(ANSWERS);
     let key = MasterKey::from_bytes([8; 32]).with_previous(Some([9; 32]));
+    let sealed_before = sealed_secrets(&lab);
     rekey(&**index, &key).await.expect(ANSWERS);
-    assert_eq!(journal.write().await.expect(ANSWERS), 1, "a segment");
+    assert!(journal.write().await.expect(ANSWERS) >= 3, "a segment, and a snapshot");
+    let sealed = sealed_secrets(&lab);
+    assert!(
+        !sealed.is_empty() && sealed.is_disjoint(&sealed_before),
+        "the old key opens nothing in the store"
+    );
     // Nothing changed, so nothing is asked of the store.
     let (requests, statements) = (lab.files.store().requests(), index.statement_count());
     let events = lab.files.events().len();
@@ -719,7 +731,7 @@ async fn paths_whose_packs_are_gone_are_named_and_the_others_recovered() {
     }
     let (recovered, report) = lab.recover().await;
     assert_eq!((report.paths, report.lost), (1, 1), "{report:?}");
-    assert_eq!(report.lost_paths, [path(1).to_string()]);
+    assert_eq!(report.lost_paths, [format!("main/{}", path(1))]);
     assert_eq!(contents(&recovered).await.objects.len(), 1);
     // The lost index would name the same path.
     let until = std::time::Instant::now() + std::time::Duration::from_mins(1);
@@ -846,10 +858,179 @@ async fn a_database_that_went_back_in_time_begins_a_new_lineage() {
     assert!(lab.journal(JournalSettings::default()).write().await.expect(ANSWERS) >= 2, "a snapshot");
     lab.check("after the restore").await;
     let generations = |lab: &Lab| {
-        let files = lab.files.files().into_keys().filter(|name| name.starts_with("journal/"));
-        files.map(|name| name.split('/').nth(1).map(str::to_owned)).collect::<std::collections::HashSet<_>>()
+        let files =
+            journal_files(&lab.files).into_iter().filter(|(name, _)| !name.starts_with("journal/kept/"));
+        files
+            .map(|(name, _)| name.split('/').nth(1).map(str::to_owned))
+            .collect::<std::collections::HashSet<_>>()
     };
-    assert_eq!(generations(&lab).len(), 1, "what was forgotten is gone");
+    assert_eq!(generations(&lab).len(), 2, "what was forgotten stays for a while");
+    let store = lab.files.store();
+    assert_eq!(release_kept_journals(&store, |_| true).await.expect(ANSWERS), 1);
+    lab.database.contracts.journal.ask_for_snapshot().await.expect(ANSWERS);
+    lab.journal(JournalSettings::default()).write().await.expect(ANSWERS);
+    assert_eq!(generations(&lab).len(), 1, "it is gone");
+    lab.check("after the loss was accepted").await;
+}
+
+/// The names of all files of the journal.
+fn journal_files(files: &MemoryTarget) -> Vec<(String, Bytes)> {
+    files.files().into_iter().filter(|(name, _)| name.starts_with("journal/")).collect()
+}
+
+/// The sealed signing keys in all files of the journal.
+fn sealed_secrets(lab: &Lab) -> std::collections::HashSet<Vec<u8>> {
+    let records = journal_files(&lab.files)
+        .into_iter()
+        .filter_map(|(_, bytes)| JournalFile::read(&bytes).ok())
+        .flat_map(|file| file.records);
+    let keys = records.flat_map(|record| match record {
+        JournalRecord::Cache(cache) => cache.keys,
+        _ => Vec::new(),
+    });
+    keys.map(|key| key.sealed_secret).collect()
+}
+
+/// A volume snapshot of a day ago comes back, and the server starts, without a change. What was
+/// pushed since the snapshot can be recovered from the journal for a while, whatever collections
+/// do. Then it goes.
+#[tokio::test]
+async fn what_a_database_that_went_back_in_time_has_forgotten_can_be_recovered_for_a_while() {
+    let lab = Lab::new(false).await;
+    let cache = create_main(&lab.engine).await;
+    push(&lab.engine, &cache, &path(0), &nar(0)).await.expect(ANSWERS);
+    let journal = lab.journal(JournalSettings::default());
+    journal.write().await.expect(ANSWERS);
+    // Without an earlier listing, packs that nobody knows would stay for ever.
+    lab.collect(SystemClock.now()).await;
+    let folder = TempDir::new().expect("a temporary folder");
+    let copy = folder.path().join("index.sqlite");
+    let original = lab.database.folder.as_ref().expect("it is on SQLite").path().join("index.sqlite");
+    SqliteIndex::back_up(&original, &copy).await.expect(ANSWERS);
+    for number in 1..=3 {
+        push(&lab.engine, &cache, &path(number), &nar(number)).await.expect(ANSWERS);
+        journal.write().await.expect(ANSWERS);
+    }
+    let store = lab.files.store();
+    let pasts =
+        async |journal: &Arc<dyn JournalIndex>| ComparedPasts::read(&**journal, &store).await.expect(ANSWERS);
+    assert!(!pasts(&lab.database.contracts.journal).await.is_database_older, "it has written all of it");
+
+    let index = Arc::new(SqliteIndex::open(&copy, SqliteOptions::default()).await.expect(ANSWERS));
+    let database = Database::over_sqlite(index, folder);
+    assert!(pasts(&database.contracts.journal).await.is_database_older);
+    let engine = engine_over(database.contracts.index.clone(), Arc::clone(&lab.blobs), settings());
+    let (files, blobs) = (lab.files.clone(), Arc::clone(&lab.blobs));
+    let old = Lab { database, engine, files, blobs, on_postgres: false };
+    assert!(old.journal(JournalSettings::default()).write().await.expect(ANSWERS) >= 2, "a snapshot");
+    let journals = stored_journals(&store).await.expect(ANSWERS);
+    let kept = journals[1];
+    assert!(
+        journals.len() == 2 && journals[0].kept_since.is_none() && kept.kept_since.is_some(),
+        "{journals:?}"
+    );
+    old.check("the newest snapshot is that of the old state").await;
+
+    // It goes on for days: more snapshots, and collections that find strays.
+    let now = SystemClock.now();
+    for day in [0, 3, 6, 29] {
+        old.database.contracts.journal.ask_for_snapshot().await.expect(ANSWERS);
+        assert!(old.journal(JournalSettings::default()).write().await.expect(ANSWERS) >= 2, "a snapshot");
+        old.collect(now + day * 86_400).await;
+    }
+    let recover_kept = async || {
+        let recovered = Database::empty(false).await;
+        let recovery = Recovery::open_lineage(store.clone(), Some(kept.lineage)).await.expect(ANSWERS);
+        let report = recovery.run(&recovered.contracts, &SystemClock, &|_| ()).await.expect(ANSWERS);
+        assert_eq!((report.paths, report.lost), (4, 0), "{report:?}");
+        assert_eq!(contents(&recovered).await, contents(&lab.database).await, "nothing of the day is lost");
+        old.check_invariants(&recovered, "recovered from the kept journal").await;
+    };
+    recover_kept().await;
+
+    let later = now + KEEP_SECONDS + 60;
+    let (index, memory) = (old.database.contracts.index.clone(), old.database.contracts.journal.clone());
+    let journal = Journal::new(
+        index,
+        memory,
+        Arc::clone(&old.blobs),
+        store.clone(),
+        Arc::new(At(later)),
+        "later".to_owned(),
+        JournalSettings::default(),
+    );
+    journal.write().await.expect(ANSWERS);
+    assert_eq!(kept_journals(&store).await.expect(ANSWERS), []);
+    assert_eq!(stored_journals(&store).await.expect(ANSWERS).len(), 1, "its time is over");
+    for day in 0..4 {
+        old.collect(later + day * 86_400).await;
+    }
+    assert_eq!(lab.blobs.list().await.expect(ANSWERS).len(), 1, "the packs of the day are gone too");
+    old.check("the old state").await;
+}
+
+/// Packs that were there before a recovery with losses stay as long as its journal, although no
+/// path needs them: a lost path may need them once its missing pack is copied back.
+#[tokio::test]
+async fn collections_leave_the_packs_of_paths_that_a_recovery_lost() {
+    let lab = Lab::new(false).await;
+    let cache = create_main(&lab.engine).await;
+    // The second path needs a chunk of the first pack too.
+    let shared = package_nar(&mut Random::new(70), 30_000, &[path(200)]);
+    push(&lab.engine, &cache, &path(0), &shared).await.expect(ANSWERS);
+    let first = lab.blobs.list().await.expect(ANSWERS);
+    let larger = encode_tree(&Node::Directory(BTreeMap::from([
+        (b"a".to_vec(), Node::file(shared.clone())),
+        (b"b".to_vec(), Node::file(package_nar(&mut Random::new(71), 30_000, &[]))),
+    ])));
+    push(&lab.engine, &cache, &path(1), &larger).await.expect(ANSWERS);
+    lab.engine.remove_object(&cache, &path(0).hash(), None).await.expect(ANSWERS);
+    lab.journal(JournalSettings::default()).write().await.expect(ANSWERS);
+    let store = lab.files.store();
+    let mut missing = lab.blobs.list().await.expect(ANSWERS);
+    missing.retain(|key| !first.contains(key));
+    let bytes = store.get(&missing[0].to_string()).await.expect(ANSWERS).expect("it is there");
+    lab.blobs.delete(&missing[0]).await.expect(ANSWERS);
+
+    let (recovered, report) = lab.recover().await;
+    assert_eq!((report.paths, report.lost, report.has_losses()), (0, 1, true), "{report:?}");
+    let journals = stored_journals(&store).await.expect(ANSWERS);
+    keep_journal(&store, journals[0].first, journals[0].through, SystemClock.now()).await.expect(ANSWERS);
+    let engine = engine_over(recovered.contracts.index.clone(), Arc::clone(&lab.blobs), settings());
+    let (files, blobs) = (lab.files.clone(), Arc::clone(&lab.blobs));
+    let second = Lab { database: recovered, engine, files, blobs, on_postgres: false };
+    second.journal(JournalSettings::default()).of_recovered().write().await.expect(ANSWERS);
+    let now = SystemClock.now();
+    for day in [3, 6, 9, 12] {
+        second.collect(now + day * 86_400).await;
+    }
+    assert_eq!(lab.blobs.list().await.expect(ANSWERS), first, "no path needs it, and it stays");
+    // The missing pack turns up. The database is emptied, and recovered again.
+    store.put(&missing[0].to_string(), None, [bytes]).await.expect(ANSWERS);
+    let again = Database::empty(false).await;
+    let recovery = Recovery::open_lineage(store.clone(), Some(journals[0].lineage)).await.expect(ANSWERS);
+    let report = recovery.run(&again.contracts, &SystemClock, &|_| ()).await.expect(ANSWERS);
+    assert_eq!((report.paths, report.lost), (1, 0), "{report:?}");
+    assert_eq!(contents(&again).await, contents(&lab.database).await);
+    // The loss is accepted after all: the packs go.
+    release_kept_journals(&store, |_| true).await.expect(ANSWERS);
+    for day in [20, 22, 24] {
+        second.collect(now + day * 86_400).await;
+    }
+    assert_eq!(lab.blobs.list().await.expect(ANSWERS), []);
+}
+
+/// Two marks stay at most: the newest ones.
+#[tokio::test]
+async fn no_more_than_two_journals_are_kept() {
+    let store = MemoryTarget::new().store();
+    for first in 1..=4 {
+        keep_journal(&store, first * 10, first * 10 + 5, 100).await.expect(ANSWERS);
+    }
+    keep_journal(&store, 40, 45, 200).await.expect(ANSWERS);
+    let kept = kept_journals(&store).await.expect(ANSWERS);
+    let kept: Vec<_> = kept.iter().map(|kept| (kept.first, kept.through, kept.since)).collect();
+    assert_eq!(kept, [(40, 45, 200), (30, 35, 100)]);
 }
 
 /// A store that was restored from a copy lacks what the journal wrote since. The database has it.
@@ -962,8 +1143,8 @@ async fn a_lost_listing_loses_no_path_and_stops_no_recovery() {
     // The pack goes when its table has been read.
     let database = Database::empty(false).await;
     let recovery = Recovery::open(lab.files.store()).await.expect(ANSWERS);
-    let lose = |report: &Recovered| {
-        if report.packs == 2 {
+    let lose = |event: RecoveryEvent<'_>| {
+        if matches!(event, RecoveryEvent::Progress(report) if report.packs == 2) {
             let deleted = futures::FutureExt::now_or_never(lab.blobs.delete(&listings));
             deleted.expect("memory answers at once").expect(ANSWERS);
         }
@@ -1003,6 +1184,7 @@ async fn a_second_loss_before_the_first_snapshot_is_told() {
     let journal = second.database.contracts.journal.clone();
     second
         .journal_over(journal, lab.files.crashing(&faults), JournalSettings::default())
+        .of_recovered()
         .write()
         .await
         .expect_err("it crashes");
@@ -1017,6 +1199,7 @@ async fn a_second_loss_before_the_first_snapshot_is_told() {
             lab.files.store(),
             JournalSettings::default(),
         )
+        .of_recovered()
         .write()
         .await
         .expect(ANSWERS);

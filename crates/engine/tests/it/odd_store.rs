@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -20,6 +21,7 @@ pub(crate) struct OddStore {
     refuses_puts: AtomicBool,
     puts: AtomicUsize,
     bad_sector: Mutex<Option<(BlobKey, u64)>>,
+    pause: Duration,
 }
 
 impl OddStore {
@@ -28,7 +30,13 @@ impl OddStore {
     }
 
     pub(crate) fn over(store: &Arc<dyn Blobs>) -> Arc<Self> {
+        Self::slow(store, Duration::ZERO)
+    }
+
+    /// Each request but a listing takes so long.
+    pub(crate) fn slow(store: &Arc<dyn Blobs>, pause: Duration) -> Arc<Self> {
         Arc::new(Self {
+            pause,
             inner: Arc::clone(store),
             bad_sector: Mutex::default(),
             kept: Mutex::default(),
@@ -80,6 +88,7 @@ impl Blobs for OddStore {
         if self.refuses_puts.load(Ordering::SeqCst) {
             return Err(refused("store", key));
         }
+        tokio::time::sleep(self.pause).await;
         self.inner.put(key, parts).await
     }
     async fn get_range(&self, key: &BlobKey, range: Range<u64>) -> Result<Bytes> {
@@ -88,6 +97,7 @@ impl Blobs for OddStore {
             let source = std::io::Error::from_raw_os_error(5);
             return Err(Error::Io { attempt: "read", key: key.to_string(), source });
         }
+        tokio::time::sleep(self.pause).await;
         self.inner.get_range(key, range).await
     }
     async fn get_up_to(&self, key: &BlobKey, range: Range<u64>) -> Result<Bytes> {
@@ -101,6 +111,7 @@ impl Blobs for OddStore {
         if lock(&self.kept).contains(key) {
             return Err(refused("delete", key));
         }
+        tokio::time::sleep(self.pause).await;
         self.inner.delete(key).await
     }
     async fn list(&self) -> Result<Vec<BlobKey>> {

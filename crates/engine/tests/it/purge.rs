@@ -404,6 +404,7 @@ async fn a_purge_waits_for_copies_without_a_row() {
     let compacted = copy(1).await;
     process.contracts.collect.doom_new_pack(compacted, lab.clock.now() + 2 * DAY).await.expect(ANSWERS);
     process.engine.purge_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    let removed_at = lab.clock.now();
     lab.pass(1);
     let report = lab.collect(&process).await;
     assert_eq!((report.purged, report.purges_left, report.removed.packs), (0, 1, 1));
@@ -413,10 +414,11 @@ async fn a_purge_waits_for_copies_without_a_row() {
     let report = lab.collect(&process).await;
     assert_eq!((report.objects_deleted, report.strays_found), (1, 1));
     assert_eq!((report.purged, report.purges_left), (0, 1), "an upload left a copy");
+    assert_eq!(report.oldest_purge, Some(removed_at));
     assert_eq!(counts(&process, &cache).await, PurgeCounts { waiting: 1, untried: 0 });
     lab.pass(2 * DAY);
     let report = lab.collect(&process).await;
-    assert_eq!((report.purged, report.purges_left), (1, 0));
+    assert_eq!((report.purged, report.purges_left, report.oldest_purge), (1, 0, None));
     assert_eq!(count_in_store(&lab, &own).await, 0);
     process.reads_back(&beginning(), "it shares chunks").await;
 }

@@ -7,9 +7,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_engine::{
-    Engine, FULL_PPM, JobRunner, JobSettings, MasterKey, ScrubOptions, ScrubReport, Scrubber, SystemClock,
+    Clock, CollectSettings, Collector, Engine, FULL_PPM, JobRunner, JobSettings, MasterKey, ScrubOptions,
+    ScrubReport, Scrubber, SystemClock,
 };
-use dormer_index::{Cache, Index, JobIndex, JobKind, PackNumber, PostgresIndex, PostgresOptions, ScrubIndex};
+use dormer_index::{
+    Cache, Index, JobIndex, JobKind, JobLease, PackNumber, PostgresIndex, PostgresOptions, ScrubIndex,
+};
 use dormer_testkit::{FaultScrub, Faults, Random, package_nar, rebuilt};
 
 use crate::common::{
@@ -413,4 +416,70 @@ async fn the_last_scrub_shows_in_the_gauges_of_another_process() {
     let clock = Arc::new(SystemClock);
     let runner = JobRunner::new(Arc::clone(&lab.jobs), clock, "server".to_owned(), settings);
     runner.with_scrubber(server).run(until("the damage shows", async || damaged())).await;
+}
+
+/// A request takes longer than a lease lasts. The process renews the lease meanwhile, so that no
+/// other replica begins the same work again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_request_does_not_cost_the_lease() {
+    const LEASE: i64 = 3;
+    let slow = Duration::from_secs(5);
+    let scrubs = async {
+        let lab = Lab::new(false).await;
+        push(&lab.engine, &lab.cache, &path(1), &package_nar(&mut Random::new(1), 2_000, &[]))
+            .await
+            .expect(ANSWERS);
+        let blobs = OddStore::slow(&lab.installation.blobs, slow);
+        let (index, scrub) = (Arc::clone(&lab.index), Arc::clone(&lab.scrub));
+        let scrubber = Scrubber::new(index, scrub, blobs, Arc::new(SystemClock))
+            .renewing_after(Duration::from_millis(200));
+        scrubber.open(FULL).await.expect(ANSWERS);
+        let (done, other) = tokio::join!(
+            scrubber.work_now(&*lab.jobs, "one", LEASE, SLICE),
+            lease_later(&*lab.jobs, JobKind::Scrub)
+        );
+        assert!(done.expect("the lease was not lost") && other.is_none(), "{other:?}");
+    };
+    let collects = async {
+        let lab = crate::collect::Lab::new(false).await;
+        let process = lab.open().await;
+        let cache = create_main(&process.engine).await;
+        push(&process.engine, &cache, &path(1), &package_nar(&mut Random::new(1), 2_000, &[]))
+            .await
+            .expect(ANSWERS);
+        process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+        lab.pass(crate::collect::OLD);
+        lab.collect(&process).await;
+        let settings =
+            CollectSettings { renew_after: Duration::from_millis(200), ..CollectSettings::default() };
+        let blobs = OddStore::slow(&lab.installation.blobs, slow);
+        let later = Arc::new(Later(SystemClock.now(), lab.clock.now() + crate::collect::OLD));
+        let collector =
+            Collector::new(Arc::clone(&process.contracts.collect), blobs, later.clone(), settings);
+        let (done, other) = tokio::join!(collector.run_now(&*process.contracts.jobs, "one", LEASE), async {
+            tokio::time::sleep(slow.mul_f64(0.9)).await;
+            let now = later.now();
+            process.contracts.jobs.lease_job(JobKind::Collect, "other", now, now + 9).await.expect(ANSWERS)
+        });
+        let report = done.expect("the lease was not lost").expect("nobody else collects");
+        assert!(report.objects_deleted == 1 && other.is_none(), "{report:?} {other:?}");
+    };
+    tokio::join!(scrubs, collects);
+}
+
+/// What another replica gets that asks for a lease while the request runs.
+async fn lease_later(jobs: &dyn JobIndex, kind: JobKind) -> Option<JobLease> {
+    tokio::time::sleep(Duration::from_millis(4_500)).await;
+    let now = SystemClock.now();
+    jobs.lease_job(kind, "other", now, now + 9).await.expect(ANSWERS)
+}
+
+/// A clock that goes on from a later time.
+#[derive(Debug)]
+struct Later(i64, i64);
+
+impl Clock for Later {
+    fn now(&self) -> i64 {
+        SystemClock.now() - self.0 + self.1
+    }
 }

@@ -121,6 +121,8 @@ pub struct DoomedPack {
     pub id: PackId,
     /// From when on. For a pack that lost its row, this is when it did.
     pub not_before: UnixSeconds,
+    /// Whether a listing found it, and it never had a row that this database knows.
+    pub is_stray: bool,
 }
 
 /// Number of a purge.
@@ -205,6 +207,8 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn open_collection(&self, due_before: UnixSeconds, at: UnixSeconds) -> Result<Option<JobId>>;
     /// What is known of the last collection.
     async fn last_collection(&self) -> Result<LastCollection>;
+    /// Makes a listing of the store due, unless it was never listed.
+    async fn list_next_time(&self) -> Result<()>;
     /// Renews the lease until `ends_at`, and counts `rows`. There is no cursor: another process
     /// begins anew, because the marks are in memory.
     /// [`Error::JobLeaseLost`](crate::Error::JobLeaseLost) if another process has taken the lease.
@@ -234,6 +238,8 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
     /// How many grace rows ended at `at` or before, and how many upload aliases were used last at
     /// `used_until` or before; each counted up to 100,000.
     async fn count_ended(&self, at: UnixSeconds, used_until: UnixSeconds) -> Result<(u64, u64)>;
+    /// How many build logs of all caches were written before.
+    async fn count_logs(&self, written_before: UnixSeconds) -> Result<u64>;
     /// Caches after one, by number, with rules by which something may expire.
     async fn caches_with_rules(
         &self,

@@ -53,6 +53,7 @@ const NEW_PACK: i64 = 2;
 const TAKE_TURN: Sql =
     both!("UPDATE last_collection SET opened_at = $2 WHERE opened_at <= $1 OR opened_at > $2");
 const LAST: Sql = both!("SELECT opened_at, ended_at, listed_at, report FROM last_collection");
+const LIST_NEXT_TIME: Sql = both!("UPDATE last_collection SET listed_at = 0 WHERE listed_at IS NOT NULL");
 const FINISH: Sql = both!(
     "UPDATE last_collection SET ended_at = $1, report = $2,
          listed_at = CASE WHEN $3 THEN $1 ELSE listed_at END"
@@ -93,6 +94,9 @@ const COUNT_ENDED: Sql = both!(
     "SELECT (SELECT count(*) FROM (SELECT 1 FROM graces WHERE ends_at + 0 <= $1 LIMIT $3) AS g),
          (SELECT count(*) FROM (SELECT 1 FROM aliases WHERE used_at + 0 <= $2 LIMIT $3) AS a)"
 );
+
+/// Reads all documents, without their bodies: for commands.
+const COUNT_LOGS: Sql = both!("SELECT count(*) FROM documents WHERE kind = 1 AND written_at < $1");
 
 /// Bytes of recipes in one page of NARs to mark. A recipe has 1 MiB at most.
 const MARK_BYTES_MAX: i64 = 2 << 20;
@@ -345,7 +349,7 @@ const DOOM_REMOVED: Sql = both!(
     "AS k WHERE true ON CONFLICT (id) DO UPDATE SET not_before = excluded.not_before, had_row = excluded.had_row"
 );
 const DOOMED: Sql = both!(
-    "SELECT d.id, d.not_before FROM doomed_packs AS d WHERE (d.not_before, d.id) > ($1, $2)
+    "SELECT d.id, d.not_before, d.had_row FROM doomed_packs AS d WHERE (d.not_before, d.id) > ($1, $2)
          AND d.not_before <= $3
          AND NOT EXISTS (SELECT 1 FROM packs AS p WHERE p.id = d.id)
      ORDER BY d.not_before, d.id LIMIT $4"
@@ -374,7 +378,12 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
             if tx.run(TAKE_TURN, &[Number(due_before), Number(at)]).await? == 0 {
                 return Ok(None);
             }
-            work::open_job(&mut tx, JobKind::Collect, None, None, at).await.map(Some)
+            let job = work::open_job(&mut tx, JobKind::Collect, None, None, at).await?;
+            if due_before == UnixSeconds::MAX {
+                // Somebody asks for it now, and not for what an earlier try found.
+                work::try_now(&mut tx, job).await?;
+            }
+            Ok(Some(job))
         })
         .await
     }
@@ -391,6 +400,10 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
             })
         })
         .await
+    }
+
+    async fn list_next_time(&self) -> Result<()> {
+        self.write("make a listing due", async |mut tx| tx.run(LIST_NEXT_TIME, &[]).await.map(drop)).await
     }
 
     async fn advance_collection(
@@ -450,6 +463,16 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
                 unsigned("graces", row.column(0, "graces")?)?,
                 unsigned("aliases", row.column(1, "aliases")?)?,
             ))
+        })
+        .await
+    }
+
+    async fn count_logs(&self, written_before: UnixSeconds) -> Result<u64> {
+        self.read("count logs", async |mut tx| {
+            unsigned(
+                "documents",
+                tx.one(COUNT_LOGS, &[Number(written_before)]).await?.column(0, "documents")?,
+            )
         })
         .await
     }
@@ -737,6 +760,8 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
                 removed.bytes += unsigned("packs", row.column(2, "packs")?)?;
             }
             removed.chunks = tx.run(DELETE_CHUNKS, &[Numbers(&held)]).await?;
+            // Damaged chunks may be among them.
+            damage::note_healed(&mut tx, at).await?;
             tx.run(DELETE_PACKS, &[Numbers(&held)]).await?;
             tx.run(DOOM_REMOVED, &[List(&keys(&removed.packs)), Number(at), Number(LOST_ROW)]).await?;
             Ok(removed)
@@ -841,7 +866,7 @@ fn keys(packs: &[PackId]) -> Vec<&[u8]> {
 
 /// The last NAR of the page after one: of at most `limit` NARs, or fewer if their recipes are
 /// large. `None` at the end.
-async fn page_end(tx: &mut impl Transaction, after: i64, limit: u32) -> Result<Option<i64>> {
+pub(crate) async fn page_end(tx: &mut impl Transaction, after: i64, limit: u32) -> Result<Option<i64>> {
     let end = tx.one(MARK_END, &[Number(after), Number(i64::from(limit) - 1)]).await?;
     let Some(last) = end.column::<Option<i64>>(0, "nars")? else { return Ok(None) };
     let bytes: i64 = tx.one(MARK_BYTES, &[Number(after), Number(last)]).await?.column(0, "nars")?;
@@ -897,7 +922,9 @@ fn read_purge(row: &impl Row) -> Result<Purge> {
 
 /// Columns: id, time.
 fn read_doomed(row: &impl Row) -> Result<DoomedPack> {
-    Ok(DoomedPack { id: read_pack_id(row)?, not_before: row.column(1, "doomed_packs")? })
+    let table = "doomed_packs";
+    let is_stray = row.column::<i64>(2, table)? == HAD_NO_ROW;
+    Ok(DoomedPack { id: read_pack_id(row)?, not_before: row.column(1, table)?, is_stray })
 }
 
 /// Columns: number of a chunk, its pack.

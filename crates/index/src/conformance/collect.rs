@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormer_format::{ChunkLayout, PackId};
+use dormer_nix::{DocumentName, StorePath};
 
 use super::fixtures::{
     GRACE_SECONDS, NOW, alias, cache, chunk_id, commit, fill, nar_hash, new_nar, object, pack, pack_id,
@@ -12,8 +13,8 @@ use super::fixtures::{
 };
 use crate::{
     ChunkMove, ChunkRow, CollectIndex, CommitTarget, CompactedPack, Error, Index, JobIndex, JobKind,
-    MarkedNar, NarId, NarSource, PackFate, PackNumber, PackRow, PurgeCounts, PurgeId, Removal, Result,
-    StampLimits, StoredListing,
+    MarkedNar, NarId, NarSource, NewDocument, PackFate, PackNumber, PackRow, PurgeCounts, PurgeId, Removal,
+    Result, StampLimits, StoredListing,
 };
 
 /// What every case works on: the contracts of one adapter.
@@ -70,12 +71,34 @@ pub(super) async fn collections_are_opened_when_due_and_once(three: Three) -> Re
     three.collect.finish_collection(&other, "{\"a\":1}", false, NOW + 100).await?;
     let last = three.collect.last_collection().await?;
     assert_eq!((last.opened_at, last.ended_at, last.listed_at), (NOW + 1, Some(NOW + 100), None));
+    three.collect.list_next_time().await?;
+    assert_eq!(three.collect.last_collection().await?.listed_at, None, "the first listing is special");
     assert_eq!(last.report, "{\"a\":1}");
     assert_eq!(three.jobs.list_jobs(None, 10).await?, []);
     three.collect.open_collection(i64::MAX, NOW + 200).await?;
     let lease = three.jobs.lease_job(JobKind::Collect, "a", NOW + 200, NOW + 260).await?.expect("it is open");
     three.collect.finish_collection(&lease, "{}", true, NOW + 201).await?;
     assert_eq!(three.collect.last_collection().await?.listed_at, Some(NOW + 201));
+    three.collect.list_next_time().await?;
+    assert_eq!(three.collect.last_collection().await?.listed_at, Some(0));
+    Ok(())
+}
+
+pub(super) async fn an_explicit_ask_for_a_collection_forgets_earlier_failures(three: Three) -> Result<()> {
+    let first = async || Ok::<_, Error>(three.jobs.list_jobs(None, 10).await?.remove(0));
+    three.collect.open_collection(i64::MAX, NOW).await?;
+    let lease = three.jobs.lease_job(JobKind::Collect, "a", NOW, NOW + 60).await?.expect("it is open");
+    three.jobs.fail_job(&lease, "the store is away", NOW + 300).await?;
+    three.collect.open_collection(NOW, NOW + 1).await?;
+    assert_eq!(first().await?.error.as_deref(), Some("the store is away"), "it is only due");
+    three.collect.open_collection(i64::MAX, NOW + 2).await?;
+    let job = first().await?;
+    assert_eq!((job.error, job.failures, job.lease_ends_at), (None, 0, 0));
+    let lease = three.jobs.lease_job(JobKind::Collect, "a", NOW + 2, NOW + 60).await?.expect("it is open");
+    three.collect.open_collection(i64::MAX, NOW + 3).await?;
+    assert_eq!(first().await?.lease_ends_at, NOW + 60, "a holder keeps its lease");
+    three.jobs.fail_job(&lease, "again", NOW + 300).await?;
+    assert_eq!((first().await?.error.as_deref(), first().await?.failures), (Some("again"), 1));
     Ok(())
 }
 
@@ -117,12 +140,30 @@ pub(super) async fn a_page_of_large_recipes_is_short(three: Three) -> Result<()>
         nar.recipe.hashes = vec![fill(); 40_000];
         commit(&three.index, id, NarSource::New(Box::new(nar)), CommitTarget::Object(object(number))).await?;
     }
+    // The job that looks for a damaged chunk reads the same pages.
+    let chunk = three.index.find_chunks(&[chunk_id(4)]).await?.remove(0).expect("it was stored");
+    let nar = three.index.find_nar(&nar_hash(4)).await?.expect("it was pushed").id;
+    three.index.mark_damaged(nar, &[chunk.number], NOW).await?;
+    let lease = three.jobs.lease_job(JobKind::SpreadDamage, "a", NOW, NOW).await?.expect("it is open");
+    for found in [0, 0, 1] {
+        assert_eq!(three.jobs.spread_damage_step(&lease, 1_000, NOW, NOW).await?.rows, found);
+    }
     let mut after = NarId(0);
     for length in [2, 2, 0] {
         let page = three.collect.mark_nars(after, 1_000, NOW, NOW).await?;
         assert_eq!(page.len(), length, "after {after:?}");
         after = page.last().map_or(after, |nar| nar.id);
     }
+    Ok(())
+}
+
+pub(super) async fn old_logs_are_counted(three: Three) -> Result<()> {
+    let id = cache(&three.index, "main").await?;
+    let derivation = StorePath::new(path_hash(1), "package.drv").expect("a good name");
+    let (owner, name) = (derivation.hash(), DocumentName::Log(derivation));
+    let log = NewDocument { name, owner, size: 1, encoding: None, body: vec![b'x'] };
+    three.index.put_document(id, &log, NOW).await?;
+    assert_eq!((three.collect.count_logs(NOW).await?, three.collect.count_logs(NOW + 1).await?), (0, 1));
     Ok(())
 }
 

@@ -41,12 +41,15 @@ pub(super) async fn a_lost_lease_saves_nothing(two: Two) -> Result<()> {
     let (again, _) = journal.lease_journal("a", NOW + 1, NOW + 10).await?.expect("it is its own");
     assert!(again.fence > first.fence);
     let first = again;
-    let saved = JournalState { lineage: 3, sequence: 1, snapshot: Some(vec![1]), ..state.clone() };
+    assert_eq!(journal.journal_state().await?.fence, again.fence);
+    let fence = again.fence;
+    let saved = JournalState { lineage: 3, sequence: 1, snapshot: Some(vec![1]), fence, ..state.clone() };
     journal.save_journal(&first, &saved, &[], NOW + 20).await?;
     assert_eq!(journal.journal_state().await?, saved);
     assert_eq!(journal.lease_journal("b", NOW + 19, NOW + 99).await?, None, "saving renews the lease");
     let (second, found) = journal.lease_journal("b", NOW + 20, NOW + 99).await?.expect("it has ended");
     assert!(second.fence > first.fence);
+    let saved = JournalState { fence: second.fence, ..saved };
     assert_eq!(found, saved);
     let lost = journal.save_journal(&first, &state, &[], NOW + 200).await;
     assert!(matches!(lost, Err(Error::JobLeaseLost)), "{lost:?}");

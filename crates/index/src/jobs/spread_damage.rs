@@ -27,6 +27,7 @@ use super::contract::{JobLease, JobStep};
 use super::work::{advance_job, finish_job, hold_job};
 use crate::Result;
 use crate::changes::Change;
+use crate::collect::page_end;
 use crate::columns::{array, corrupt, recipe, unsigned};
 use crate::contract::{NarId, UnixSeconds};
 use crate::publish::records::{Records, records};
@@ -38,7 +39,7 @@ use crate::topics::{damage, outbox};
 /// Chunks that one pass looks for. Each step reads their numbers.
 const PASS_CHUNKS_MAX: i64 = 16_384;
 
-/// NARs in one step: a page of recipes is some 100 KiB.
+/// NARs in one step, or fewer if their recipes are large: usually a page has some 100 KiB of them.
 const PAGE_NARS: u32 = 1_024;
 
 /// Rows of damage in one step: each NAR among them may take a statement.
@@ -64,7 +65,7 @@ const PASS_CHUNKS: Sql = both!("SELECT chunk FROM damaged_chunks WHERE walked = 
 pub(crate) const PAGE: Sql = both!(
     "SELECT n.id, n.recipe, l.body FROM nars AS n
      LEFT JOIN listings AS l ON l.nar = n.id AND l.size IS NOT NULL
-     WHERE n.id > $1 ORDER BY n.id LIMIT $2"
+     WHERE n.id > $1 AND n.id <= $2 ORDER BY n.id"
 );
 /// The same of some NARs, which stay as they are until the transaction ends.
 const HOLD: Sql = Sql {
@@ -169,12 +170,11 @@ async fn walk(tx: &mut impl Transaction, after: i64, limit: u32) -> Result<(Opti
     let damaged = tx.rows(PASS_CHUNKS, &[]).await?;
     let damaged = damaged.iter().map(|row| unsigned("damaged_chunks", row.column(0, "damaged_chunks")?));
     let damaged: BTreeSet<u64> = damaged.collect::<Result<_>>()?;
-    let page = tx.rows(PAGE, &[Number(after), Number(limit.into())]).await?;
-    let Some(last) = page.last() else {
+    let Some(last) = page_end(tx, after, limit).await? else {
         tx.run(END_PASS, &[]).await?;
         return Ok((Some(Cursor::Begin), 0));
     };
-    let last: i64 = last.column(0, "nars")?;
+    let page = tx.rows(PAGE, &[Number(after), Number(last)]).await?;
     let needy = needy(&page, &damaged)?;
     let rows = needy.len() as u64;
     if !needy.is_empty() {

@@ -67,6 +67,8 @@ const ADVANCE: Sql = both!(
     "UPDATE jobs SET cursor = $2, done = done + $3, stepped_at = $4, lease_ends_at = $5, failures = 0, error = NULL
      WHERE id = $1"
 );
+const TRY_NOW: Sql =
+    both!("UPDATE jobs SET lease_ends_at = 0, failures = 0, error = NULL WHERE id = $1 AND holder IS NULL");
 const FINISH: Sql = both!("DELETE FROM jobs WHERE id = $1");
 /// Where a job stands, at the beginning of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +98,11 @@ pub(crate) async fn open_job(
     let rows = tx.rows(OPEN, &arguments).await?;
     let row = rows.first().ok_or_else(|| corrupt(TABLE, "a row that was just made is gone"))?;
     Ok(JobId(row.column(0, TABLE)?))
+}
+
+/// Forgets the failures of a job, and lets it be taken up at once, unless it is held.
+pub(crate) async fn try_now(tx: &mut impl Transaction, job: JobId) -> Result<()> {
+    tx.run(TRY_NOW, &[Number(job.0)]).await.map(drop)
 }
 
 pub(crate) async fn list_jobs(

@@ -1,12 +1,14 @@
 //! Everything that claims bytes, for checks of a whole installation. Not part of the contract: it
 //! reads all rows at once.
 
+use std::collections::BTreeMap;
+
 use dormer_format::PackId;
 use dormer_nix::NarHash;
 
 use crate::Result;
 use crate::contract::{ChunkRow, Nar};
-use crate::rows::{read_chunk, read_chunk_number, read_nar, read_nar_hash, read_pack_id};
+use crate::rows::{Row as _, read_chunk, read_chunk_number, read_nar, read_nar_hash, read_pack_id};
 use crate::sql::{Sql, Transaction as _, both, damaged};
 use crate::sql_index::{Dialect, SqlIndex};
 
@@ -30,6 +32,27 @@ const UNNAMED_NARS: Sql = both!(
          AND NOT EXISTS (SELECT 1 FROM aliases AS a WHERE a.nar = n.id)"
 );
 
+/// Rows that are about paths and their bytes, by table.
+const LEFTOVERS: Sql = both!(
+    "SELECT 'aliases', count(*) FROM aliases
+     UNION ALL SELECT 'build_ids', count(*) FROM build_ids
+     UNION ALL SELECT 'chunks', count(*) FROM chunks
+     UNION ALL SELECT 'damaged_chunks', count(*) FROM damaged_chunks
+     UNION ALL SELECT 'damaged_nars', count(*) FROM damaged_nars
+     UNION ALL SELECT 'documents', count(*) FROM documents
+     UNION ALL SELECT 'doomed_packs', count(*) FROM doomed_packs
+     UNION ALL SELECT 'graces', count(*) FROM graces
+     UNION ALL SELECT 'jobs', count(*) FROM jobs
+     UNION ALL SELECT 'listings', count(*) FROM listings
+     UNION ALL SELECT 'nars', count(*) FROM nars
+     UNION ALL SELECT 'object_refs', count(*) FROM object_refs
+     UNION ALL SELECT 'objects', count(*) FROM objects
+     UNION ALL SELECT 'packs', count(*) FROM packs
+     UNION ALL SELECT 'purges', count(*) FROM purges
+     UNION ALL SELECT 'session_parts', count(*) FROM session_parts
+     UNION ALL SELECT 'sessions', count(*) FROM sessions"
+);
+
 /// All packs, chunks and NARs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Audit {
@@ -43,6 +66,8 @@ pub struct Audit {
     pub nars: Vec<Nar>,
     /// NARs that nothing names any more, or yet.
     pub unnamed_nars: Vec<NarHash>,
+    /// The tables of paths, bytes, pushes and jobs that have rows, and how many.
+    pub leftovers: BTreeMap<String, i64>,
 }
 
 #[expect(private_bounds, reason = "the dialects are sealed: callers name SqliteIndex and PostgresIndex")]
@@ -57,7 +82,12 @@ impl<D: Dialect> SqlIndex<D> {
             let packs = tx.rows(PACKS, &[]).await?.iter().map(read_pack_id).collect::<Result<_>>()?;
             let unnamed = tx.rows(UNNAMED_NARS, &[]).await?;
             let unnamed_nars = unnamed.iter().map(read_nar_hash).collect::<Result<_>>()?;
-            Ok(Audit { packs, chunks, damaged_chunks, nars, unnamed_nars })
+            let mut leftovers = BTreeMap::new();
+            for row in tx.rows(LEFTOVERS, &[]).await? {
+                leftovers.insert(row.column(0, "tables")?, row.column(1, "tables")?);
+            }
+            leftovers.retain(|_, rows| *rows > 0);
+            Ok(Audit { packs, chunks, damaged_chunks, nars, unnamed_nars, leftovers })
         })
         .await
     }

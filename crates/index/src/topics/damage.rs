@@ -160,7 +160,8 @@ pub(crate) async fn forget_listings(tx: &mut impl Transaction, nars: &[NarId]) -
     tx.run(FORGET_LISTINGS, &[Numbers(&nars)]).await.map(drop)
 }
 
-/// After chunks were stored again: opens the job that tells followers of the NARs that this healed.
+/// After chunks were stored again, or have gone: opens the job that tells followers of the NARs
+/// that this healed, and that forgets the chunks.
 pub(crate) async fn note_healed(tx: &mut impl Transaction, at: UnixSeconds) -> Result<()> {
     tx.run(NOTE_HEALED, &[Number(at)]).await.map(drop)
 }

@@ -139,7 +139,13 @@ pub struct JournalState {
     pub segment_bytes: i64,
     /// When a file was written last.
     pub written_at: UnixSeconds,
+    /// The last fence that a lease has got. Nobody saves it.
+    pub fence: i64,
 }
+
+/// Segments of this weight ask for a snapshot, whatever a snapshot weighs: see
+/// [`JournalState::segment_bytes`].
+pub const SNAPSHOT_WANTED: i64 = 1 << 62;
 
 /// The right to write the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +153,10 @@ pub struct JournalLease {
     /// Grows with every lease; an older one is worth nothing.
     pub fence: i64,
 }
+
+// The new fence ends a turn that goes on meanwhile: it would save the weight that it knows.
+const ASK_FOR_SNAPSHOT: Sql =
+    both!("UPDATE journal SET segment_bytes = 4611686018427387904, fence = fence + 1 WHERE lineage <> 0");
 
 const FIND_CACHES: Sql = both!(
     "SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
@@ -299,6 +309,8 @@ pub trait JournalIndex: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<()>;
     /// Gives the lease back.
     async fn release_journal(&self, lease: &JournalLease) -> Result<()>;
+    /// Asks the journal's next turn for a snapshot, after which all older files go.
+    async fn ask_for_snapshot(&self) -> Result<()>;
     /// The place behind the last outbox row that followers may rely on.
     async fn outbox_end(&self) -> Result<OutboxPosition>;
     /// When the oldest change was made that has ended, and that followers do not see yet, because
@@ -404,6 +416,10 @@ impl<D: Dialect> JournalIndex for SqlIndex<D> {
             tx.run(RELEASE, &[Number(lease.fence)]).await.map(drop)
         })
         .await
+    }
+
+    async fn ask_for_snapshot(&self) -> Result<()> {
+        self.write("ask for a snapshot of the journal", async |mut tx| ask_for_snapshot(&mut tx).await).await
     }
 
     async fn outbox_end(&self) -> Result<OutboxPosition> {
@@ -571,6 +587,11 @@ impl<D: Dialect> JournalIndex for SqlIndex<D> {
 
 const TABLE: &str = "journal";
 
+/// Asks the journal's next turn for a snapshot, after which all older files go.
+pub(crate) async fn ask_for_snapshot(tx: &mut impl Transaction) -> Result<()> {
+    tx.run(ASK_FOR_SNAPSHOT, &[]).await.map(drop)
+}
+
 /// Columns: those of [`STATE`].
 fn read_state(row: &impl Row) -> Result<JournalState> {
     Ok(JournalState {
@@ -583,6 +604,7 @@ fn read_state(row: &impl Row) -> Result<JournalState> {
         snapshot_bytes: row.column(8, TABLE)?,
         segment_bytes: row.column(9, TABLE)?,
         written_at: row.column(10, TABLE)?,
+        fence: row.column(11, TABLE)?,
     })
 }
 

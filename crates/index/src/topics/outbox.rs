@@ -64,8 +64,7 @@ const SLOWEST: Sql = both!(
 const NOTE_MISSED: Sql = both!(
     "UPDATE publish_targets SET missed_changes = 1 WHERE (cursor_transaction, cursor_number) < ($1, $2)"
 );
-// Segments of this weight ask for a snapshot. The new fence ends a turn that goes on meanwhile: it
-// would save the weight that it knows.
+// As `journal::ASK_FOR_SNAPSHOT`.
 const NOTE_MISSED_BY_JOURNAL: Sql = both!(
     "UPDATE journal SET segment_bytes = 4611686018427387904, fence = fence + 1
      WHERE lineage <> 0 AND (cursor_transaction, cursor_number) < ($1, $2)"

@@ -120,6 +120,8 @@ impl<D: Dialect> SettingIndex for SqlIndex<D> {
     async fn end_rekey(&self) -> Result<()> {
         self.write("forget the proof of the master key before", async |mut tx| {
             tx.run(FORGET_SETTING, &[Text(PREVIOUS_KEY_PROOF)]).await?;
+            // The snapshot in the store has the keys as the old master key sealed them.
+            journal::ask_for_snapshot(&mut tx).await?;
             journal::note(&mut tx, &JournalSubject::Settings).await
         })
         .await

@@ -10,6 +10,7 @@ mod database;
 mod endpoint;
 mod finding;
 mod folder;
+mod journal;
 mod keys;
 mod nix;
 mod packs;
@@ -35,7 +36,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(8);
 /// Check an installation and say what to do
 ///
 /// With the settings of a server, this checks its keys, folders, database, store and clock, whether
-/// the store has every pack that the database names, and whether the server answers at its address.
+/// the store has every pack that the database names, whether the journal in the store is newer than
+/// the database, and whether the server answers at its address.
 /// If packs are missing, the paths that need them are named. The server may run meanwhile. The
 /// check changes nothing, except that it writes and removes a probe in the store.
 ///
@@ -93,6 +95,7 @@ async fn check_server(doctor: &mut Doctor<'_>, args: &SettingsArgs) -> Result<()
     doctor.within("database", database::check(&settings, &mut clocks)).await?;
     doctor.within("store", store::check(&settings, &mut clocks)).await?;
     doctor.within("packs", Box::pin(packs::check(&settings))).await?;
+    doctor.within("journal", journal::check(&settings)).await?;
     doctor.within("endpoint", endpoint::check(&settings, &mut clocks)).await?;
     doctor.tell_all(clocks.check())
 }
