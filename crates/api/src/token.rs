@@ -355,8 +355,11 @@ mod tests {
         assert!(allowed(&alone, "main").is_empty());
         assert!(Permission::ALL.into_iter().all(|one| !alone.may_somewhere(one)));
         assert!(serde_json::to_string(&alone).unwrap().contains(r#""operate":1"#));
-        for bad in [r#"{"caches":{},"operate":2}"#, r#"{"caches":{},"operate":null}"#, r#"{"caches":{},"operate":"1"}"#]
-        {
+        for bad in [
+            r#"{"caches":{},"operate":2}"#,
+            r#"{"caches":{},"operate":null}"#,
+            r#"{"caches":{},"operate":"1"}"#,
+        ] {
             let json = format!(r#"{{"{CLAIM_NAMESPACE}":{bad}}}"#);
             assert!(TokenClaims::parse(json.as_bytes()).is_err(), "{bad}");
         }

@@ -15,8 +15,8 @@ use dormer_nix::nar::{FolderEntry, FolderPage, LISTING_BYTES_MAX, ListedNode, Li
 use dormer_nix::{DocumentName, NarInfo, StoreDir, StorePath, StorePathHash, signature_key_name};
 use dormer_pages::{
     CacheRow, CacheView, Contents, FileContent, FileView, FilesView, Found, Frame, HomeView, ListedFile,
-    ListedKind, LogView, PathView, PathsView, ProblemView, RelationsView, SortedBy, Visitor, cache_address, escape_segment,
-    file_address, path_address, way_to_root,
+    ListedKind, LogView, PathView, PathsView, ProblemView, RelationsView, SortedBy, Visitor, cache_address,
+    escape_segment, file_address, path_address, way_to_root,
 };
 
 use crate::answer::Answer;
@@ -505,7 +505,9 @@ impl PageHost {
             PathPage::References => {
                 let (cache, base_name) = (self.cache.to_string(), path.info.store_path.to_string());
                 let from = begin.from.unwrap_or(0);
-                let view = RelationsView::references(cache, base_name, &path.references(), from);
+                let references = path.references();
+                let signatures = foreign_signatures(path.info.sigs, &self.key_names);
+                let view = RelationsView::references(cache, base_name, &references, from, signatures);
                 return PageStep::Answer(self.page(view.render(&self.frame)));
             }
             PathPage::Files { names, has_slash } => {

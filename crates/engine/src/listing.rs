@@ -7,8 +7,8 @@
 //! A listing that cannot be read harms nothing else: the engine forgets it, its NAR stays readable,
 //! and the next push of a path with this NAR brings it back.
 
-use std::pin::Pin;
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -164,7 +164,9 @@ impl ListingReader {
         };
         let lost = match failure {
             ReadFailure::Unavailable(error) => return Err(error.into()),
-            ReadFailure::Damaged(chunks) => self.engine.still_there(self.rows.make_contiguous(), chunks).await,
+            ReadFailure::Damaged(chunks) => {
+                self.engine.still_there(self.rows.make_contiguous(), chunks).await
+            }
             ReadFailure::PackLost(pack) => self.chunks_in(pack).await?,
         };
         if lost.is_empty() {

@@ -57,8 +57,8 @@ pub use home::{CacheRow, HomeView};
 pub use log::LogView;
 pub use operator::{
     AuditRow, AuditView, CollectionFigures, CollectionView, DamageView, ExpiryFigures, JobRow, JobsView,
-    MadePlan, OperatorPage, OverviewView, PackFigures, PlanView, PublishedCacheRow, PublishingView, QueueRow, ScrubFigures,
-    ServerFigures, TargetView,
+    MadePlan, OperatorPage, OverviewView, PackFigures, PlanView, PublishedCacheRow, PublishingView, QueueRow,
+    ScrubFigures, ServerFigures, TargetView,
 };
 pub use path::{PathView, PinRow};
 pub use paths::{PathRow, PathsView, SortedBy};

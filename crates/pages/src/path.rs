@@ -12,7 +12,7 @@ use crate::text::{counted, date, number, shell_word, shortened};
 /// below [`PAGE_BYTES_MAX`](crate::PAGE_BYTES_MAX) together.
 const REFERENCES_SHOWN: usize = 30;
 const REFERRERS_SHOWN: usize = 16;
-const SIGNATURES_SHOWN: usize = 16;
+const SIGNATURES_SHOWN: usize = 4;
 const PINS_SHOWN: usize = 8;
 
 /// Characters of a provenance that are shown: it has some hundred, and the narinfo has the rest.
@@ -111,7 +111,7 @@ impl PathView {
             (self.commands())
             (self.references(frame, link))
             @if let Some(stay) = &self.stay { (self.keeping(frame, stay, &link("/pin"), &link("/unpin"))) }
-            (self.origin())
+            (self.origin(frame))
             @if self.may_remove {
                 section {
                     h2 { "Remove" }
@@ -198,7 +198,11 @@ impl PathView {
         }
     }
 
-    fn origin(&self) -> Markup {
+    fn hash(&self) -> &str {
+        self.base_name.split('-').next().unwrap_or_default()
+    }
+
+    fn origin(&self, frame: &Frame) -> Markup {
         html! {
             section {
                 h2 { "Where it comes from" }
@@ -214,7 +218,7 @@ impl PathView {
                         div { dt { "Came with" } dd { code { (shortened(signature, 120)) } } }
                     }
                     @if self.signatures.len() > SIGNATURES_SHOWN {
-                        div { dt { "Came with" } dd { (self.signatures.len() - SIGNATURES_SHOWN) " more signatures, which its narinfo names" } }
+                        div { dt { "Came with" } dd { a href=(frame.link(&(path_address(&self.cache, self.hash()) + "/references#signatures"))) { (self.signatures.len() - SIGNATURES_SHOWN) " more signatures" } } }
                     }
                 }
             }

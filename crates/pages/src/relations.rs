@@ -5,7 +5,10 @@ use maud::html;
 use crate::cache::way_below;
 use crate::frame::{Frame, path_address};
 use crate::path::links;
-use crate::text::{counted, number};
+use crate::text::{counted, number, shortened};
+
+/// Signatures that the page shows: as many as the lab keeps of a path.
+const SIGNATURES_SHOWN: usize = 16;
 
 /// Which relation to a path a page lists, and which part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +45,8 @@ pub struct RelationsView {
     pub relation: Relation,
     /// The paths of this page, [`RelationsView::ROWS`] at most.
     pub paths: Vec<String>,
+    /// All signatures that the path came with, on the page of references.
+    pub signatures: Vec<String>,
     /// The hash behind which the next page of referrers begins.
     pub next: Option<String>,
 }
@@ -50,11 +55,18 @@ impl RelationsView {
     /// Paths on a page.
     pub const ROWS: usize = 50;
 
-    /// A page of all references, from one on.
-    pub fn references(cache: String, base_name: String, all: &[String], from: usize) -> Self {
+    /// A page of all references, from one on, with the signatures that the path came with.
+    pub fn references(
+        cache: String,
+        base_name: String,
+        all: &[String],
+        from: usize,
+        signatures: Vec<String>,
+    ) -> Self {
         let from = from.min(all.len());
         let paths = all[from..].iter().take(Self::ROWS).cloned().collect();
-        Self { cache, base_name, relation: Relation::References { from, count: all.len() }, paths, next: None }
+        let relation = Relation::References { from, count: all.len() };
+        Self { cache, base_name, relation, paths, signatures, next: None }
     }
 
     /// The page.
@@ -86,6 +98,13 @@ impl RelationsView {
             }
             (links(frame, &self.cache, &self.paths, Self::ROWS))
             @if let Some(next) = next { p { a.button rel="next" href=(next) { "More" } } }
+            @if !self.signatures.is_empty() {
+                section {
+                    h2 #signatures { "Signatures" }
+                    ul { @for signature in self.signatures.iter().take(SIGNATURES_SHOWN) { li { code { (shortened(signature, 120)) } } } }
+                    @if self.signatures.len() > SIGNATURES_SHOWN { p { "And " (self.signatures.len() - SIGNATURES_SHOWN) " more, which the narinfo names." } }
+                }
+            }
         };
         frame.page(&title, &way, &content)
     }
@@ -100,12 +119,18 @@ mod tests {
     fn references_are_paged_to_the_last_one() {
         let all: Vec<String> = (0..120).map(|number| format!("{number:032}-name")).collect();
         let page = |from| {
-            RelationsView::references("main".to_owned(), all[0].clone(), &all, from).render(&frame())
+            let signatures = vec!["key:signature".to_owned(); 9];
+            RelationsView::references("main".to_owned(), all[0].clone(), &all, from, signatures)
+                .render(&frame())
         };
         let first = page(0);
-        assert!(first.contains("1 to 50 of 120 other paths.") && first.contains("href=\"?from=50\""), "{first}");
+        assert!(
+            first.contains("1 to 50 of 120 other paths.") && first.contains("href=\"?from=50\""),
+            "{first}"
+        );
         let last = page(100);
         assert!(last.contains(&format!("main/{:032}\"", 119)) && !last.contains("rel=\"next\""), "{last}");
         assert!(page(usize::MAX).contains("Nothing here."));
+        assert_eq!(first.matches("key:signature").count(), 9);
     }
 }

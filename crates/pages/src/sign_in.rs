@@ -47,8 +47,7 @@ impl SignInView {
             @if let Some(refused) = &self.refused { p.notice role="alert" { (shortened(refused, 300)) } }
             p { "Paste a token of this server. You then see the caches that it may pull from, and may change what it may change. The session ends with the token, or when you sign out." }
             form.inline method="post" action=(frame.link("_dormer/sign-in")) {
-                @let back = Self::way_back(&self.back);
-                @if !back.is_empty() { input type="hidden" name="back" value=(back); }
+                input type="hidden" name="back" value=(Self::way_back(&self.back));
                 p {
                     label for="token" { "Token" }
                     input #token type="password" name="token" required autocomplete="off" spellcheck="false" autocapitalize="off";
@@ -72,7 +71,9 @@ mod tests {
 
     #[test]
     fn a_visitor_comes_back_to_pages_of_this_host_alone() {
-        for good in ["main/", "main/paths?q=a%2Fb&sort=age", "a%2Bb/1k8c/files/bin/x", "_dormer/audit?actor=x"] {
+        for good in
+            ["main/", "main/paths?q=a%2Fb&sort=age", "a%2Bb/1k8c/files/bin/x", "_dormer/audit?actor=x"]
+        {
             assert_eq!(SignInView::way_back(good), good);
         }
         for bad in [

@@ -5,11 +5,11 @@ use proptest::prelude::*;
 
 use crate::{
     AuditRow, AuditView, CacheRow, CacheView, ClosureView, CollectionFigures, CollectionView, Contents,
-    Counts, DamageView, ExpiryFigures, FileContent, FileView, FilesView, Found, Frame, HomeView, JobRow, JobsView,
-    ListedFile, ListedKind, LogView, MadePlan, OverviewView, PAGE_BYTES_MAX, PastDay, PathRow, PathStay, PathView,
-    PathsView, PinRow, PinsView, PlanView, ProblemView, Relation, RelationsView, PublishedCacheRow, PublishingView, QueueRow,
-    RemoveView, Savings, ScrubFigures, ServerFigures, SignInView, SizedPath, SortedBy, StayEnd, StayView,
-    TargetView, Visitor,
+    Counts, DamageView, ExpiryFigures, FileContent, FileView, FilesView, Found, Frame, HomeView, JobRow,
+    JobsView, ListedFile, ListedKind, LogView, MadePlan, OverviewView, PAGE_BYTES_MAX, PastDay, PathRow,
+    PathStay, PathView, PathsView, PinRow, PinsView, PlanView, ProblemView, PublishedCacheRow,
+    PublishingView, QueueRow, Relation, RelationsView, RemoveView, Savings, ScrubFigures, ServerFigures,
+    SignInView, SizedPath, SortedBy, StayEnd, StayView, TargetView, Visitor,
 };
 
 /// The frame of a page below a cache, for anybody.
@@ -147,7 +147,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         missing: many(),
         is_complete: false,
     };
-    let references = RelationsView::references(name(), base_name(), &many(), 0);
+    let references = RelationsView::references(name(), base_name(), &many(), 0, vec![owned(); length]);
     let next = Some("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5".to_owned());
     let referrers = RelationsView { relation: Relation::Referrers, next, ..references.clone() };
     let entry = |kind| ListedFile { name: owned(), kind };
@@ -531,13 +531,17 @@ fn counts_that_leave_something_out_say_so() {
 
 #[test]
 fn a_plan_shows_the_packs_of_its_own_moment_until_a_collection_ends() {
-    let figures = CollectionFigures { freed: crate::PackFigures { packs: 2, bytes: 4 << 20 }, ..Default::default() };
+    let figures =
+        CollectionFigures { freed: crate::PackFigures { packs: 2, bytes: 4 << 20 }, ..Default::default() };
     let expiring = ExpiryFigures { paths: 7, bytes: 1 << 20, caches: 1, caches_left_out: 2 };
     let plan = MadePlan { at: 1_700_000_000, stored_bytes: 10 << 20, expiring, figures };
     let see = |last| CollectionView { last, plan: PlanView::Made(Box::new(plan)) }.render(&signed_in("ada"));
     let html = see(Some((1_600_000_000, figures)));
     assert!(html.contains("of 10.0 MiB in packs, 6.0 MiB is needed where it is"), "{html}");
-    assert!(html.contains("Paths that expire</dt><dd>7 of 1 cache, 1.0 MiB; 2 caches are too large"), "{html}");
+    assert!(
+        html.contains("Paths that expire</dt><dd>7 of 1 cache, 1.0 MiB; 2 caches are too large"),
+        "{html}"
+    );
     assert_eq!(html.matches("role=\"img\"").count(), 1, "what was done is no share of what is there");
     assert!(html.contains("Freed</dt><dd>2 packs, 4.0 MiB"), "{html}");
     let late = see(Some((1_700_000_000, figures)));

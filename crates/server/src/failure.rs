@@ -120,7 +120,9 @@ impl Failure {
             Self::NoRoute | Self::Engine(EngineError::NoSession) => of(StatusCode::NOT_FOUND, Name::NotFound),
             Self::MethodNotAllowed { .. } => of(StatusCode::METHOD_NOT_ALLOWED, Name::RequestError),
             Self::Unauthorized => of(StatusCode::UNAUTHORIZED, Name::Unauthorized),
-            Self::Forbidden(_) | Self::NoOperator | Self::ForeignForm | Self::OtherAddress(_) => of(StatusCode::FORBIDDEN, Name::AccessError),
+            Self::Forbidden(_) | Self::NoOperator | Self::ForeignForm | Self::OtherAddress(_) => {
+                of(StatusCode::FORBIDDEN, Name::AccessError)
+            }
             Self::NoSuchCache => of(StatusCode::NOT_FOUND, Name::NoSuchCache),
             Self::NoSuchObject => of(StatusCode::NOT_FOUND, Name::NoSuchObject),
             Self::BadHost

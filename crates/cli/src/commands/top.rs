@@ -354,7 +354,8 @@ pub(super) mod tests {
     #[test]
     fn servers_that_answer_in_turns_have_rates_of_their_own() {
         let mut watched = Watched::new("lab".to_owned());
-        let other = |status: StatusResponse| StatusResponse { process: "process 9 on b".to_owned(), ..status };
+        let other =
+            |status: StatusResponse| StatusResponse { process: "process 9 on b".to_owned(), ..status };
         let answers = [status(), other(status()), later(), other(status()), other(later())];
         let begin = Instant::now();
         for (second, answer) in (0..).step_by(10).zip(answers) {

@@ -81,7 +81,8 @@ pub(crate) const OUTPUTS: Sql =
 
 /// `$2` is a build id. Looks through its newest NARs below `$3`, `$4` at most, for one of which the
 /// cache has an object. NARs of other caches with the same build id count too, so their number is
-/// bounded. The first column is the last NAR that was looked at, if more may follow.
+/// bounded. The first column is the last NAR that was looked at, if more may follow. Asked with
+/// EXISTS, PostgreSQL would gather all objects of the cache first.
 pub(crate) const FIND_DEBUG_NAR: Sql = both!(concat!(
     "SELECT
          (SELECT CASE WHEN count(*) = $4 THEN min(newest.nar) END FROM
@@ -92,7 +93,7 @@ pub(crate) const FIND_DEBUG_NAR: Sql = both!(concat!(
              (SELECT nar FROM build_ids WHERE build_id = $2 AND nar < $3 ORDER BY nar DESC LIMIT $4) AS newest
              CROSS JOIN nars AS n WHERE n.id = newest.nar AND ",
     damaged!("n"),
-    " IS NULL AND EXISTS (SELECT 1 FROM objects AS o WHERE o.nar = n.id AND o.cache = $1)
+    " IS NULL AND (SELECT o.cache FROM objects AS o WHERE o.nar = n.id AND o.cache = $1 LIMIT 1) IS NOT NULL
              AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)
          ORDER BY newest.nar DESC LIMIT 1) AS found ON true"
 ));

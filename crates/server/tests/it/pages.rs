@@ -247,7 +247,10 @@ fn a_path_leads_to_what_it_needs_and_what_needs_it() {
     assert!(owner.contains("Needed by") && owner.contains(&program.hash().to_string()), "{owner}");
     assert!(owner.contains("Pin this path") && owner.contains("Remove this path"), "{owner}");
     let references = browse(&server, None, &format!("/main/{}/references", program.hash())).text();
-    assert!(references.contains("1 to 2 of 2 other paths.") && references.contains("library-1.0"), "{references}");
+    assert!(
+        references.contains("1 to 2 of 2 other paths.") && references.contains("library-1.0"),
+        "{references}"
+    );
     let referrers = format!("/main/{}/referrers", library.hash());
     assert_eq!(browse(&server, None, &referrers).status, 403, "what needs a path is for the owner");
     let all = browse(&server, Some(&admin()), &referrers).text();

@@ -982,7 +982,7 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
                 "one",
                 "newer",
                 "newest",
-                "found",
+                "found LEFT-JOIN",
                 "own",
                 "direct",
                 "pinned",

@@ -8,8 +8,8 @@ use dormer_engine::{CollectionReport, CompactionTotals, PackTotals, ScrubReport}
 use dormer_index::{AuditFilter, JobId, JobKind, PublishBacklog};
 use dormer_pages::{
     AuditRow, AuditView, CollectionFigures, CollectionView, DamageView, ExpiryFigures, JobRow, JobsView,
-    MadePlan, OperatorPage, OverviewView, PackFigures, PlanView, PublishedCacheRow, PublishingView, QueueRow, ScrubFigures,
-    ServerFigures, TargetView,
+    MadePlan, OperatorPage, OverviewView, PackFigures, PlanView, PublishedCacheRow, PublishingView, QueueRow,
+    ScrubFigures, ServerFigures, TargetView,
 };
 use http::{Method, Response};
 

@@ -168,9 +168,7 @@ pub(super) async fn checked_form(app: &App, call: &Call, body: &mut RequestBody)
 fn check_origin(app: &App, call: &Call) -> Result<(), Failure> {
     let is_ours = match (call.header(&FETCH_SITE), call.header(ORIGIN)) {
         (Some(site), _) => site == "same-origin",
-        (None, Some(origin)) => {
-            origin.eq_ignore_ascii_case(origin_of(&own_address(app, call)))
-        }
+        (None, Some(origin)) => origin.eq_ignore_ascii_case(origin_of(&own_address(app, call))),
         // No browser: a program that brings its own token and proof.
         (None, None) => true,
     };

@@ -595,7 +595,8 @@ pub(super) async fn references(
     let object = find(app, &opened, hash).await?.object;
     let all = others(&object.references, &object.path);
     let cache = opened.cache.name.clone();
-    let view = RelationsView::references(cache, object.path.to_string(), &all, from);
+    let signatures = foreign_signatures(object.sigs, &key_names(&active_keys(&opened.cache)));
+    let view = RelationsView::references(cache, object.path.to_string(), &all, from, signatures);
     Ok(page(view.render(&frame(app, call))))
 }
 
@@ -620,6 +621,7 @@ pub(super) async fn all_referrers(
         cache: opened.cache.name.clone(),
         base_name: object.path.to_string(),
         relation: Relation::Referrers,
+        signatures: Vec::new(),
         next: next.map(str::to_owned),
         paths,
     };
