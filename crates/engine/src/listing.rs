@@ -148,8 +148,8 @@ impl ListingReader {
         }
     }
 
-    /// Reads as many of the next chunks as one read takes. A listing's chunks lie close to each
-    /// other, because they were stored one after the other.
+    /// Reads as many of the next chunks as one read takes. A listing's chunks lie between those of
+    /// its NAR: with a NAR of small files close to each other, else in several packs.
     async fn fetch(&mut self) -> Result<()> {
         let rows = self.rows.make_contiguous();
         // What is decoded is asked for piece by piece: one is sent while the next one is made.
