@@ -16,7 +16,7 @@ const SIGNATURES_SHOWN: usize = 4;
 const PINS_SHOWN: usize = 8;
 
 /// Characters of a provenance that are shown: it has some hundred, and the narinfo has the rest.
-const PROVENANCE_CHARACTERS: usize = 1_000;
+const PROVENANCE_CHARACTERS: usize = 900;
 
 /// A store path.
 #[derive(Debug, Clone)]
