@@ -169,7 +169,7 @@ impl<'de> Deserialize<'de> for Permissions {
 }
 
 /// 1 or 0, `true` or `false`.
-struct Flag(bool);
+pub(crate) struct Flag(pub(crate) bool);
 
 impl<'de> Deserialize<'de> for Flag {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -101,6 +101,20 @@ impl TokenClaims {
         self.exp.is_none_or(|end| now < end) && self.nbf.is_none_or(|begin| begin <= latest_begin)
     }
 
+    /// Whether the token operates the installation: as its claim says, else if it reads and
+    /// configures every cache that exists, existed or will exist. What operators see names private
+    /// caches and the subjects of other tokens, and says how busy the server is with whom.
+    pub fn may_operate(&self) -> bool {
+        let may = |permissions: &Permissions| {
+            permissions.allows(Permission::Pull) && permissions.allows(Permission::ConfigureCache)
+        };
+        let caches = &self.access.caches;
+        self.access.operate.unwrap_or_else(|| {
+            caches.iter().any(|(pattern, _)| pattern.as_str() == "*")
+                && caches.iter().all(|(_, permissions)| may(permissions))
+        })
+    }
+
     /// Whether any cache name exists for which the token has this permission.
     pub fn may_somewhere(&self, permission: Permission) -> bool {
         self.access.caches.iter().any(|(_, permissions)| permissions.allows(permission))
@@ -132,6 +146,10 @@ pub struct AccessClaim {
     /// Patterns and what they allow, in the token's order; no pattern stands twice.
     #[serde(with = "ordered_entries")]
     pub caches: Vec<(CacheNamePattern, Permissions)>,
+    /// Whether the bearer operates the installation. It says nothing about any cache. `None`, as in
+    /// tokens made elsewhere or before there was such a claim: the caches decide.
+    #[serde(skip_serializing_if = "Option::is_none", default, with = "flag")]
+    pub operate: Option<bool>,
 }
 
 /// `aud`: one name or several.
@@ -167,6 +185,21 @@ fn numeric_date<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64
         #[expect(clippy::cast_possible_truncation, reason = "the range was just checked")]
         Some(seconds) if seconds.abs() <= SECONDS_MAX => Ok(Some(seconds.floor() as i64)),
         _ => Err(D::Error::custom("a date is not a number of seconds")),
+    }
+}
+
+/// As permissions are written: 1 or 0.
+mod flag {
+    use super::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+    use crate::permissions::Flag;
+
+    #[expect(clippy::ref_option, reason = "serde calls it so")]
+    pub(super) fn serialize<S: Serializer>(flag: &Option<bool>, serializer: S) -> Result<S::Ok, S::Error> {
+        flag.map(u8::from).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
+        Ok(Some(Flag::deserialize(deserializer)?.0))
     }
 }
 
@@ -299,6 +332,40 @@ mod tests {
     }
 
     #[test]
+    fn operating_is_a_claim_of_its_own_and_permits_nothing_on_a_cache() {
+        let token = |access: &str| {
+            TokenClaims::parse(format!(r#"{{"{CLAIM_NAMESPACE}":{access}}}"#).as_bytes()).unwrap()
+        };
+        for (access, operates) in [
+            (r#"{"caches":{},"operate":1}"#, true),
+            (r#"{"operate":true,"caches":{"main":{"r":1}}}"#, true),
+            (r#"{"caches":{"*":{"r":1,"cr":1}}}"#, true),
+            (r#"{"caches":{"*":{"r":1,"cr":1}},"operate":0}"#, false),
+            (r#"{"caches":{"*":{"r":1,"cr":1},"a":{}}}"#, false),
+            (r#"{"caches":{"main":{"r":1,"cr":1}}}"#, false),
+            (r#"{"caches":{"operate":{"r":1,"cr":1}}}"#, false),
+            (r#"{"caches":{}}"#, false),
+        ] {
+            let claims = token(access);
+            assert_eq!(claims.may_operate(), operates, "{access}");
+            let written = serde_json::to_vec(&claims).unwrap();
+            assert_eq!(TokenClaims::parse(&written).unwrap(), claims, "{access}");
+        }
+        let alone = token(r#"{"caches":{},"operate":1}"#);
+        assert!(allowed(&alone, "main").is_empty());
+        assert!(Permission::ALL.into_iter().all(|one| !alone.may_somewhere(one)));
+        assert!(serde_json::to_string(&alone).unwrap().contains(r#""operate":1"#));
+        for bad in [
+            r#"{"caches":{},"operate":2}"#,
+            r#"{"caches":{},"operate":null}"#,
+            r#"{"caches":{},"operate":"1"}"#,
+        ] {
+            let json = format!(r#"{{"{CLAIM_NAMESPACE}":{bad}}}"#);
+            assert!(TokenClaims::parse(json.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn no_entry_means_no_permission() {
         assert!(allowed(&claims(r#"{"team-*":{"r":1}}"#), "main").is_empty());
         assert!(allowed(&TokenClaims::parse(b"{}").unwrap(), "main").is_empty());
@@ -331,6 +398,7 @@ mod tests {
             access(r#"{"a":{"r":1,"\u0072":0}}"#),
             access(r#"{"a":{"r":1},"b":{},"a":{}}"#),
             access(r#"{"a":{"x":1,"x":1}}"#),
+            format!(r#""{CLAIM_NAMESPACE}":{{"caches":{{}},"operate":0,"operate":1}}"#),
             format!(r#""{CLAIM_NAMESPACE}":{{"caches":{{}},"caches":{{}}}}"#),
             r#""x":1,"x":1"#.to_owned(),
             r#""x":[{"y":{"z":1,"z":1}}]"#.to_owned(),

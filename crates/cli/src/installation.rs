@@ -516,6 +516,7 @@ fn make_admin_token(settings: &Settings, key: &SigningKey, observer: Observer<'_
             .into_iter()
             .map(|permission| (Clone::clone(&everything), permission))
             .collect(),
+        operates: true,
     };
     let token = tokens::sign(key, &tokens::claims(&wish, &settings.jwt, SystemTime::now()))?;
     let path = settings.admin_token_file();

@@ -73,6 +73,8 @@ pub(crate) struct Wish {
     pub(crate) validity: Duration,
     /// Permissions, in the order of the command line.
     pub(crate) grants: Vec<(CacheNamePattern, Permission)>,
+    /// Whether the bearer operates the installation, whatever else it may do.
+    pub(crate) operates: bool,
 }
 
 /// The claims of a requested token. Their random name (`jti`) makes it possible to revoke the token
@@ -90,7 +92,7 @@ pub(crate) fn claims(wish: &Wish, jwt: &JwtSettings, now: SystemTime) -> TokenCl
         iss: jwt.bound_issuer.clone(),
         aud: (!jwt.bound_audiences.is_empty()).then(|| Audience::Many(jwt.bound_audiences.clone())),
         jti: Some(format!("{:032x}", rand::random::<u128>())),
-        access: AccessClaim { caches: entries(&wish.grants) },
+        access: AccessClaim { caches: entries(&wish.grants), operate: wish.operates.then_some(true) },
     }
 }
 
@@ -148,7 +150,7 @@ mod tests {
     fn wish(grants: &[(&str, Permission)]) -> Wish {
         let grants =
             grants.iter().map(|(pattern, permission)| (pattern.parse().unwrap(), *permission)).collect();
-        Wish { subject: "ada".to_owned(), validity: Duration::from_mins(1), grants }
+        Wish { subject: "ada".to_owned(), validity: Duration::from_mins(1), grants, operates: false }
     }
 
     fn jwt() -> JwtSettings {

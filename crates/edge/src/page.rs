@@ -15,8 +15,8 @@ use dormer_nix::nar::{FolderEntry, FolderPage, LISTING_BYTES_MAX, ListedNode, Li
 use dormer_nix::{DocumentName, NarInfo, StoreDir, StorePath, StorePathHash, signature_key_name};
 use dormer_pages::{
     CacheRow, CacheView, Contents, FileContent, FileView, FilesView, Found, Frame, HomeView, ListedFile,
-    ListedKind, LogView, PathView, PathsView, ProblemView, SortedBy, Visitor, cache_address, escape_segment,
-    file_address, path_address, way_to_root,
+    ListedKind, LogView, PathView, PathsView, ProblemView, RelationsView, SortedBy, Visitor, cache_address,
+    escape_segment, file_address, path_address, way_to_root,
 };
 
 use crate::answer::Answer;
@@ -116,7 +116,8 @@ impl Query {
 /// The frame of the page at this path. No host of the edge knows sessions: a token comes with each
 /// request or not at all.
 pub(crate) fn frame(path: &str, now: i64) -> Frame {
-    Frame { root: way_to_root(path), visitor: Visitor::Anybody { may_sign_in: false }, now }
+    let visitor = Visitor::Anybody { may_sign_in: false };
+    Frame { root: way_to_root(path), visitor, here: String::new(), now }
 }
 
 /// A request for the page at `/`: the public caches that are published here. Private ones are not
@@ -141,6 +142,7 @@ impl Home {
             newest_at: None,
         };
         let view = HomeView {
+            is_complete: true,
             caches: shown.iter().map(row).collect(),
             next: shown.last().filter(|_| has_more).map(CacheName::to_string),
             has_figures: false,
@@ -275,6 +277,7 @@ impl PageHost {
             },
             retention_seconds: None,
             is_published: true,
+            lets_go: true,
             quota_bytes: None,
             keep_latest: None,
             history: Vec::new(),
@@ -307,8 +310,8 @@ impl PageHost {
 
     /// `/{cache}/{hash}`
     fn path(&self, path: PathInfo) -> Answer {
+        let references = path.references();
         let PathInfo { info, nar_url } = path;
-        let is_other = |reference: &&StorePath| **reference != info.store_path;
         let view = PathView {
             cache: self.cache.to_string(),
             substituter: self.substituter.clone(),
@@ -325,7 +328,7 @@ impl PageHost {
             provenance: provenance(&info.extra),
             signatures: foreign_signatures(info.sigs, &self.key_names),
             own_keys: self.key_names.clone(),
-            references: info.references.iter().filter(is_other).map(StorePath::to_string).collect(),
+            references,
             shows_closure: false,
             referrers: None,
             pins: None,
@@ -499,6 +502,14 @@ impl PageHost {
         let hash = path.info.store_path.hash();
         let (key, wanted) = match page {
             PathPage::Path => return PageStep::Answer(self.path(path)),
+            PathPage::References => {
+                let (cache, base_name) = (self.cache.to_string(), path.info.store_path.to_string());
+                let from = begin.from.unwrap_or(0);
+                let references = path.references();
+                let signatures = foreign_signatures(path.info.sigs, &self.key_names);
+                let view = RelationsView::references(cache, base_name, &references, from, signatures);
+                return PageStep::Answer(self.page(view.render(&self.frame)));
+            }
             PathPage::Files { names, has_slash } => {
                 let search = ListingSearch::new(&names).with_entries(begin.from.unwrap_or(0), ENTRIES);
                 let search = search.beginning_at(&begin.at);
@@ -521,6 +532,12 @@ impl PageHost {
 }
 
 impl PathInfo {
+    /// What the path refers to, itself left out.
+    fn references(&self) -> Vec<String> {
+        let is_other = |reference: &&StorePath| **reference != self.info.store_path;
+        self.info.references.iter().filter(is_other).map(StorePath::to_string).collect()
+    }
+
     fn parse(bytes: &[u8], hash: StorePathHash, store_dir: &str) -> Result<Self> {
         let unreadable = |reason: String| Error::Narinfo { hash, reason };
         if bytes.len() > NARINFO_BYTES_MAX {

@@ -343,7 +343,9 @@ fn a_page_of_a_private_cache_looks_like_one_of_no_cache() {
     let private = state("main", false);
     let claims = r#"{"https://jwt.attic.rs/v1":{"caches":{"main":{"r":1}}}}"#;
     let claims = TokenClaims::parse(claims.as_bytes()).unwrap();
-    for rest in ["", "paths", "paths?q=x", HASH, &format!("{HASH}/log"), &format!("{HASH}/files/bin/")] {
+    let of_path = ["", "/references", "/references?from=1", "/log", "/files/bin/"];
+    let of_path = of_path.map(|rest| format!("{HASH}{rest}"));
+    for rest in ["", "paths", "paths?q=x"].into_iter().chain(of_path.iter().map(String::as_str)) {
         let (path, reads) = (format!("/main/{rest}"), bucket.reads.len());
         let absent = bucket.answer(&request(&path), None, None).unwrap();
         let hidden = bucket.answer(&request(&path), Some(&private), None).unwrap();

@@ -45,6 +45,8 @@ pub(crate) enum PageRoute {
 pub(crate) enum PathPage {
     /// The path itself.
     Path,
+    /// `…/references`
+    References,
     /// `…/files/{names}`
     Files {
         /// The names that lead to the file or folder.
@@ -105,6 +107,7 @@ impl PageRoute {
         }
         let (hash, page) = match rest.split_once('/') {
             None => (rest, PathPage::Path),
+            Some((hash, "references")) => (hash, PathPage::References),
             Some((hash, "log")) => (hash, PathPage::Log),
             Some((hash, "files")) => (hash, PathPage::Files { names: Vec::new(), has_slash: false }),
             Some(_) => return None,
@@ -155,6 +158,7 @@ mod tests {
             (String::new(), PageRoute::Cache),
             ("paths".to_owned(), PageRoute::Paths),
             (HASH.to_owned(), of_path(PathPage::Path)),
+            (format!("{HASH}/references"), of_path(PathPage::References)),
             (format!("{HASH}/log"), of_path(PathPage::Log)),
             (format!("{HASH}/files"), files(&[], false)),
             (format!("{HASH}/files/"), files(&[], true)),
@@ -199,6 +203,7 @@ mod tests {
             "/main/1K8C1HIYSZ6AAKS2MPFC5K7XBBJPW5Z5.narinfo",
             "/main/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5/",
             "/main/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5/closure",
+            "/main/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5/referrers",
             "/main/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5/log/",
             "/main/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5/files//",
             "/main/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5/files/../log",

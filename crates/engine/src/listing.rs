@@ -1,12 +1,13 @@
 //! Reads listings back as JSON.
 //!
-//! A small listing comes from its row in one piece, a large one chunk by chunk, within the memory
-//! for reads. Unlike NARs, listings are decompressed here, in jobs of the CPU pool: clients ask for
-//! them rarely, and as JSON.
+//! A small listing comes from its row in one piece, a large one in reads of many chunks, within the
+//! memory for reads. Unlike NARs, listings are decompressed here, in jobs of the CPU pool: clients
+//! ask for them rarely, and as JSON.
 //!
 //! A listing that cannot be read harms nothing else: the engine forgets it, its NAR stays readable,
 //! and the next push of a path with this NAR brings it back.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,7 +21,7 @@ use futures::{StreamExt, TryStreamExt};
 
 use crate::budget::{BudgetShare, hold};
 use crate::ingest_listing::GATHERED_BYTES_MAX;
-use crate::read::{ReadFailure, windows};
+use crate::read::{FetchFailure, ReadFailure, windows};
 use crate::{Engine, Error, Result};
 
 /// A listing as JSON in Nix's `.ls` form, piece by piece. An error means that the answer must be
@@ -79,7 +80,8 @@ impl Engine {
             nar,
             recipe,
             groups,
-            rows: Vec::new().into_iter(),
+            rows: VecDeque::new(),
+            fetched: VecDeque::new(),
             holes_done: 0,
             decoder: Some(Decoder::new().map_err(Error::Encode)?),
             left: size,
@@ -115,7 +117,10 @@ struct ListingReader {
     recipe: Recipe,
     /// Runs whose rows have to be loaded, the next ones last.
     groups: Vec<Vec<ChunkRun>>,
-    rows: std::vec::IntoIter<ChunkRow>,
+    /// Chunks that come next.
+    rows: VecDeque<ChunkRow>,
+    /// Stored bytes of the first of them.
+    fetched: VecDeque<(Bytes, Arc<BudgetShare>)>,
     holes_done: usize,
     /// `None` while a job decodes with it, and after a job that nobody waited for.
     decoder: Option<Decoder>,
@@ -127,26 +132,41 @@ struct ListingReader {
 impl ListingReader {
     /// The next chunk.
     async fn next(&mut self) -> Result<Option<Bytes>> {
-        let row = loop {
-            if let Some(row) = self.rows.next() {
-                break row;
-            }
+        while self.rows.is_empty() {
             match self.groups.pop() {
-                Some(runs) => self.rows = self.engine.index().load_chunks(&runs).await?.into_iter(),
+                Some(runs) => self.rows = self.engine.index().load_chunks(&runs).await?.into(),
                 None if self.left == 0 => return Ok(None),
                 None => return Err(self.damaged(&[]).await),
             }
-        };
-        let bytes = u64::from(row.layout.stored_len()).next_power_of_two() + u64::from(row.layout.raw_len);
-        let memory = Arc::new(self.engine.read_memory().take(bytes).await?);
-        let seen = std::slice::from_ref(&row);
-        let failure = match self.engine.fetch_chunk(&row).await {
-            Ok(stored) => return self.decode(&row, stored, &memory).await.map(Some),
-            Err(failure) => failure,
+        }
+        if self.fetched.is_empty() {
+            self.fetch().await?;
+        }
+        match (self.rows.pop_front(), self.fetched.pop_front()) {
+            (Some(row), Some((stored, memory))) => self.decode(&row, stored, &memory).await.map(Some),
+            _ => Err(self.damaged(&[]).await),
+        }
+    }
+
+    /// Reads as many of the next chunks as one read takes. A listing's chunks lie between those of
+    /// its NAR: with a NAR of small files close to each other, else in several packs.
+    async fn fetch(&mut self) -> Result<()> {
+        let rows = self.rows.make_contiguous();
+        // What is decoded is asked for piece by piece: one is sent while the next one is made.
+        let decoded = rows.iter().map(|row| u64::from(row.layout.raw_len)).max().unwrap_or(0) * 2;
+        let failure = match self.engine.fetch_chunks_beside(rows, decoded).await {
+            Ok((stored, memory)) => {
+                self.fetched = stored.into_iter().map(|stored| (stored, Arc::clone(&memory))).collect();
+                return Ok(());
+            }
+            Err(FetchFailure::Busy(error)) => return Err(error),
+            Err(FetchFailure::Read(failure)) => failure,
         };
         let lost = match failure {
             ReadFailure::Unavailable(error) => return Err(error.into()),
-            ReadFailure::Damaged(chunks) => self.engine.still_there(seen, chunks).await,
+            ReadFailure::Damaged(chunks) => {
+                self.engine.still_there(self.rows.make_contiguous(), chunks).await
+            }
             ReadFailure::PackLost(pack) => self.chunks_in(pack).await?,
         };
         if lost.is_empty() {

@@ -530,6 +530,8 @@ pub struct CacheGlance {
     pub newest_at: Option<UnixSeconds>,
     /// Whether a target publishes it.
     pub is_published: bool,
+    /// As in [`StoredCounts::is_complete`].
+    pub is_complete: bool,
 }
 
 /// A day of the calendar in UTC, as days since 1970-01-01.

@@ -3,9 +3,10 @@
 use maud::{Markup, html};
 
 use crate::frame::{Frame, cache_address, escape_segment};
-use crate::parts::{copyable, moment, size, visibility};
+use crate::parts::{copyable, counting, exact_moment, exact_size, visibility};
 use crate::paths::PathRow;
 use crate::picture::{PastDay, SizedPath, activity, growth, sizes, unused_times};
+use crate::stay::NOTHING_GOES;
 use crate::text::{bytes, nix_string, number, shell_word, shortened, span};
 
 /// Keys and upstream names that a page shows, and keys that stand in each of its texts to copy.
@@ -42,6 +43,8 @@ pub struct CacheView {
     pub quota_bytes: Option<u64>,
     /// How many paths of a name it keeps.
     pub keep_latest: Option<u64>,
+    /// Whether the server looks for what its rules keep no longer.
+    pub lets_go: bool,
     /// Its days without a gap, the oldest first. None where the host does not know them.
     pub history: Vec<PastDay>,
     /// Its largest paths, for visitors that may list them.
@@ -79,6 +82,8 @@ pub struct Counts {
     pub nar_bytes: u64,
     /// When the newest path came: a path that is pushed again is as old as before.
     pub newest_at: Option<i64>,
+    /// Whether everything is counted.
+    pub is_complete: bool,
 }
 
 impl CacheView {
@@ -96,6 +101,10 @@ impl CacheView {
                 @if let Some(count) = self.keep_latest { div { dt { "Kept of a name" } dd { "the newest " (number(count)) } } }
                 @if let Some(quota) = self.quota_bytes { div { dt { "Quota" } dd { (bytes(quota)) } } }
             }
+            @if !self.lets_go && (self.retention_seconds.is_some() || self.keep_latest.is_some() || self.quota_bytes.is_some()) {
+                p { (NOTHING_GOES) }
+            }
+            @if matches!(self.contents, Contents::Stored(Counts { is_complete: false, .. })) { (counting()) }
             p {
                 a href=(frame.link(&(address.clone() + "paths"))) { "Paths" }
                 @if self.shows_pins { " · " a href=(frame.link(&(address.clone() + "pins"))) { "Pins" } }
@@ -197,8 +206,9 @@ impl CacheView {
                 @if let Some(server) = &self.server {
                     details {
                         summary { "The command line, and pushing" }
+                        p { "Save a token in the file " code { "token" } " first: one that may push here. To read a public cache, none is needed." }
                         (copyable("the commands", &format!(
-                            "dormer login lab {}\ndormer use {}\ndormer push {} ./result\n",
+                            "dormer login lab {} --token-file token\ndormer use {}\ndormer push {} ./result\n",
                             shell_word(server), shell_word(&self.name), shell_word(&self.name)
                         )))
                     }
@@ -221,6 +231,7 @@ impl CacheView {
                             @if place > 0 { ", " }
                             code { (shortened(name, 60)) }
                         }
+                        @if self.upstream_key_names.len() > KEYS_SHOWN { " and more" }
                         "."
                     }
                 }
@@ -240,13 +251,13 @@ impl Contents {
             @match *self {
                 Self::Stored(counts) => {
                     div { dt { "Paths" } dd { (number(counts.paths)) } }
-                    div { dt { "Size" } dd { (size(counts.nar_bytes)) } }
-                    div { dt { "Last new path" } dd { @if let Some(at) = counts.newest_at { (moment(frame, at)) } @else { "none yet" } } }
+                    div { dt { "Size" } dd { (exact_size(counts.nar_bytes)) } }
+                    div { dt { "Last new path" } dd { @if let Some(at) = counts.newest_at { (exact_moment(frame, at)) } @else { "none yet" } } }
                 }
                 Self::Published { paths, file_bytes, at } => {
                     div { dt { "Paths" } dd { (number(paths)) } }
-                    div { dt { "Size, compressed" } dd { (size(file_bytes)) } }
-                    div { dt { "Published" } dd { @if at > 0 { (moment(frame, at)) } @else { "nothing yet" } } }
+                    div { dt { "Size, compressed" } dd { (exact_size(file_bytes)) } }
+                    div { dt { "Published" } dd { @if at > 0 { (exact_moment(frame, at)) } @else { "nothing yet" } } }
                 }
             }
         }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use maud::{DOCTYPE, Markup, html};
 
 use crate::asset::Asset;
+use crate::sign_in::SignInView;
 use crate::text::{date, shortened};
 
 /// No page is longer, in bytes.
@@ -17,6 +18,8 @@ pub struct Frame {
     pub root: String,
     /// The visitor.
     pub visitor: Visitor,
+    /// The page's own address below the root, to come back to it after signing in.
+    pub here: String,
     /// Seconds since 1970 UTC.
     pub now: i64,
 }
@@ -42,6 +45,14 @@ pub enum Visitor {
 }
 
 impl Visitor {
+    /// The user of the visitor's token.
+    pub(crate) fn subject(&self) -> Option<&str> {
+        match self {
+            Self::Anybody { .. } => None,
+            Self::SignedIn { subject, .. } => subject.as_deref(),
+        }
+    }
+
     /// What forms send back. Empty for visitors without forms.
     pub(crate) fn form_token(&self) -> &str {
         match self {
@@ -157,7 +168,7 @@ impl Frame {
             @match &self.visitor {
                 Visitor::Anybody { may_sign_in: false } => {},
                 Visitor::Anybody { may_sign_in: true } => {
-                    a.button href=(self.link("_dormer/sign-in")) { "Sign in" }
+                    a.button href=(self.link(&SignInView::address(&self.here))) { "Sign in" }
                 },
                 Visitor::SignedIn { subject, ends_at, .. } => {
                     form.session method="post" action=(self.link("_dormer/sign-out")) {

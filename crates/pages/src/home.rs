@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use crate::frame::{Frame, Visitor, cache_address, escape_segment};
 use crate::operator::OperatorPage;
-use crate::parts::{moment, size, visibility};
+use crate::parts::{counting, moment, size, visibility};
 use crate::picture::{PastDay, Savings, growth, savings};
 use crate::text::number;
 
@@ -17,6 +17,8 @@ pub struct HomeView {
     pub next: Option<String>,
     /// Whether the host knows what the caches hold. If not, the page has their names only.
     pub has_figures: bool,
+    /// Whether everything is counted. If not, the figures are too small.
+    pub is_complete: bool,
     /// What the whole store saves, for visitors that may read every cache.
     pub savings: Option<Savings>,
     /// The days of the whole store, as in [`CacheView::history`](crate::CacheView::history), for the
@@ -34,7 +36,7 @@ pub struct CacheRow {
     /// How many paths it has, and the bytes of their NARs, uncompressed; `None` if the visitor may
     /// not read it.
     pub counts: Option<(u64, u64)>,
-    /// When its newest path came.
+    /// When its newest path came; `None` also if the visitor may not read it.
     pub newest_at: Option<i64>,
 }
 
@@ -52,6 +54,7 @@ impl HomeView {
     fn page(&self, frame: &Frame, is_operator: bool) -> String {
         let content = html! {
             h1 { "Nix binary caches" }
+            @if !self.is_complete { (counting()) }
             @if self.caches.is_empty() {
                 p {
                     @match frame.visitor {
@@ -69,11 +72,11 @@ impl HomeView {
                     tbody {
                         @for cache in &self.caches {
                             tr {
-                                th scope="row" { a href=(frame.link(&cache_address(&cache.name))) { (cache.name) } }
+                                th scope="row" { (name(frame, cache)) }
                                 td data-label="Readers" { (visibility(cache.is_public)) }
                                 td.figure data-label="Paths" { @if let Some((paths, _)) = cache.counts { (number(paths)) } }
                                 td.figure data-label="Size" { @if let Some((_, nar_bytes)) = cache.counts { (size(nar_bytes)) } }
-                                td data-label="Last new path" { @if let Some(at) = cache.newest_at { (moment(frame, at)) } @else { span.quiet { "none yet" } } }
+                                td data-label="Last new path" { @if let Some(at) = cache.newest_at { (moment(frame, at)) } @else if cache.counts.is_some() { span.quiet { "none yet" } } @else { span.quiet { "your token may not read it" } } }
                             }
                         }
                     }
@@ -98,5 +101,13 @@ impl HomeView {
                 p { a.button href={ "?after=" (escape_segment(next)) } { "More caches" } }
             }
         }
+    }
+}
+
+/// The name of a cache, which leads to its page for those that may read it.
+fn name(frame: &Frame, cache: &CacheRow) -> Markup {
+    html! {
+        @if cache.counts.is_some() { a href=(frame.link(&cache_address(&cache.name))) { (cache.name) } }
+        @else { (cache.name) }
     }
 }

@@ -18,8 +18,8 @@
 //! Where to look
 //! - [`Frame`]: what surrounds every page, and the visitor.
 //! - one module for each page: [`HomeView`], [`CacheView`], [`PathsView`], [`PathView`],
-//!   [`ClosureView`], [`FilesView`], [`LogView`], [`PinsView`], [`RemoveView`], [`SignInView`],
-//!   [`ProblemView`]; [`OperatorPage`] has those for operators.
+//!   [`ClosureView`], [`RelationsView`], [`FilesView`], [`LogView`], [`PinsView`], [`RemoveView`],
+//!   [`SignInView`], [`ProblemView`]; [`OperatorPage`] has those for operators.
 //! - `picture`: savings and sizes as SVG. `terminal_text`: colours of a terminal, safely.
 //! - [`Asset`]: the one style, the one script and the icon.
 
@@ -37,6 +37,7 @@ mod paths;
 mod picture;
 mod pins;
 mod problem;
+mod relations;
 mod remove;
 mod sign_in;
 mod stay;
@@ -55,15 +56,16 @@ pub use frame::{
 pub use home::{CacheRow, HomeView};
 pub use log::LogView;
 pub use operator::{
-    AuditRow, AuditView, CollectionFigures, CollectionView, DamageView, JobRow, JobsView, OperatorPage,
-    OverviewView, PackFigures, PlanView, PublishedCacheRow, PublishingView, QueueRow, ScrubFigures,
-    ServerFigures, TargetView,
+    AuditRow, AuditView, CollectionFigures, CollectionView, DamageView, ExpiryFigures, JobRow, JobsView,
+    MadePlan, OperatorPage, OverviewView, PackFigures, PlanView, PublishedCacheRow, PublishingView, QueueRow,
+    ScrubFigures, ServerFigures, TargetView,
 };
 pub use path::{PathView, PinRow};
 pub use paths::{PathRow, PathsView, SortedBy};
 pub use picture::{PastDay, Savings, SizedPath, growth, savings, sizes};
 pub use pins::PinsView;
 pub use problem::ProblemView;
+pub use relations::{Relation, RelationsView};
 pub use remove::RemoveView;
 pub use sign_in::SignInView;
 pub use stay::{PathStay, StayEnd, StayView};

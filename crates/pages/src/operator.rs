@@ -69,6 +69,11 @@ impl OperatorPage {
 
     /// The whole page with this content.
     fn render(self, frame: &Frame, content: &Markup) -> String {
+        self.render_of(frame, "", content)
+    }
+
+    /// The same, with the server whose figures these are.
+    fn render_of(self, frame: &Frame, server: &str, content: &Markup) -> String {
         let mut way: Vec<Step> =
             vec![(Self::Overview.address().to_owned(), Self::Overview.name().to_owned())];
         if self != Self::Overview {
@@ -82,7 +87,7 @@ impl OperatorPage {
                     @else { a href=(frame.link(page.address())) { (page.name()) } }
                 }
             }
-            div data-live[self.is_live()] { (content) }
+            div data-live=[self.is_live().then(|| shortened(server, NAME_CHARACTERS))] { (content) }
         };
         frame.page(self.name(), &way, &content)
     }
@@ -270,7 +275,7 @@ impl OverviewView {
                 }
             }
         };
-        OperatorPage::Overview.render(frame, &content)
+        OperatorPage::Overview.render_of(frame, &self.server, &content)
     }
 }
 
@@ -365,6 +370,32 @@ pub struct CollectionFigures {
     pub written_bytes: u64,
 }
 
+/// What the rules of caches let go, before a collection.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ExpiryFigures {
+    /// Paths that expire.
+    pub paths: u64,
+    /// Their bytes, as a quota counts them.
+    pub bytes: u64,
+    /// Caches that let something go.
+    pub caches: u64,
+    /// Caches that were too large to look at.
+    pub caches_left_out: u64,
+}
+
+/// A plan, as it was when it was made.
+#[derive(Debug, Clone, Copy)]
+pub struct MadePlan {
+    /// When it was begun.
+    pub at: i64,
+    /// Bytes of all packs that it looked at.
+    pub stored_bytes: u64,
+    /// What the rules of caches let go.
+    pub expiring: ExpiryFigures,
+    /// What a collection would do.
+    pub figures: CollectionFigures,
+}
+
 /// A plan that was asked for.
 #[derive(Debug, Clone)]
 pub enum PlanView {
@@ -372,8 +403,8 @@ pub enum PlanView {
     None,
     /// It is being made since then.
     Running(i64),
-    /// It was made then.
-    Made(i64, CollectionFigures),
+    /// It was made.
+    Made(Box<MadePlan>),
     /// It could not be made: when it was begun, and why.
     Failed(i64, String),
 }
@@ -381,8 +412,6 @@ pub enum PlanView {
 /// `/_dormer/collection`
 #[derive(Debug, Clone)]
 pub struct CollectionView {
-    /// Bytes of all packs now.
-    pub stored_bytes: u64,
     /// When the last collection ended, and what it did.
     pub last: Option<(i64, CollectionFigures)>,
     /// What the next one would do.
@@ -399,9 +428,13 @@ impl CollectionView {
                     PlanView::None => p { "No plan was made since this server started. A plan reads the recipes of all paths and changes nothing." },
                     PlanView::Running(since) => p role="status" { "A plan is being made since " (date(*since)) ". Load this page again to see it." },
                     PlanView::Failed(at, reason) => p.notice role="status" { "The plan of " (date(*at)) " failed: " (shortened(reason, REASON_CHARACTERS)) },
-                    PlanView::Made(at, plan) => {
-                        (picture(self.stored_bytes, plan, &format!("Planned {}", date(*at))))
-                        (plan_facts(plan, true))
+                    PlanView::Made(plan) => {
+                        @if self.last.is_some_and(|(ended_at, _)| ended_at >= plan.at) {
+                            p.notice role="status" { "A collection ended after this plan of " (date(plan.at)) ", so the plan holds no longer." }
+                        } @else {
+                            (picture(plan))
+                        }
+                        (plan_facts(&plan.figures, Some(&plan.expiring)))
                     },
                 }
                 @if !matches!(self.plan, PlanView::Running(_)) {
@@ -417,8 +450,7 @@ impl CollectionView {
                     None => p { "None has ended yet." },
                     Some((at, report)) => {
                         p { "Ended " (moment(frame, *at)) "." }
-                        (picture(self.stored_bytes, &CollectionFigures { freed: PackFigures::default(), ..*report }, "After the last collection"))
-                        (plan_facts(report, false))
+                        (plan_facts(report, None))
                     },
                 }
             }
@@ -427,13 +459,14 @@ impl CollectionView {
     }
 }
 
-/// The packs of the store by what becomes of them. After a collection, rewritten packs are
-/// condemned ones, too.
-fn picture(stored_bytes: u64, of: &CollectionFigures, when: &str) -> Markup {
+/// The packs of the store by what becomes of them, all of the moment of the plan.
+fn picture(plan: &MadePlan) -> Markup {
+    let MadePlan { at, stored_bytes, figures: of, .. } = *plan;
     let leaving = [of.compacted.bytes, of.condemned.bytes, of.waiting.bytes, of.freed.bytes];
     let kept = leaving.iter().fold(stored_bytes, |kept, part| kept.saturating_sub(*part));
     let title = format!(
-        "{when}: of {} in packs, {} is needed where it is, {} is rewritten, {} waits for its end, {} is freed.",
+        "Planned {}: of {} in packs, {} is needed where it is, {} is rewritten, {} waits for its end, {} is freed.",
+        date(at),
         bytes(stored_bytes),
         bytes(kept),
         bytes(of.compacted.bytes),
@@ -441,6 +474,7 @@ fn picture(stored_bytes: u64, of: &CollectionFigures, when: &str) -> Markup {
         bytes(of.freed.bytes)
     );
     one_bar(
+        "plan",
         &title,
         &[
             Share { class: "c0", name: "Needed", bytes: kept },
@@ -456,7 +490,9 @@ fn picture(stored_bytes: u64, of: &CollectionFigures, when: &str) -> Markup {
     )
 }
 
-fn plan_facts(of: &CollectionFigures, is_plan: bool) -> Markup {
+/// What a plan would do, or with no `expiring`, what a collection did.
+fn plan_facts(of: &CollectionFigures, expiring: Option<&ExpiryFigures>) -> Markup {
+    let is_plan = expiring.is_some();
     let packs = |figures: PackFigures| {
         format!("{}, {}", counted(figures.packs, "pack", "packs"), bytes(figures.bytes))
     };
@@ -473,7 +509,20 @@ fn plan_facts(of: &CollectionFigures, is_plan: bool) -> Markup {
             format!("{}, into {}", packs(of.compacted), bytes(of.written_bytes)),
         ),
     ];
-    html! { dl.facts { @for (name, value) in &rows { div { dt { (name) } dd { (value) } } } } }
+    html! {
+        dl.facts {
+            @if let Some(of) = expiring {
+                div {
+                    dt { "Paths that expire" }
+                    dd {
+                        (number(of.paths)) @if of.paths > 0 { " of " (counted(of.caches, "cache", "caches")) ", " (bytes(of.bytes)) }
+                        @if of.caches_left_out > 0 { "; " (counted(of.caches_left_out, "cache is", "caches are")) " too large to look at" }
+                    }
+                }
+            }
+            @for (name, value) in &rows { div { dt { (name) } dd { (value) } } }
+        }
+    }
 }
 
 /// An edge target.

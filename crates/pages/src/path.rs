@@ -4,9 +4,9 @@ use maud::{Markup, html};
 
 use crate::cache::{below, way_below};
 use crate::frame::{Frame, file_address, path_address};
-use crate::parts::{copyable, moment, path_link, size};
+use crate::parts::{copyable, exact_moment, exact_size, moment, path_link};
 use crate::stay::StayView;
-use crate::text::{counted, date, shell_word, shortened};
+use crate::text::{counted, date, number, shell_word, shortened};
 
 /// References, referrers, signatures and pins that a page shows. With the longest names, they stay
 /// below [`PAGE_BYTES_MAX`](crate::PAGE_BYTES_MAX) together.
@@ -16,7 +16,7 @@ const SIGNATURES_SHOWN: usize = 4;
 const PINS_SHOWN: usize = 8;
 
 /// Characters of a provenance that are shown: it has some hundred, and the narinfo has the rest.
-const PROVENANCE_CHARACTERS: usize = 1_000;
+const PROVENANCE_CHARACTERS: usize = 900;
 
 /// A store path.
 #[derive(Debug, Clone)]
@@ -102,16 +102,16 @@ impl PathView {
                 @if let Some(url) = self.nar_url.as_ref().filter(|_| self.is_public) { " · " a href=(frame.link(&below(&self.cache, url))) { "NAR" } }
             }
             dl.facts {
-                div { dt { "Size" } dd { (size(self.nar_bytes)) } }
-                @if let Some(bytes) = self.file_bytes { div { dt { "Download" } dd { (size(bytes)) } } }
+                div { dt { "Size" } dd { (exact_size(self.nar_bytes)) } }
+                @if let Some(bytes) = self.file_bytes { div { dt { "Download" } dd { (exact_size(bytes)) } } }
                 @if self.shows_closure { div { dt { "Closure" } dd { a href=(link("/closure")) { "show" } } } }
-                @if let Some(at) = self.used_at { div { dt { "Last used" } dd { (moment(frame, at)) } } }
+                @if let Some(at) = self.used_at { div { dt { "Last used" } dd { (exact_moment(frame, at)) } } }
                 @if let Some(system) = &self.system { div { dt { "System" } dd { (shortened(system, 100)) } } }
             }
             (self.commands())
-            (self.references(frame))
+            (self.references(frame, link))
             @if let Some(stay) = &self.stay { (self.keeping(frame, stay, &link("/pin"), &link("/unpin"))) }
-            (self.origin())
+            (self.origin(frame))
             @if self.may_remove {
                 section {
                     h2 { "Remove" }
@@ -135,13 +135,13 @@ impl PathView {
         }
     }
 
-    fn references(&self, frame: &Frame) -> Markup {
+    fn references(&self, frame: &Frame, link: impl Fn(&str) -> String) -> Markup {
         html! {
             section {
                 h2 { "Refers to " (counted(self.references.len() as u64, "other path", "other paths")) }
                 @if !self.references.is_empty() { (links(frame, &self.cache, &self.references, REFERENCES_SHOWN)) }
                 @if self.references.len() > REFERENCES_SHOWN {
-                    p { "And " (self.references.len() - REFERENCES_SHOWN) " more, which the narinfo names." }
+                    p { a href=(link("/references")) { "All " (number(self.references.len() as u64)) " of them" } }
                 }
             }
             @if let Some((referrers, has_more)) = &self.referrers {
@@ -149,7 +149,7 @@ impl PathView {
                     h2 #needed-by { "Needed by" }
                     @if referrers.is_empty() { p { "No path in this cache refers to it." } } @else {
                         (links(frame, &self.cache, referrers, REFERRERS_SHOWN))
-                        @if *has_more || referrers.len() > REFERRERS_SHOWN { p { "And more." } }
+                        @if *has_more || referrers.len() > REFERRERS_SHOWN { p { a href=(link("/referrers")) { "All of them" } } }
                     }
                 }
             }
@@ -198,7 +198,11 @@ impl PathView {
         }
     }
 
-    fn origin(&self) -> Markup {
+    fn hash(&self) -> &str {
+        self.base_name.split('-').next().unwrap_or_default()
+    }
+
+    fn origin(&self, frame: &Frame) -> Markup {
         html! {
             section {
                 h2 { "Where it comes from" }
@@ -214,7 +218,7 @@ impl PathView {
                         div { dt { "Came with" } dd { code { (shortened(signature, 120)) } } }
                     }
                     @if self.signatures.len() > SIGNATURES_SHOWN {
-                        div { dt { "Came with" } dd { (self.signatures.len() - SIGNATURES_SHOWN) " more signatures, which the narinfo names" } }
+                        div { dt { "Came with" } dd { a href=(frame.link(&(path_address(&self.cache, self.hash()) + "/references#signatures"))) { (self.signatures.len() - SIGNATURES_SHOWN) " more signatures" } } }
                     }
                 }
             }

@@ -57,11 +57,12 @@ pub fn savings(of: &Savings) -> Markup {
         bytes(of.stored_bytes),
         percent(of.path_bytes.saturating_sub(of.stored_bytes), of.path_bytes)
     );
-    one_bar(&title, &shares)
+    one_bar("savings", &title, &shares)
 }
 
-/// Shares of a whole, as one bar with a legend. The title says in text what the bar shows.
-pub(crate) fn one_bar(title: &str, shares: &[Share]) -> Markup {
+/// Shares of a whole, as one bar with a legend. The title says in text what the bar shows. `id`
+/// names the title in the page.
+pub(crate) fn one_bar(id: &str, title: &str, shares: &[Share]) -> Markup {
     let whole: u64 = shares.iter().fold(0, |sum, share| sum.saturating_add(share.bytes));
     let mut before = 0_u64;
     let bars = shares.iter().map(|share| {
@@ -71,8 +72,8 @@ pub(crate) fn one_bar(title: &str, shares: &[Share]) -> Markup {
     });
     html! {
         figure.picture {
-            figcaption { (title) }
-            svg viewBox={ "0 0 " (WIDTH) " 40" } role="img" aria-label=(title) preserveAspectRatio="none" {
+            figcaption #(id) { (title) }
+            svg viewBox={ "0 0 " (WIDTH) " 40" } role="img" aria-labelledby=(id) preserveAspectRatio="none" {
                 @for (class, start, width) in bars {
                     rect class=(class) x=(start) y="0" width=(width) height="40" {}
                 }
@@ -197,8 +198,8 @@ pub fn growth(days: &[PastDay]) -> Markup {
     let (paths, stored) = (line(&|day| day.path_bytes), last.stored_bytes.map(|_| line(&stored)));
     html! {
         figure.picture {
-            figcaption { (title) }
-            svg.growth viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } role="img" aria-label=(title) preserveAspectRatio="none" {
+            figcaption #growth { (title) }
+            svg.growth viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } role="img" aria-labelledby="growth" preserveAspectRatio="none" {
                 path.area.c0 d={ "M0 " (HEIGHT) (paths) "L" (WIDTH) " " (HEIGHT) "Z" } {}
                 path.line.c0 d={ "M" (paths.get(1..).unwrap_or_default()) } {}
                 @if let Some(stored) = &stored { path.line.c1 d={ "M" (stored.get(1..).unwrap_or_default()) } {} }
@@ -222,14 +223,14 @@ pub(crate) fn activity(days: &[PastDay]) -> Markup {
     };
     html! {
         @if let (Some(pushes), Some(pulls)) = (of(|(pushes, _)| pushes), of(|(_, pulls)| pulls)) {
-            (bars(days, "Paths pushed", "c1", &pushes))
-            (bars(days, "NARs pulled", "c0", &pulls))
+            (bars("pushed", days, "Paths pushed", "c1", &pushes))
+            (bars("pulled", days, "NARs pulled", "c0", &pulls))
         }
     }
 }
 
 /// A bar for each day.
-fn bars(days: &[PastDay], name: &str, class: &'static str, counts: &[u64]) -> Markup {
+fn bars(id: &str, days: &[PastDay], name: &str, class: &'static str, counts: &[u64]) -> Markup {
     let busiest = days.iter().zip(counts).max_by_key(|(_, count)| **count);
     let (Some((busy_day, most)), [first, .., last]) = (busiest, days) else { return html! {} };
     let sum = counts.iter().fold(0_u64, |sum, count| sum.saturating_add(*count));
@@ -249,8 +250,8 @@ fn bars(days: &[PastDay], name: &str, class: &'static str, counts: &[u64]) -> Ma
     let path: String = counts.iter().enumerate().map(bar).collect();
     html! {
         figure.picture {
-            figcaption { (title) }
-            svg.days viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } role="img" aria-label=(title) preserveAspectRatio="none" {
+            figcaption #(id) { (title) }
+            svg.days viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } role="img" aria-labelledby=(id) preserveAspectRatio="none" {
                 @if !path.is_empty() { path class=(class) d=(path) {} }
             }
             (ends(first, last))
@@ -303,7 +304,8 @@ mod tests {
         };
         let html = savings(&of).into_string();
         let title = "9.7 GiB of paths take 900.0 MiB in the store: 91 % is saved.";
-        assert!(html.contains(&format!("role=\"img\" aria-label=\"{title}\"")), "{html}");
+        assert!(html.contains(&format!("<figcaption id=\"savings\">{title}</figcaption>")), "{html}");
+        assert!(html.contains("role=\"img\" aria-labelledby=\"savings\""), "said once: {html}");
         for text in ["Saved by holes</dt><dd>2.9 GiB <span class=\"quiet\">30 %", "Stored</dt><dd>900.0 MiB"]
         {
             assert!(html.contains(text), "{text} in {html}");
@@ -353,7 +355,8 @@ mod tests {
         let html = growth(&days).into_string();
         let title =
             "From 2027-01-15 to 2027-01-17, the paths grew from 0 bytes to 2.0 MiB: then 2 paths, now 2.";
-        assert!(html.contains(&format!("role=\"img\" aria-label=\"{title}\"")), "{html}");
+        assert!(html.contains(&format!("<figcaption id=\"growth\">{title}</figcaption>")), "{html}");
+        assert!(html.contains("role=\"img\" aria-labelledby=\"growth\""), "{html}");
         assert!(html.contains("d=\"M0 100L500 50L1000 0\""), "{html}");
         assert!(html.contains("d=\"M0 100L0 100L500 50L1000 0L1000 100Z\""), "{html}");
         assert!(!html.contains("Stored"), "what is stored belongs to all caches");
@@ -382,7 +385,7 @@ mod tests {
             "Paths pushed: 1,000 since 2027-01-15, 1,000 on the busiest day, 2027-01-16.",
             "NARs pulled: 6 since 2027-01-15, 4 on the busiest day, 2027-01-15.",
         ] {
-            assert!(html.contains(&format!("aria-label=\"{title}\"")), "{title} in {html}");
+            assert!(html.contains(&format!("\">{title}</figcaption>")), "{title} in {html}");
         }
         assert!(html.contains("d=\"M500 100v-100h400v100z\""), "{html}");
         assert!(html.contains("d=\"M0 100v-100h400v100zM500 100v-50h400v50z\""), "{html}");

@@ -59,7 +59,11 @@ impl RemoveView {
                     }
                 }
                 li { "Bytes that nothing else needs leave the store after their grace, with a later collection." }
-                li { "The audit names you. A push brings the path back." }
+                li {
+                    @if frame.visitor.subject().is_some() { "The audit names you." }
+                    @else { "The audit has an entry. It names nobody, because your token has no subject." }
+                    " A push brings the path back."
+                }
             }
             form.inline method="post" action=(frame.link(&format!("{address}/remove"))) {
                 (frame.form_token())

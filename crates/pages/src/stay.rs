@@ -11,6 +11,10 @@ use crate::text::{bytes, counted, date, number, span};
 /// [`PAGE_BYTES_MAX`](crate::PAGE_BYTES_MAX).
 const PINS_ABOVE_SHOWN: usize = 3;
 
+/// Of a server that looks for nothing that may go.
+pub(crate) const NOTHING_GOES: &str =
+    "But this server does not look for what its caches keep no longer, so nothing goes by itself.";
+
 /// What a visitor learns of pins that it may not see.
 const UNSEEN_PIN: &str = "a pin, which you may not see, keeps it";
 
@@ -132,7 +136,7 @@ impl StayView {
     fn nothing_goes(&self) -> Markup {
         html! {
             @if self.has_rules() && !self.lets_go {
-                p { "But this server does not look for what its caches keep no longer, so nothing goes by itself." }
+                p { (NOTHING_GOES) }
             }
         }
     }

@@ -5,16 +5,21 @@ use proptest::prelude::*;
 
 use crate::{
     AuditRow, AuditView, CacheRow, CacheView, ClosureView, CollectionFigures, CollectionView, Contents,
-    Counts, DamageView, FileContent, FileView, FilesView, Found, Frame, HomeView, JobRow, JobsView,
-    ListedFile, ListedKind, LogView, OverviewView, PAGE_BYTES_MAX, PastDay, PathRow, PathStay, PathView,
-    PathsView, PinRow, PinsView, PlanView, ProblemView, PublishedCacheRow, PublishingView, QueueRow,
-    RemoveView, Savings, ScrubFigures, ServerFigures, SignInView, SizedPath, SortedBy, StayEnd, StayView,
-    TargetView, Visitor,
+    Counts, DamageView, ExpiryFigures, FileContent, FileView, FilesView, Found, Frame, HomeView, JobRow,
+    JobsView, ListedFile, ListedKind, LogView, MadePlan, OverviewView, PAGE_BYTES_MAX, PastDay, PathRow,
+    PathStay, PathView, PathsView, PinRow, PinsView, PlanView, ProblemView, PublishedCacheRow,
+    PublishingView, QueueRow, Relation, RelationsView, RemoveView, Savings, ScrubFigures, ServerFigures,
+    SignInView, SizedPath, SortedBy, StayEnd, StayView, TargetView, Visitor,
 };
 
 /// The frame of a page below a cache, for anybody.
 pub(crate) fn frame() -> Frame {
-    Frame { root: "../".to_owned(), visitor: Visitor::Anybody { may_sign_in: true }, now: 1_800_000_000 }
+    Frame {
+        root: "../".to_owned(),
+        visitor: Visitor::Anybody { may_sign_in: true },
+        here: "main/".to_owned(),
+        now: 1_800_000_000,
+    }
 }
 
 fn signed_in(subject: &str) -> Frame {
@@ -59,6 +64,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         ],
         next: Some(name()),
         has_figures: true,
+        is_complete: false,
         savings: Some(Savings::default()),
         history: history(length),
     };
@@ -72,11 +78,12 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         upstream_key_names: vec![owned(); length],
         store_dir: owned(),
         priority: 41,
-        contents: Contents::Stored(Counts { paths: 1, nar_bytes: 2, newest_at: None }),
+        contents: Contents::Stored(Counts { paths: 1, nar_bytes: 2, newest_at: None, is_complete: false }),
         retention_seconds: Some(86_400),
         quota_bytes: Some(1 << 40),
         keep_latest: Some(2),
         is_published: true,
+        lets_go: false,
         history: history(length),
         largest: Some(sized().into_iter().take(10).collect()),
         longest_unused: Some(vec![row.clone(); length.min(10)]),
@@ -140,6 +147,9 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         missing: many(),
         is_complete: false,
     };
+    let references = RelationsView::references(name(), base_name(), &many(), 0, vec![owned(); length]);
+    let next = Some("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5".to_owned());
+    let referrers = RelationsView { relation: Relation::Referrers, next, ..references.clone() };
     let entry = |kind| ListedFile { name: owned(), kind };
     let file = || ListedKind::File { bytes: 1, is_executable: true };
     let entries = vec![entry(ListedKind::Folder), entry(file()), entry(ListedKind::Link(owned()))];
@@ -206,6 +216,8 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         ("paths", paths.render(&frame)),
         ("path", path.render(&member)),
         ("closure", closure.render(&frame)),
+        ("references", references.render(&frame)),
+        ("referrers", referrers.render(&member)),
         ("folder", folder.render(&frame)),
         ("file", files(1, Found::File(file)).render(&frame)),
         ("link", files(2, Found::Link(owned())).render(&frame)),
@@ -215,7 +227,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
             PinsView { cache: name(), pins: vec![pin; length.min(40)], next: Some(owned()) }.render(&member),
         ),
         ("remove", remove.render(&member)),
-        ("sign in", SignInView { refused: Some(owned()) }.render(&frame)),
+        ("sign in", SignInView { refused: Some(owned()), back: owned() }.render(&frame)),
         ("problem", problem.render(&frame)),
         ("home at the edge", edge_home.render(&edge)),
         ("cache at the edge", edge_cache.render(&edge)),
@@ -252,8 +264,13 @@ fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, S
         more_jobs: true,
         targets: vec![(named(), 5, 6, 7, true); length],
     };
-    let collection =
-        |plan| CollectionView { stored_bytes: 10, last: Some((1, CollectionFigures::default())), plan };
+    let collection = |plan| CollectionView { last: Some((1, CollectionFigures::default())), plan };
+    let made = MadePlan {
+        at: 2,
+        stored_bytes: 10,
+        expiring: ExpiryFigures::default(),
+        figures: CollectionFigures::default(),
+    };
     let row = PublishedCacheRow {
         name: named(),
         published: 1,
@@ -282,7 +299,7 @@ fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, S
     vec![
         ("overview", overview.render(&member)),
         ("jobs", JobsView { jobs: vec![job; length], next: Some(7) }.render(&frame)),
-        ("plan", collection(PlanView::Made(1, CollectionFigures::default())).render(&member)),
+        ("plan", collection(PlanView::Made(Box::new(made))).render(&member)),
         ("failed plan", collection(PlanView::Failed(1, owned())).render(&member)),
         ("publishing", PublishingView { targets: Some(vec![target; length.min(3)]) }.render(&frame)),
         ("publishing to many", PublishingView { targets: Some(vec![small_target; length]) }.render(&frame)),
@@ -487,4 +504,46 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn counts_that_leave_something_out_say_so() {
+    let note = "still counts what was here before an upgrade";
+    let all = pages("x", 3);
+    let page = |wanted: &str| &all.iter().find(|(name, _)| *name == wanted).unwrap().1;
+    assert!(page("home").contains(note) && page("cache").contains(note));
+    assert!(!page("cache at the edge").contains(note), "nothing is counted there");
+    let home = HomeView {
+        caches: vec![
+            CacheRow { name: "read".to_owned(), is_public: true, counts: Some((0, 0)), newest_at: None },
+            CacheRow { name: "unread".to_owned(), is_public: false, counts: None, newest_at: None },
+        ],
+        next: None,
+        has_figures: true,
+        is_complete: true,
+        savings: None,
+        history: Vec::new(),
+    };
+    let home = home.render(&frame());
+    assert!(!home.contains(note) && home.matches("none yet").count() == 1, "{home}");
+    assert!(home.contains("href=\"../read/\"") && !home.contains("href=\"../unread/\""), "{home}");
+}
+
+#[test]
+fn a_plan_shows_the_packs_of_its_own_moment_until_a_collection_ends() {
+    let figures =
+        CollectionFigures { freed: crate::PackFigures { packs: 2, bytes: 4 << 20 }, ..Default::default() };
+    let expiring = ExpiryFigures { paths: 7, bytes: 1 << 20, caches: 1, caches_left_out: 2 };
+    let plan = MadePlan { at: 1_700_000_000, stored_bytes: 10 << 20, expiring, figures };
+    let see = |last| CollectionView { last, plan: PlanView::Made(Box::new(plan)) }.render(&signed_in("ada"));
+    let html = see(Some((1_600_000_000, figures)));
+    assert!(html.contains("of 10.0 MiB in packs, 6.0 MiB is needed where it is"), "{html}");
+    assert!(
+        html.contains("Paths that expire</dt><dd>7 of 1 cache, 1.0 MiB; 2 caches are too large"),
+        "{html}"
+    );
+    assert_eq!(html.matches("role=\"img\"").count(), 1, "what was done is no share of what is there");
+    assert!(html.contains("Freed</dt><dd>2 packs, 4.0 MiB"), "{html}");
+    let late = see(Some((1_700_000_000, figures)));
+    assert!(late.contains("so the plan holds no longer.") && !late.contains("role=\"img\""), "{late}");
 }

@@ -45,6 +45,12 @@ pub fn date(seconds: i64) -> String {
     format!("{} {:02}:{:02} UTC", day(seconds), rest / 3_600, rest / 60 % 60)
 }
 
+/// `2026-11-23T04:05Z`, as HTML has it for programs.
+pub(crate) fn machine_time(seconds: i64) -> String {
+    let rest = seconds.rem_euclid(86_400);
+    format!("{}T{:02}:{:02}Z", day(seconds), rest / 3_600, rest / 60 % 60)
+}
+
 /// `2026-11-23`. The civil calendar from days since 1970, after Howard Hinnant.
 pub fn day(seconds: i64) -> String {
     let shifted = seconds.div_euclid(86_400) + 719_468;
@@ -102,6 +108,7 @@ mod tests {
     fn dates_sizes_and_numbers_are_for_people() {
         assert_eq!(date(0), "1970-01-01 00:00 UTC");
         assert_eq!(date(951_782_400), "2000-02-29 00:00 UTC");
+        assert_eq!(machine_time(1_800_000_000), "2027-01-15T08:00Z");
         assert_eq!(date(1_800_000_000), "2027-01-15 08:00 UTC");
         assert_eq!(day(-1), "1969-12-31");
         assert_eq!([bytes(0), bytes(1), bytes(1_023)], ["0 bytes", "1 byte", "1023 bytes"]);

@@ -144,7 +144,7 @@ impl App {
         if call.allows_session() {
             return self.presented(call).map(|(_, claims)| claims);
         }
-        self.authenticator.authenticate(call.headers(), self.engine.now())
+        self.authenticator.authenticate(call, self.engine.now())
     }
 
     /// The token of a page's visitor with its claims, if it counts: from the headers, else from the
@@ -152,7 +152,7 @@ impl App {
     pub(crate) fn presented(&self, call: &Call) -> Option<(String, Arc<TokenClaims>)> {
         let from_cookie = || cookie_token(self, call);
         let token = header_token(call.headers()).or_else(from_cookie)?;
-        let claims = self.authenticator.verify(&token, self.engine.now())?;
+        let claims = self.authenticator.verify(call, &token, self.engine.now())?;
         Some((token, claims))
     }
 
@@ -160,8 +160,8 @@ impl App {
     /// up.
     pub(crate) fn open_operations(&self, call: &Call) -> Result<&Operations, Failure> {
         match self.claims(call) {
-            Some(claims) if may_operate(&claims) => self.operations.get().ok_or(Failure::NoRoute),
-            Some(_) => Err(Failure::Forbidden(Permission::ConfigureCache)),
+            Some(claims) if claims.may_operate() => self.operations.get().ok_or(Failure::NoRoute),
+            Some(_) => Err(Failure::NoOperator),
             None => Err(Failure::Unauthorized),
         }
     }
@@ -177,16 +177,4 @@ impl App {
             Some(_) | None => Err(Failure::Unauthorized),
         }
     }
-}
-
-/// Whether the token reads and configures every cache that exists, existed or will exist. What
-/// operators see names private caches and the subjects of other tokens, and says how busy the
-/// server is with whom.
-pub(crate) fn may_operate(claims: &TokenClaims) -> bool {
-    let may = |permissions: &Permissions| {
-        permissions.allows(Permission::Pull) && permissions.allows(Permission::ConfigureCache)
-    };
-    let caches = &claims.access.caches;
-    caches.iter().any(|(pattern, _)| pattern.as_str() == "*")
-        && caches.iter().all(|(_, permissions)| may(permissions))
 }

@@ -15,6 +15,8 @@ use http::header::AUTHORIZATION;
 use moka::sync::Cache as Memory;
 use prometheus::{IntCounterVec, Opts};
 
+use crate::call::Call;
+
 /// Memory for remembered tokens, in bytes. An RSA signature costs 20 µs to verify, as much as a
 /// narinfo's whole answer.
 const REMEMBERED_BYTES: u64 = 4 * 1024 * 1024;
@@ -68,12 +70,13 @@ impl Authenticator {
     }
 
     /// The claims of the token that a request carries, if it counts now.
-    pub(crate) fn authenticate(&self, headers: &HeaderMap, now: i64) -> Option<Arc<TokenClaims>> {
-        self.verify(&header_token(headers)?, now)
+    pub(crate) fn authenticate(&self, call: &Call, now: i64) -> Option<Arc<TokenClaims>> {
+        self.verify(call, &header_token(call.headers())?, now)
     }
 
-    /// The claims of a token, if it counts now.
-    pub(crate) fn verify(&self, token: &str, now: i64) -> Option<Arc<TokenClaims>> {
+    /// The claims of a token, if it counts now. Handlers ask as often as they need: a request
+    /// counts once.
+    pub(crate) fn verify(&self, call: &Call, token: &str, now: i64) -> Option<Arc<TokenClaims>> {
         if token.len() > TOKEN_BYTES_MAX {
             return None;
         }
@@ -86,7 +89,9 @@ impl Authenticator {
             remembered
         };
         if let Some(ends) = ends(&remembered.claims, now) {
-            self.ending.with_label_values(&[ends]).inc();
+            if call.begin_token() {
+                self.ending.with_label_values(&[ends]).inc();
+            }
             remembered.log_end(ends);
         }
         remembered.claims.is_valid_at(now).then(|| Arc::clone(&remembered.claims))

@@ -71,6 +71,7 @@ pub(crate) struct Call {
     is_about_public_cache: AtomicBool,
     /// Whether the cookie of a session counts as a token.
     has_session: AtomicBool,
+    is_token_counted: AtomicBool,
 }
 
 /// The address of the files of an object, and the path of one of them.
@@ -103,6 +104,7 @@ impl Call {
             file_names: file_names.unwrap_or_default(),
             is_about_public_cache: AtomicBool::new(false),
             has_session: AtomicBool::new(false),
+            is_token_counted: AtomicBool::new(false),
         }
     }
 
@@ -115,6 +117,11 @@ impl Call {
     /// Whether the cookie of a session counts as a token.
     pub(crate) fn allows_session(&self) -> bool {
         self.has_session.load(Ordering::Relaxed)
+    }
+
+    /// Whether the token of this request is looked at for the first time.
+    pub(crate) fn begin_token(&self) -> bool {
+        !self.is_token_counted.swap(true, Ordering::Relaxed)
     }
 
     /// The query as the address has it; empty for an address without a query.

@@ -35,12 +35,16 @@ pub(crate) enum Failure {
     Unauthorized,
     #[error("the token does not allow to {0} here")]
     Forbidden(Permission),
+    #[error("the token does not allow to operate this server: make one with --operate")]
+    NoOperator,
     #[error("there is no such cache")]
     NoSuchCache,
     #[error("the cache does not have this")]
     NoSuchObject,
     #[error("this form did not come from a page of this session: open the page again")]
     ForeignForm,
+    #[error("nobody signs in at this address: sign in at {0}")]
+    OtherAddress(String),
     #[error("{0}")]
     BadRequest(String),
     #[error("cannot tell how {file_name} is compressed: expected {SUPPORTED}")]
@@ -116,7 +120,9 @@ impl Failure {
             Self::NoRoute | Self::Engine(EngineError::NoSession) => of(StatusCode::NOT_FOUND, Name::NotFound),
             Self::MethodNotAllowed { .. } => of(StatusCode::METHOD_NOT_ALLOWED, Name::RequestError),
             Self::Unauthorized => of(StatusCode::UNAUTHORIZED, Name::Unauthorized),
-            Self::Forbidden(_) | Self::ForeignForm => of(StatusCode::FORBIDDEN, Name::AccessError),
+            Self::Forbidden(_) | Self::NoOperator | Self::ForeignForm | Self::OtherAddress(_) => {
+                of(StatusCode::FORBIDDEN, Name::AccessError)
+            }
             Self::NoSuchCache => of(StatusCode::NOT_FOUND, Name::NoSuchCache),
             Self::NoSuchObject => of(StatusCode::NOT_FOUND, Name::NoSuchObject),
             Self::BadHost

@@ -8,7 +8,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dormer_engine::{CollectionPlan, Collector, Scrubber};
+use dormer_engine::{CollectionPlan, Collector, ExpiryTotals, Scrubber};
 use dormer_index::{JobIndex, UnixSeconds};
 use dormer_nix::with_causes;
 
@@ -37,7 +37,14 @@ pub(crate) enum Plan {
     /// One is being made, since then.
     Running(UnixSeconds),
     /// The last one: when it was begun, and what it says or why it failed.
-    Ended(UnixSeconds, Result<Box<CollectionPlan>, String>),
+    Ended(UnixSeconds, Result<Box<CompletePlan>, String>),
+}
+
+/// What `dormer gc --dry-run` says, too.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CompletePlan {
+    pub(crate) expiry: ExpiryTotals,
+    pub(crate) collection: CollectionPlan,
 }
 
 impl Operations {
@@ -77,7 +84,10 @@ impl Operations {
         *plan = Plan::Running(now);
         let (collector, place) = (self.collector.clone(), Arc::clone(&self.plan));
         // Two tasks, so that a plan that panics has ended, too.
-        let making = tokio::spawn(async move { tokio::time::timeout(PLAN_MAX, collector.plan()).await });
+        let making = tokio::spawn(tokio::time::timeout(PLAN_MAX, async move {
+            let expiry = collector.plan_expiry().await?;
+            Ok::<_, dormer_engine::Error>(CompletePlan { expiry, collection: collector.plan().await? })
+        }));
         tokio::spawn(async move {
             let outcome = match making.await {
                 Ok(Ok(Ok(plan))) => Ok(Box::new(plan)),

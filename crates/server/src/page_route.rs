@@ -37,6 +37,10 @@ pub(crate) enum PathPage {
     Path,
     /// `…/closure`
     Closure,
+    /// `…/references`
+    References,
+    /// `…/referrers`
+    Referrers,
     /// `…/files/{path}`; [`Call::file_names`](crate::call::Call::file_names) has the path.
     Files,
     /// `…/log`
@@ -50,8 +54,10 @@ pub(crate) enum PathPage {
 }
 
 impl PathPage {
-    const NAMED: [(&'static str, Self); 6] = [
+    const NAMED: [(&'static str, Self); 8] = [
         ("closure", Self::Closure),
+        ("references", Self::References),
+        ("referrers", Self::Referrers),
         ("files", Self::Files),
         ("log", Self::Log),
         ("pin", Self::Pin),
@@ -118,6 +124,8 @@ impl PageRoute {
             Self::OfPath(_, _, page) => match page {
                 PathPage::Path => "/{cache}/{hash}",
                 PathPage::Closure => "/{cache}/{hash}/closure",
+                PathPage::References => "/{cache}/{hash}/references",
+                PathPage::Referrers => "/{cache}/{hash}/referrers",
                 PathPage::Files => "/{cache}/{hash}/files/{path}",
                 PathPage::Log => "/{cache}/{hash}/log",
                 PathPage::Pin => "/{cache}/{hash}/pin",

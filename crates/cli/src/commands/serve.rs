@@ -359,7 +359,7 @@ impl Voice<'_> {
 /// The command that makes an admin token if there is no folder for one.
 const ADMIN_TOKEN_COMMAND: &str = "dormer token create --sub admin --validity 2y --pull '*' --push '*' --delete '*' \
                                    --create-cache '*' --configure-cache '*' --configure-cache-retention '*' \
-                                   --destroy-cache '*'";
+                                   --destroy-cache '*' --operate";
 
 /// What the first start made, and what to do next. Later starts print one line.
 fn introduction(

@@ -50,6 +50,11 @@ pub(crate) struct TokenCreateArgs {
     /// Let the token destroy caches
     #[arg(long, value_name = "PATTERN")]
     destroy_cache: Vec<CacheNamePattern>,
+    /// Let the token operate the server: `dormer top` and the pages for operators. They name
+    /// private caches and the subjects of other tokens. Without this option, only a token that
+    /// reads and configures all caches (`*`) does
+    #[arg(long)]
+    operate: bool,
     /// Print the token's claims as JSON, unsigned
     #[arg(long)]
     dump_claims: bool,
@@ -77,12 +82,12 @@ pub(super) fn run(args: TokenCreateArgs, context: &Context) -> Result<()> {
         .into_iter()
         .flat_map(|(patterns, permission)| patterns.into_iter().map(move |pattern| (pattern, permission)))
         .collect();
-    if grants.is_empty() {
+    if grants.is_empty() && !args.operate {
         context
             .printer
             .warn("this token permits nothing; --pull, --push and other options grant permissions");
     }
-    let wish = tokens::Wish { subject: args.sub, validity: args.validity, grants };
+    let wish = tokens::Wish { subject: args.sub, validity: args.validity, grants, operates: args.operate };
     let claims = tokens::claims(&wish, &settings.jwt, SystemTime::now());
     if args.dump_claims {
         let text = serde_json::to_string_pretty(&claims).expect("claims have text keys only");

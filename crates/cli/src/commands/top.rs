@@ -20,7 +20,8 @@ use crate::settings::units::{human_duration, human_size, parse_duration};
 /// line for each interval, and with --json the server's whole status. Behind a load balancer, each
 /// answer may come from another server: rates are shown between two answers of the same one.
 ///
-/// The token must read and configure all caches (--pull '*' --configure-cache '*').
+/// The token must be one of an operator: `dormer token create --operate`, or one that reads and
+/// configures all caches (--pull '*' --configure-cache '*').
 ///
 /// Examples:
 ///   dormer top
@@ -48,6 +49,9 @@ fn parse_interval(text: &str) -> std::result::Result<Duration, String> {
         .filter(|interval| range.contains(interval))
         .ok_or_else(|| "expected a time from 500ms to 1h, such as 2s".to_owned())
 }
+
+/// Servers behind one address whose last answers are remembered.
+const SERVERS: usize = 16;
 
 /// Rates that the screen remembers: as many as a wide terminal has columns.
 const REMEMBERED: usize = 240;
@@ -95,25 +99,36 @@ pub(super) struct Watched {
     pub(super) failure: Option<String>,
     /// The newest rate is the last.
     pub(super) rates: VecDeque<Rates>,
-    answered_at: Option<Instant>,
+    /// The last answer of each server, and when it came; the newest is the last.
+    answers: VecDeque<(StatusResponse, Instant)>,
 }
 
 impl Watched {
     pub(super) fn new(server: String) -> Self {
-        Self { server, status: None, failure: None, rates: VecDeque::new(), answered_at: None }
+        Self { server, status: None, failure: None, rates: VecDeque::new(), answers: VecDeque::new() }
     }
 
     /// Takes an answer that came at `at`.
     pub(super) fn answer(&mut self, status: StatusResponse, at: Instant) {
-        if let (Some(before), Some(then)) = (&self.status, self.answered_at)
-            && let Some(rates) = Rates::between(before, &status, at.duration_since(then).as_secs_f64())
-        {
+        // Behind a load balancer, others may have answered since.
+        let is_same = |(before, _): &(StatusResponse, Instant)| {
+            before.process == status.process && before.started_at == status.started_at
+        };
+        let before = self.answers.iter().position(is_same).and_then(|place| self.answers.remove(place));
+        let rates = before.and_then(|(before, then)| {
+            Rates::between(&before, &status, at.duration_since(then).as_secs_f64())
+        });
+        if let Some(rates) = rates {
             if self.rates.len() == REMEMBERED {
                 self.rates.pop_front();
             }
             self.rates.push_back(rates);
         }
-        (self.status, self.answered_at, self.failure) = (Some(status), Some(at), None);
+        if self.answers.len() == SERVERS {
+            self.answers.pop_front();
+        }
+        self.answers.push_back((status.clone(), at));
+        (self.status, self.failure) = (Some(status), None);
     }
 }
 
@@ -334,6 +349,24 @@ pub(super) mod tests {
             "reads 12.0/s, 2.0 MiB/s; pushes 1.0/s, 3.0 MiB/s; 3 in flight, 2 uploading, 5 waiting; 1 jobs; lag 1 min 05 s; \
              not ready: the database does not answer"
         );
+    }
+
+    #[test]
+    fn servers_that_answer_in_turns_have_rates_of_their_own() {
+        let mut watched = Watched::new("lab".to_owned());
+        let other =
+            |status: StatusResponse| StatusResponse { process: "process 9 on b".to_owned(), ..status };
+        let answers = [status(), other(status()), later(), other(status()), other(later())];
+        let begin = Instant::now();
+        for (second, answer) in (0..).step_by(10).zip(answers) {
+            watched.answer(answer, begin + Duration::from_secs(second));
+        }
+        let narinfos: Vec<f64> = watched.rates.iter().map(|rates| rates.narinfos).collect();
+        assert_eq!(narinfos, [5.0, 0.0, 10.0]);
+        for number in 0..2 * SERVERS {
+            watched.answer(StatusResponse { process: number.to_string(), ..status() }, begin);
+        }
+        assert_eq!(watched.answers.len(), SERVERS);
     }
 
     #[test]

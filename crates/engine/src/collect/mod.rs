@@ -141,6 +141,9 @@ impl Default for CollectSettings {
 /// What a collection would free.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CollectionPlan {
+    /// Bytes of all packs that the plan looked at.
+    #[serde(default)]
+    pub pack_bytes: u64,
     /// NARs without a name.
     pub nars: u64,
     /// Their bytes, uncompressed.
@@ -421,6 +424,7 @@ impl Collector {
             let Some(last) = page.last() else { break };
             after = last.number;
             self.progress.count_packs(page.len());
+            plan.pack_bytes += page.iter().map(|pack| pack.size).sum::<u64>();
             let judged = Judged::new(&page, &live, &limits);
             for group in self.gather_rewrites(&mut groups, &page, &live, &rules).await? {
                 self.plan_group(&group, &live, plan.totals_of(&group)).await?;

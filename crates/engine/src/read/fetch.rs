@@ -85,18 +85,23 @@ impl Engine {
         chunks
     }
 
-    /// Stored bytes of a chunk, equal to its checksum.
-    pub(crate) async fn fetch_chunk(&self, row: &ChunkRow) -> Result<Bytes, ReadFailure> {
-        self.fetch(&Fetch::of(row), &[row]).await
-    }
-
     /// Stored bytes of the first of these chunks, as many as one read takes and at least one, each
     /// equal to its checksum. The bytes keep their share of the memory for reads.
     pub(crate) async fn fetch_chunks(&self, rows: &[ChunkRow]) -> Result<Vec<Bytes>, FetchFailure> {
+        self.fetch_chunks_beside(rows, 0).await.map(|(stored, _)| stored)
+    }
+
+    /// As [`fetch_chunks`](Self::fetch_chunks), with a share for so many bytes more of that memory:
+    /// a caller that holds the chunks cannot wait for more.
+    pub(crate) async fn fetch_chunks_beside(
+        &self,
+        rows: &[ChunkRow],
+        more_bytes: u64,
+    ) -> Result<(Vec<Bytes>, Arc<BudgetShare>), FetchFailure> {
         let (fetches, count) = gather(rows, &self.read_limits());
         let rows = &rows[..count];
         let fetched_bytes: u64 = fetches.iter().map(|fetch| self.fetch_memory_bytes(fetch)).sum();
-        let memory = self.read_memory().take(fetched_bytes).await.map_err(FetchFailure::Busy)?;
+        let memory = self.read_memory().take(fetched_bytes + more_bytes).await.map_err(FetchFailure::Busy)?;
         let memory = Arc::new(memory);
         let reads = fetches.iter().map(|fetch| {
             let rows = rows.iter().filter(|row| fetch.holds(row)).collect::<Vec<_>>();
@@ -107,7 +112,7 @@ impl Engine {
             let number = fetches.iter().position(|fetch| fetch.holds(row)).expect("each row has a fetch");
             hold(stored[number].slice(within(row, fetches[number].bytes.start)), &memory)
         };
-        Ok(rows.iter().map(of).collect())
+        Ok((rows.iter().map(of).collect(), memory))
     }
 
     /// Part of a pack, in which each of these chunks is equal to its checksum.

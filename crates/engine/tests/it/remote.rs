@@ -227,6 +227,48 @@ async fn a_small_file_of_a_large_nar_costs_two_reads_and_two_megabytes() {
     assert_eq!(counters.requests(Method::Head), before.1, "packs that the file does not need");
 }
 
+/// A listing of so many files is stored as chunks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_among_twenty_thousand_costs_two_reads_and_two_megabytes() {
+    const FILES: usize = 20_000;
+    let installation = Installation::new();
+    let (blobs, counters) = bucket();
+    let mut random = Random::new(8);
+    // Names as long as in real trees, which compress no better.
+    let mut name = |number: usize| {
+        let word: String = random.bytes(12).iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{number:05}-{word}.js")
+    };
+    let names: Vec<String> = (0..FILES).map(&mut name).collect();
+    let wanted = names[FILES - 7].clone();
+    let files = names.iter().map(|name| (name.as_bytes().to_vec(), Node::file(name.as_bytes().to_vec())));
+    let nar = encode_tree(&Node::directory(files));
+    {
+        let engine = engine_on(&installation, &blobs).await;
+        let cache = create_main(&engine).await;
+        push(&engine, &cache, &path(1), &nar).await.unwrap();
+    }
+    let engine = engine_on(&installation, &blobs).await;
+    let cache = engine.find_cache("main").await.unwrap().unwrap();
+    let before = (counters.requests(Method::Get), counters.bytes_received());
+    let mut listing = engine.listing(&cache, &path(1).hash()).await.unwrap().unwrap();
+    let listed = listing.size;
+    assert!(listed > 1_500_000, "{listed} bytes of JSON are no chunks");
+    let mut search = ListingSearch::new([wanted.clone()]);
+    while let Some(piece) = listing.try_next().await.unwrap() {
+        search.feed(&piece);
+    }
+    let Some(ListedNode::File { size, nar_offset, .. }) = search.finish() else { panic!("it is a file") };
+    let open = engine.open_nar(&cache, &NarKey::Hash(listing.nar)).await.unwrap().unwrap();
+    let part = open.stream_part(nar_offset..nar_offset + size).await.unwrap();
+    let frames = part.frames.map_ok(|piece| piece.to_vec()).try_concat().await.unwrap();
+    let skip = usize::try_from(part.skip).unwrap();
+    assert_eq!(&decompress(&frames)[skip..][..wanted.len()], wanted.as_bytes());
+    let (gets, bytes) = (counters.requests(Method::Get) - before.0, counters.bytes_received() - before.1);
+    println!("{gets} reads of {bytes} bytes for a file among {FILES}, listed in {listed} bytes");
+    assert!(gets <= 2 && bytes <= 2_000_000, "{gets} reads of {bytes} bytes");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_pack_is_found_before_any_answer_begins() {
     let installation = Installation::new();

@@ -124,8 +124,13 @@ pub(super) async fn an_empty_index_holds_nothing(four: Four) -> Result<()> {
     let before = four.index.statement_count();
     four.index.path_counts(main).await?;
     four.index.stored_counts().await?;
-    let nothing =
-        CacheGlance { cache: main, counts: PathCounts::default(), newest_at: None, is_published: false };
+    let nothing = CacheGlance {
+        cache: main,
+        counts: PathCounts::default(),
+        newest_at: None,
+        is_published: false,
+        is_complete: true,
+    };
     assert_eq!(four.index.glance_at_caches(&[main]).await?, [nothing]);
     assert_eq!(four.index.glance_at_caches(&[]).await?, []);
     assert!(four.index.statement_count() - before <= 6, "a look-up each");

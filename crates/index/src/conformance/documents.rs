@@ -6,6 +6,7 @@ use super::fixtures::{
     NOW, Subject, cache, changes, commit, committed, nar_hash, new_nar, object, pack, path, path_hash, push,
     tag,
 };
+use crate::topics::documents::DEBUG_LOOKS;
 use crate::{
     CacheId, CommitTarget, Error, NarId, NarSource, NewDocument, NewNar, Object, Removal, Result,
     StoredDocument, TraceOutcome,
@@ -287,6 +288,12 @@ pub(super) async fn debug_info_is_found_by_its_build_id(index: Subject) -> Resul
     let before = index.statement_count();
     find(main, "aa02").await?;
     assert_eq!(index.statement_count() - before, super::fixtures::look_up_statements(&index).await?);
+    // Another tenant pushes so many NARs with the build id that the first look ends among them.
+    let hostile = u32::try_from(DEBUG_LOOKS[0]).expect("it is small") + 2;
+    for number in 100..100 + hostile {
+        push_debug(other, number, &["aa03"]).await?;
+    }
+    assert_eq!((find(main, "aa03").await?, find(main, "aa04").await?), (nar(2), None));
     // Damaged bytes are no debug info, and a removal takes it along.
     index.mark_damaged(second, &[], NOW).await?;
     assert_eq!(find(main, "aa02").await?, nar(1));

@@ -728,6 +728,21 @@ pub(super) async fn what_keeps_an_object_is_told_as_the_job_decides(both: Both) 
     let later = both.keepers(3, NOW + HOUR, 9).await?.expect("it is there");
     assert!(later.pins_above.is_empty(), "the other one has ended too");
 
+    // The pin that keeps it longest is told, however many there are.
+    for (name, ends_at) in [("a", Some(NOW + DAY)), ("b", Some(NOW + 3 * DAY)), ("c", Some(NOW + DAY))] {
+        both.index.add_pin(main, &pin(name, 5, ends_at), None).await?;
+    }
+    let longest = async |limit| {
+        let kept = both.keepers(5, NOW, limit).await.map(|kept| kept.expect("it is there"));
+        kept.map(|kept| kept.pins.into_iter().map(|pin| pin.name).collect::<Vec<_>>())
+    };
+    assert_eq!(longest(9).await?, ["b", "a", "c"]);
+    both.index.add_pin(main, &pin("z", 5, None), None).await?;
+    assert_eq!(longest(2).await?, ["z", "b"], "one without an end keeps it longest");
+    for name in ["a", "b", "c", "z"] {
+        assert_eq!(both.index.remove_pins(main, name, None).await?, 1);
+    }
+
     // One of its name is newer: it goes as soon as it is spared no longer.
     let newer =
         Object { path: StorePath::new(path_hash(31), "package-1").expect("a good name"), ..object(31) };

@@ -47,12 +47,14 @@ pub(crate) const GLANCE: Sql = Sql {
             (SELECT coalesce(sum(c.paths), 0) FROM counters AS c WHERE c.cache = k.value),
             (SELECT coalesce(sum(c.path_bytes), 0) FROM counters AS c WHERE c.cache = k.value),
             (SELECT o.created_at FROM objects AS o WHERE o.cache = k.value ORDER BY o.created_at DESC LIMIT 1),
-            EXISTS (SELECT 1 FROM publish_caches AS p WHERE p.cache = k.value)
+            EXISTS (SELECT 1 FROM publish_caches AS p WHERE p.cache = k.value),
+            (SELECT counted_at FROM counter_state)
         FROM json_each($1) AS k",
     postgres: "
         SELECT k.item, s.paths, s.path_bytes,
             (SELECT o.created_at FROM objects AS o WHERE o.cache = k.item ORDER BY o.created_at DESC LIMIT 1),
-            EXISTS (SELECT 1 FROM publish_caches AS p WHERE p.cache = k.item)
+            EXISTS (SELECT 1 FROM publish_caches AS p WHERE p.cache = k.item),
+            (SELECT counted_at FROM counter_state)
         FROM unnest($1::bigint[]) AS k (item) CROSS JOIN LATERAL (
             SELECT coalesce(sum(u.paths), 0)::bigint AS paths, coalesce(sum(u.path_bytes), 0)::bigint AS path_bytes
             FROM (SELECT c.paths, c.path_bytes FROM counters AS c WHERE c.cache = k.item
@@ -153,6 +155,7 @@ impl<D: Dialect> CounterIndex for SqlIndex<D> {
                     counts: PathCounts { paths: counter(row, 1)?, bytes: counter(row, 2)? },
                     newest_at: Row::column(row, 3, "objects")?,
                     is_published: Row::column(row, 4, "publish_caches")?,
+                    is_complete: Row::column::<Option<i64>>(row, 5, "counter_state")?.is_some(),
                 })
             };
             rows.iter().map(glance).collect()

@@ -79,17 +79,31 @@ pub(crate) const DELETE_LOGS: Sql =
 pub(crate) const OUTPUTS: Sql =
     both!("SELECT o.hash FROM objects AS o WHERE o.cache = $1 AND o.deriver = $2 LIMIT 256");
 
-/// `$2` is a build id. From its newest NARs to their objects. NARs of other caches with the same
-/// build id count too, so their number is bounded.
+/// `$2` is a build id. Looks through its newest NARs below `$3`, `$4` at most, for one of which the
+/// cache has an object. NARs of other caches with the same build id count too, so their number is
+/// bounded. The first column is the last NAR that was looked at, if more may follow. Asked with
+/// EXISTS, PostgreSQL would gather all objects of the cache first.
 pub(crate) const FIND_DEBUG_NAR: Sql = both!(concat!(
-    "SELECT n.hash, n.tag FROM
-         (SELECT nar FROM build_ids WHERE build_id = $2 ORDER BY nar DESC LIMIT 4096) AS b
-         CROSS JOIN nars AS n WHERE n.id = b.nar AND ",
+    "SELECT
+         (SELECT CASE WHEN count(*) = $4 THEN min(newest.nar) END FROM
+             (SELECT nar FROM build_ids WHERE build_id = $2 AND nar < $3 ORDER BY nar DESC LIMIT $4) AS newest),
+         found.hash, found.tag
+     FROM (SELECT 1) AS one LEFT JOIN
+         (SELECT n.hash, n.tag FROM
+             (SELECT nar FROM build_ids WHERE build_id = $2 AND nar < $3 ORDER BY nar DESC LIMIT $4) AS newest
+             CROSS JOIN nars AS n WHERE n.id = newest.nar AND ",
     damaged!("n"),
-    " IS NULL AND EXISTS (SELECT 1 FROM objects AS o WHERE o.nar = n.id AND o.cache = $1)
-         AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)
-     ORDER BY b.nar DESC LIMIT 1"
+    " IS NULL AND (SELECT o.cache FROM objects AS o WHERE o.nar = n.id AND o.cache = $1 LIMIT 1) IS NOT NULL
+             AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)
+         ORDER BY newest.nar DESC LIMIT 1) AS found ON true"
 ));
+/// NARs that the first look for debug info goes through, and each further one. Another tenant may
+/// push NARs with any build id: debug info is found behind 65,600 of them.
+pub(crate) const DEBUG_LOOKS: [i64; 17] = {
+    let mut looks = [4_096; 17];
+    looks[0] = 64;
+    looks
+};
 
 #[async_trait]
 impl<D: Dialect> DocumentIndex for SqlIndex<D> {
@@ -194,9 +208,17 @@ impl<D: Dialect> DocumentIndex for SqlIndex<D> {
         build_id: &BuildId,
     ) -> Result<Option<(NarHash, EncodingTag)>> {
         self.read("find debug info", async |mut tx| {
-            let key = [Number(cache.0), Bytes(build_id.as_bytes())];
-            let row = tx.optional(FIND_DEBUG_NAR, &key).await?;
-            row.map(|row| Ok((nar_hash(row.column(0, "nars")?)?, tag(row.column(1, "nars")?)?))).transpose()
+            let mut before = i64::MAX;
+            for limit in DEBUG_LOOKS {
+                let key = [Number(cache.0), Bytes(build_id.as_bytes()), Number(before), Number(limit)];
+                let row = tx.one(FIND_DEBUG_NAR, &key).await?;
+                if let Some(hash) = row.column::<Option<&[u8]>>(1, "nars")? {
+                    return Ok(Some((nar_hash(hash)?, tag(row.column(2, "nars")?)?)));
+                }
+                let Some(last) = row.column(0, "build_ids")? else { break };
+                before = last;
+            }
+            Ok(None)
         })
         .await
     }

@@ -61,7 +61,8 @@ pub(crate) const LIST_REFERRERS: Sql = both!(
      ORDER BY r.referrer LIMIT $4"
 );
 
-/// What keeps an object, as rows of four kinds: its pins (0), its referrers (1), the pins of
+/// What keeps an object, as rows of four kinds: its pins (0), the one that ends last first, its
+/// referrers (1), the pins of
 /// objects above it (2), and how many objects the look walked through (3). `$1` is the cache, `$2`
 /// the object, `$3` is now, `$4` how many objects are walked through, `$5` the limit of each kind.
 /// `$above` names these objects, the object itself among them, and `$pins` the pins of each.
@@ -73,7 +74,7 @@ macro_rules! keepers {
              SELECT 0, own.hash, own.path_name, own.name, own.created_at, own.ends_at FROM (
                  SELECT p.hash, p.path_name, p.name, p.created_at, p.ends_at FROM pins AS p
                  WHERE p.cache = $1 AND p.hash = $2 AND (p.ends_at IS NULL OR p.ends_at > $3)
-                 ORDER BY p.name || '' LIMIT $5) AS own
+                 ORDER BY p.ends_at IS NULL DESC, p.ends_at DESC, p.name LIMIT $5) AS own
              UNION ALL SELECT 1, direct.referrer, direct.name, NULL, NULL, NULL FROM (
                  SELECT r.referrer, o.name FROM object_refs AS r CROSS JOIN objects AS o
                  WHERE r.cache = $1 AND r.reference = $2 AND o.cache = r.cache AND o.hash = r.referrer

@@ -529,6 +529,12 @@ pub fn token_of(sub: &str, caches: &Value) -> String {
     sign(Algorithm::HS256, &EncodingKey::from_secret(SECRET), &claims)
 }
 
+/// A token with this value of Attic's claim.
+pub fn token_with(access: &Value) -> String {
+    let claims = json!({"sub": "test", "exp": now() + 3600, "https://jwt.attic.rs/v1": access});
+    sign(Algorithm::HS256, &EncodingKey::from_secret(SECRET), &claims)
+}
+
 /// A token that may do everything.
 pub fn admin() -> String {
     token(&json!({"*": {"r": 1, "w": 1, "d": 1, "cc": 1, "cr": 1, "cq": 1, "cd": 1}}))

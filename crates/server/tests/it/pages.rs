@@ -5,7 +5,7 @@ use dormer_nix::StorePath;
 use dormer_nix::nar::{Node, encode_tree};
 use serde_json::{Value, json};
 
-use crate::common::{Reply, Server, admin, nar, nar_info, now, path, token, token_of};
+use crate::common::{Reply, Server, admin, nar, nar_info, now, path, token, token_of, token_with};
 use crate::routes::pages;
 
 const BROWSER: (&str, &str) = ("Accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8");
@@ -64,6 +64,17 @@ fn form_token(server: &Server, token: &str) -> String {
     rest.split('"').next().expect("a text has a first part").to_owned()
 }
 
+/// A page leads back to the address that was asked for, be something there or not.
+fn without_way_back(mut reply: Reply) -> Reply {
+    let text = reply.text();
+    if let Some((before, rest)) = text.split_once("?back=") {
+        let (_, after) = rest.split_once('"').expect("the address ends");
+        reply.body = format!("{before}{after}").into_bytes();
+        reply.headers.retain(|(name, _)| name != "content-length");
+    }
+    reply
+}
+
 fn push(server: &Server, cache: &str, path: &StorePath, nar: &[u8], more: &Value) {
     let info = nar_info(cache, path, nar, more).to_string();
     let bearer = format!("Bearer {}", admin());
@@ -101,6 +112,10 @@ fn the_first_page_lists_what_the_visitor_may_see_and_other_programs_get_their_te
     let member = browse(&server, Some(&token_of("alice", &json!({"team-a": {"r": 1}}))), "/").text();
     assert!(member.contains("href=\"./team-a/\"") && member.contains("alice"), "{member}");
     assert!(!member.contains("What the store saves"), "that tells of all caches");
+    // A pusher that may not pull learns the name, no more, and gets no link that leads to a 403.
+    let pusher = browse(&server, Some(&token(&json!({"team-a": {"w": 1}}))), "/").text();
+    assert!(pusher.contains("team-a") && !pusher.contains("href=\"./team-a/\""), "{pusher}");
+    assert!(pusher.contains("your token may not read it") && !pusher.contains("none yet"), "{pusher}");
     let all = browse(&server, Some(&admin()), "/").text();
     assert!(all.contains("What the store saves") && all.contains("role=\"img\""), "{all}");
     for accept in [None, Some("*/*"), Some("text/plain")] {
@@ -173,6 +188,7 @@ fn a_cache_shows_how_it_grew_and_to_its_owner_how_it_is_used() {
         server.publish.record_sizes(today.before(1), dormer_index::CacheId(0), 9).await.unwrap();
     });
     let stranger = browse(&server, None, "/main/").text();
+    assert!(!stranger.contains("still counts"), "everything is counted: {stranger}");
     assert!(stranger.contains("Day by day") && stranger.contains("then 1 path, now 1."), "{stranger}");
     assert!(!stranger.contains("NARs pulled"), "how much a cache is used is for its owner: {stranger}");
     let owner = browse(&server, Some(&admin()), "/main/").text();
@@ -230,6 +246,21 @@ fn a_path_leads_to_what_it_needs_and_what_needs_it() {
     let owner = browse(&server, Some(&admin()), &format!("/main/{}", library.hash())).text();
     assert!(owner.contains("Needed by") && owner.contains(&program.hash().to_string()), "{owner}");
     assert!(owner.contains("Pin this path") && owner.contains("Remove this path"), "{owner}");
+    let references = browse(&server, None, &format!("/main/{}/references", program.hash())).text();
+    assert!(
+        references.contains("1 to 2 of 2 other paths.") && references.contains("library-1.0"),
+        "{references}"
+    );
+    let referrers = format!("/main/{}/referrers", library.hash());
+    assert_eq!(browse(&server, None, &referrers).status, 403, "what needs a path is for the owner");
+    let all = browse(&server, Some(&admin()), &referrers).text();
+    assert!(all.contains("program-2.0") && !all.contains("rel=\"next\""), "{all}");
+    let rest = browse(&server, Some(&admin()), &format!("{referrers}?after={}", program.hash())).text();
+    assert!(!rest.contains("program-2.0") && rest.contains("Nothing here."), "{rest}");
+    for bad in ["references?from=x", "referrers?after=x"] {
+        let address = format!("/main/{}/{bad}", library.hash());
+        assert_eq!(browse(&server, Some(&admin()), &address).status, 400, "{bad}");
+    }
     let closure = browse(&server, None, &format!("/main/{}/closure", program.hash())).text();
     assert!(closure.contains("2 paths") && closure.contains("library-1.0"), "{closure}");
     assert!(closure.contains("Not in this cache") && closure.contains(path(9).name()), "{closure}");
@@ -488,6 +519,7 @@ fn a_private_cache_looks_absent_on_every_page() {
                 headers.extend(cookie.as_deref().map(|value| ("Cookie", value)));
                 let before = server.index.statement_count();
                 let reply = server.request(method, address, &headers, b"form_token=x").without_noise();
+                let reply = without_way_back(reply);
                 (reply, server.index.statement_count() - before)
             };
             let (hidden, absent) = (ask(&private), ask(&unknown));
@@ -522,6 +554,27 @@ fn a_token_becomes_a_session_that_ends_with_it_and_is_no_token_elsewhere() {
     let (attributes, life) = attributes.split_once("; Max-Age=").unwrap();
     assert_eq!(attributes, "Path=/; HttpOnly; SameSite=Strict");
     assert!((3_500..=3_600).contains(&life.parse::<i64>().unwrap()), "{life}");
+    // It leads back to the page that asked, and to no other host.
+    let asked = browse(&server, None, "/team-a/paths?q=x").text();
+    let form = "_dormer/sign-in?back=team-a%2Fpaths%3Fq%3Dx";
+    assert!(asked.contains(&format!("href=\"../{form}\"")), "{asked}");
+    let form = browse(&server, None, &format!("/{form}")).text();
+    assert!(form.contains("name=\"back\" value=\"team-a/paths?q=x\""), "{form}");
+    let evil = browse(&server, None, "/_dormer/sign-in?back=//evil.example/").text();
+    assert!(!evil.contains("evil"), "{evil}");
+    for (back, location) in [
+        ("team-a%2Fpaths%3Fq%3Dx", "../team-a/paths?q=x"),
+        ("%2F%2Fevil.example", "../"),
+        ("https%3A%2F%2Fevil.example", "../"),
+        ("%5C%5Cevil.example", "../"),
+        ("x%0D%0ASet-Cookie%3A+a", "../"),
+        ("..%2F..%2Fx", "../"),
+    ] {
+        let headers = [BROWSER, ("Sec-Fetch-Site", "same-origin")];
+        let fields = format!("token={good}&back={back}");
+        let reply = server.request("POST", "/_dormer/sign-in", &headers, fields.as_bytes());
+        assert_eq!((reply.status, reply.header("location")), (303, Some(location)), "{back}: {reply:?}");
+    }
     let secure = sign_in(&good, &[("X-Forwarded-Proto", "https")]);
     let set = secure.header("set-cookie").unwrap();
     assert!(set.starts_with("__Host-dormer=") && set.contains("; Secure"), "{set}");
@@ -533,6 +586,17 @@ fn a_token_becomes_a_session_that_ends_with_it_and_is_no_token_elsewhere() {
         behind_proxy.request("POST", "/_dormer/sign-in", &headers, format!("token={}", admin()).as_bytes());
     let set = signed_in.header("set-cookie").unwrap();
     assert!(set.starts_with("__Host-dormer=") && set.contains("; Secure"), "{set}");
+    // At another address of the server, the page says where to go.
+    let own = format!("http://{}", behind_proxy.address);
+    let body = format!("token={}", admin());
+    let elsewhere = |origin: &str| {
+        behind_proxy.request("POST", "/_dormer/sign-in", &[BROWSER, ("Origin", origin)], body.as_bytes())
+    };
+    let reply = elsewhere(&own);
+    assert_eq!((reply.status, reply.header("set-cookie")), (403, None), "{reply:?}");
+    assert!(reply.text().contains("sign in at https://cache.example/"), "{reply:?}");
+    let foreign = elsewhere("https://evil.example");
+    assert!(foreign.status == 403 && !foreign.text().contains("sign in at"), "{foreign:?}");
     // Over HTTPS, only the cookie that no other host can plant counts.
     let over_https = |cookie: String| {
         let headers = [BROWSER, ("X-Forwarded-Proto", "https"), ("Cookie", cookie.as_str())];
@@ -766,16 +830,18 @@ fn pages_for_operators_look_absent_to_everybody_else() {
         json!({"*": {"cr": 1}}),
         json!({"team-*": {"r": 1}, "*": {"r": 1, "cr": 1}}),
     ];
-    let others: Vec<String> = others.iter().map(token).collect();
+    let mut others: Vec<String> = others.iter().map(token).collect();
+    // Its claim says no.
+    others.push(token_with(&json!({"caches": {"*": {"r": 1, "cr": 1}}, "operate": 0})));
     let others = others.iter().map(String::as_str);
     for session in [None, Some("garbage")].into_iter().chain(others.map(Some)) {
-        let absent = browse(&server, session, "/none/").without_noise();
+        let absent = without_way_back(browse(&server, session, "/none/").without_noise());
         for name in OPERATOR_PAGES {
             let address = format!("/_dormer/{name}");
             let before = server.index.statement_count();
             let hidden = browse(&server, session, &address);
             assert_eq!(server.index.statement_count(), before, "{address} with {session:?}");
-            assert_eq!(hidden.without_noise(), absent, "{address} with {session:?}");
+            assert_eq!(without_way_back(hidden.without_noise()), absent, "{address} with {session:?}");
         }
         let post = server.request("POST", "/_dormer/collection", &[BROWSER], b"form_token=x");
         assert_eq!(post.status, 404, "{post:?}");
@@ -868,6 +934,35 @@ fn operators_see_jobs_publishing_and_the_audit_and_each_page_costs_four_statemen
     );
 }
 
+/// The claim opens the pages for operators, and no cache: to its holder, a private cache looks like
+/// one that does not exist.
+#[test]
+fn a_token_that_only_operates_learns_nothing_of_caches() {
+    let server = Server::start();
+    push(&server, "team-a", &path(1), &nar(1), &json!({}));
+    let operator = token_with(&json!({"caches": {}, "operate": 1}));
+    for name in OPERATOR_PAGES {
+        assert_eq!(browse(&server, Some(&operator), &format!("/_dormer/{name}")).status, 200, "{name}");
+    }
+    assert_eq!(server.call(&operator, "GET", "/_api/v2/status", b"").status, 200);
+    let home = browse(&server, Some(&operator), "/").text();
+    assert!(home.contains("href=\"./_dormer/\"") && home.contains("main"), "{home}");
+    assert!(!home.contains("team-a") && !home.contains("What the store saves"), "{home}");
+    assert!(!server.call(&operator, "GET", "/_api/v2/caches", b"").text().contains("team-a"));
+    for (hidden, absent) in [
+        ("/_api/v1/cache-config/team-a", "/_api/v1/cache-config/team-z"),
+        ("/team-a/nix-cache-info", "/team-z/nix-cache-info"),
+        ("/_api/v2/caches/team-a/objects", "/_api/v2/caches/team-z/objects"),
+    ] {
+        let (hidden, absent) =
+            (server.call(&operator, "GET", hidden, b""), server.call(&operator, "GET", absent, b""));
+        assert_eq!(hidden.status, 401, "{hidden:?}");
+        assert_eq!(hidden.without_noise(), absent.without_noise());
+    }
+    assert_eq!(browse(&server, Some(&operator), "/team-a/").status, 404);
+    assert_eq!(server.call(&operator, "GET", "/_api/v2/stats", b"").status, 403);
+}
+
 /// A plan reads all recipes, so no look at a page makes one.
 #[test]
 fn a_plan_of_a_collection_is_made_when_an_operator_asks_with_a_form_of_the_page() {
@@ -896,6 +991,7 @@ fn a_plan_of_a_collection_is_made_when_an_operator_asks_with_a_form_of_the_page(
     }
     let page = see();
     assert!(page.contains("NARs to remove</dt><dd>1, ") && page.contains("role=\"img\""), "{page}");
+    assert!(page.contains("Paths that expire</dt><dd>0<"), "{page}");
     // The same figures as those of the command.
     let collector = server.engine.collector(server.publish.clone(), None, 86_400);
     assert_eq!(server.block_on(collector.plan()).unwrap().nars, 1);
@@ -903,6 +999,11 @@ fn a_plan_of_a_collection_is_made_when_an_operator_asks_with_a_form_of_the_page(
     let again = submit(&server, &token, "/_dormer/collection", &fields, &[]);
     assert_eq!(again.status, 303);
     assert!(see().contains("Planned "), "it is fresh");
+    let collected = server.block_on(collector.run_now(&*server.publish, "test", 30)).unwrap();
+    assert!(collected.is_some(), "nobody else collects");
+    let page = see();
+    assert!(page.contains("so the plan holds no longer.") && !page.contains("Planned "), "{page}");
+    assert!(page.contains("NARs removed</dt><dd>1, ") && !page.contains("role=\"img\""), "{page}");
 }
 
 /// The status says what `/metrics` says at that moment.

@@ -174,6 +174,8 @@ pub(crate) fn pages(cache: &str) -> Vec<(&'static str, String)> {
                     let (reads, form): (&[&str], Option<&str>) = match page {
                         "Path" => (&[""], None),
                         "Closure" => (&["/closure"], None),
+                        "References" => (&["/references", "/references?from=1"], None),
+                        "Referrers" => (&["/referrers"], None),
                         "Files" => (&["/files", "/files/", "/files/bin/x", "/files/bin/x?download=1"], None),
                         "Log" => (&["/log"], None),
                         "Pin" => (&[], Some("/pin")),

@@ -86,6 +86,7 @@ async fn ask_as_ourselves(settings: &Settings, url: &RedactedUrl) -> Finding {
             subject: "doctor".to_owned(),
             validity: Duration::from_mins(5),
             grants: vec![(name.parse().expect("a name is a pattern"), Permission::Pull)],
+            operates: false,
         };
         let token = tokens::sign(&key, &tokens::claims(&wish, &settings.jwt, SystemTime::now()))?;
         let endpoint: Endpoint = url.expose().parse()?;

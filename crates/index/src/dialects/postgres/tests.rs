@@ -291,6 +291,7 @@ async fn a_recount_counts_what_was_there_and_forgets_what_was_wrong() {
     }
     let old = index.stored_counts().await.unwrap();
     assert_eq!((old.is_complete, old.nars), (false, 0));
+    assert!(!index.glance_at_caches(&[main]).await.unwrap()[0].is_complete);
     let counted = recount().await;
     assert_eq!((counted.paths, counted.nars, counted.packs), (right.paths, right.nars, right.packs));
     assert!(counted.is_complete && counted.pack_bytes == right.pack_bytes);
@@ -965,6 +966,11 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex) {
         ),
         (expire_cache::DELETE_DOCUMENTS, "ARRAY[1]".to_owned(), &["documents_pkey"]),
         (documents::OUTPUTS, "1, 'x'".to_owned(), &["objects_by_deriver"]),
+        (
+            documents::FIND_DEBUG_NAR,
+            format!("1, {bytes}, 3, 4"),
+            &["build_ids_pkey", "nars_pkey", "objects_by_nar"],
+        ),
         (documents::FIND_LOGS, format!("1, {bytes}"), &["documents_by_owner"]),
         (documents::DELETE_LOGS, format!("1, {bytes}"), &["documents_by_owner"]),
         (journal::OBJECTS, format!("1, {array}"), &["objects_cache_hash_key", "nars_pkey", "listings_pkey"]),

@@ -252,6 +252,7 @@ async fn a_recount_counts_what_was_there_and_forgets_what_was_wrong() {
     }
     let old = index.stored_counts().await.unwrap();
     assert_eq!((old.is_complete, old.nars), (false, 0));
+    assert!(!index.glance_at_caches(&[cache]).await.unwrap()[0].is_complete);
     assert_eq!(recount().await, right);
 }
 
@@ -901,6 +902,14 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         ),
         (expire_cache::DELETE_DOCUMENTS, &["SEARCH documents USING INTEGER PRIMARY KEY (rowid=?)"]),
         (documents::OUTPUTS, &["SEARCH o USING INDEX objects_by_deriver (cache=? AND deriver=?)"]),
+        (
+            documents::FIND_DEBUG_NAR,
+            &[
+                "SEARCH build_ids USING PRIMARY KEY (build_id=? AND nar<?)",
+                "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
+                "SEARCH o USING COVERING INDEX objects_by_nar (nar=? AND cache=?)",
+            ],
+        ),
         (documents::FIND_LOGS, &["SEARCH documents USING INDEX documents_by_owner (cache=? AND owner=?)"]),
         (documents::DELETE_LOGS, &["SEARCH documents USING INDEX documents_by_owner (cache=? AND owner=?)"]),
         (
@@ -972,6 +981,8 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
             let small = [
                 "one",
                 "newer",
+                "newest",
+                "found LEFT-JOIN",
                 "own",
                 "direct",
                 "pinned",

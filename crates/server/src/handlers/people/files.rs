@@ -4,7 +4,7 @@ use dormer_api::{CacheName, Permission};
 use dormer_edge::listed_folder;
 use dormer_nix::StorePathHash;
 use dormer_nix::nar::{ListedNode, ListingSearch};
-use dormer_pages::{FileContent, FileView, FilesView, Found, file_address};
+use dormer_pages::{FileContent, FileView, FilesView, Found, ProblemView, file_address};
 use futures::TryStreamExt as _;
 use http::header::{CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY};
 use http::{HeaderValue, Response, StatusCode};
@@ -50,7 +50,11 @@ pub(super) async fn files(
         return Err(Failure::BadRequest(format!("`at` has at most {BEGIN_BYTES_MAX} bytes")));
     }
     let opened = open(app, call, name).await?;
-    let path = find(app, &opened, hash).await?.object.path;
+    let found = find(app, &opened, hash).await?;
+    if found.nar.damaged {
+        return Ok(damaged(app, call));
+    }
+    let path = found.object.path;
     let search = ListingSearch::new(names).with_entries(first, PAGE_ENTRIES).beginning_at(&begin);
     let (nar, search) = search_listing(app, call, &opened.cache, hash, search).await?;
     let (node, page_of_folder) = search.finish_with_entries().ok_or(Failure::NoSuchObject)?;
@@ -76,12 +80,17 @@ pub(super) async fn files(
                     bytes.extend_from_slice(&piece);
                     Ok(bytes)
                 });
-                let bytes = bytes.await.map_err(|error| {
-                    tracing::error!(nar.hash = %nar, %error, "cannot read a file for its page");
-                    // The path is there: what cannot be read now is not "not here".
-                    Failure::Busy("reads of the store")
-                })?;
-                as_text(bytes, shown < size)
+                match bytes.await {
+                    Ok(bytes) => as_text(bytes, shown < size),
+                    Err(error) => {
+                        tracing::error!(nar.hash = %nar, %error, "cannot read a file for its page");
+                        // The read marked what is damaged. What else cannot be read now is not "not
+                        // here".
+                        let is_damaged = find(app, &opened, hash).await?.nar.damaged;
+                        let busy = || Failure::Busy("reads of the store");
+                        return if is_damaged { Ok(damaged(app, call)) } else { Err(busy()) };
+                    }
+                }
             };
             Found::File(FileView { bytes: size, is_executable: executable, content: FileContent::Read(text) })
         }
@@ -93,6 +102,20 @@ pub(super) async fn files(
         found,
     };
     Ok(page(view.render(&frame(app, call))))
+}
+
+/// Trying again later is of no use.
+fn damaged(app: &App, call: &Call) -> Response<Body> {
+    let view = ProblemView {
+        title: "Damaged".to_owned(),
+        text: "Bytes of this path are damaged, so its files cannot be read. The next push of the same path \
+               heals it."
+            .to_owned(),
+        request: None,
+    };
+    let mut response = page(view.render(&frame(app, call)));
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    response
 }
 
 /// The bytes as text, if they are text. A cut may split the last character.

@@ -92,7 +92,7 @@ pub(super) async fn consequences(
         store_dir: cache.store_dir.clone(),
         base_name: found.object.path.to_string(),
         nar_bytes: found.nar.size,
-        referrers: referrers(app, cache, hash, REFERRERS).await?,
+        referrers: referrers(app, cache, hash, None, REFERRERS).await?,
         pins,
     };
     Ok(page(view.render(&frame(app, call))))

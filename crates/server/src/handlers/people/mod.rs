@@ -49,7 +49,7 @@ pub(crate) async fn respond(
     let method = if call.is_head() { &Method::GET } else { call.method() };
     match (method, page) {
         (&Method::GET, PageRoute::Asset(asset)) => Ok(file(asset)),
-        (&Method::GET, PageRoute::SignIn) => Ok(session::form(app, call)),
+        (&Method::GET, PageRoute::SignIn) => session::form(app, call),
         (&Method::POST, PageRoute::SignIn) => session::sign_in(app, call, body).await,
         (&Method::POST, PageRoute::SignOut) => session::sign_out(app, call, body).await,
         (&Method::GET, PageRoute::OperatorWithoutSlash) => {
@@ -65,6 +65,8 @@ pub(crate) async fn respond(
         (&Method::GET, PageRoute::OfPath(cache, hash, page)) => match page {
             PathPage::Path => show::path(app, call, &cache, &hash).await,
             PathPage::Closure => show::closure(app, call, &cache, &hash).await,
+            PathPage::References => show::references(app, call, &cache, &hash).await,
+            PathPage::Referrers => show::all_referrers(app, call, &cache, &hash).await,
             PathPage::Files => files::files(app, call, &cache, &hash).await,
             PathPage::Log => show::log(app, call, &cache, &hash).await,
             PathPage::Remove => forms::consequences(app, call, &cache, &hash).await,
@@ -145,7 +147,12 @@ fn frame(app: &App, call: &Call) -> Frame {
             form_token: session::form_token(&token),
         },
     };
-    Frame { root: way_to_root(call.path()), visitor, now: app.engine.now() }
+    let path = call.path().strip_prefix('/').unwrap_or_default();
+    let here = match call.query_text() {
+        "" => path.to_owned(),
+        query => format!("{path}?{query}"),
+    };
+    Frame { root: way_to_root(call.path()), visitor, here, now: app.engine.now() }
 }
 
 fn page(html: String) -> Response<Body> {

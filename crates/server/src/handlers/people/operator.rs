@@ -4,12 +4,12 @@
 //! takes four statements at most.
 
 use dormer_api::v2::{JobEntry, StatusResponse};
-use dormer_engine::{CollectionPlan, CollectionReport, CompactionTotals, PackTotals, ScrubReport};
+use dormer_engine::{CollectionReport, CompactionTotals, PackTotals, ScrubReport};
 use dormer_index::{AuditFilter, JobId, JobKind, PublishBacklog};
 use dormer_pages::{
-    AuditRow, AuditView, CollectionFigures, CollectionView, DamageView, JobRow, JobsView, OperatorPage,
-    OverviewView, PackFigures, PlanView, PublishedCacheRow, PublishingView, QueueRow, ScrubFigures,
-    ServerFigures, TargetView,
+    AuditRow, AuditView, CollectionFigures, CollectionView, DamageView, ExpiryFigures, JobRow, JobsView,
+    MadePlan, OperatorPage, OverviewView, PackFigures, PlanView, PublishedCacheRow, PublishingView, QueueRow,
+    ScrubFigures, ServerFigures, TargetView,
 };
 use http::{Method, Response};
 
@@ -22,7 +22,7 @@ use crate::call::Call;
 use crate::failure::Failure;
 use crate::handlers::checks::bad_request;
 use crate::handlers::status::{job_entry, status};
-use crate::operations::{Operations, Plan};
+use crate::operations::{CompletePlan, Operations, Plan};
 use crate::publish_metrics::TargetBacklog;
 use crate::request_body::RequestBody;
 
@@ -48,7 +48,7 @@ pub(super) async fn respond(
         }
         (&Method::GET, OperatorPage::Overview) => overview(&status(app, operations).await).render(&frame()),
         (&Method::GET, OperatorPage::Jobs) => jobs(app, call, operations).await?.render(&frame()),
-        (&Method::GET, OperatorPage::Collection) => collection(app, operations).await?.render(&frame()),
+        (&Method::GET, OperatorPage::Collection) => collection(operations).await?.render(&frame()),
         (&Method::GET, OperatorPage::Publishing) => publishing(app).await.render(&frame()),
         (&Method::GET, OperatorPage::Damage) => damage(operations).await?.render(&frame()),
         (&Method::GET, OperatorPage::Audit) => audit(app, call).await?.render(&frame()),
@@ -146,17 +146,16 @@ fn number(call: &Call, name: &str) -> Result<Option<i64>, Failure> {
     query(call, name)?.map(|number| number.parse()).transpose().map_err(bad_request)
 }
 
-async fn collection(app: &App, operations: &Operations) -> Result<CollectionView, Failure> {
-    let counts = app.engine.index().stored_counts().await.map_err(index)?;
+async fn collection(operations: &Operations) -> Result<CollectionView, Failure> {
     let last = operations.collector().last().await?;
     let plan = match operations.plan() {
         Plan::None => PlanView::None,
         Plan::Running(since) => PlanView::Running(since),
-        Plan::Ended(at, Ok(plan)) => PlanView::Made(at, planned(&plan)),
+        Plan::Ended(at, Ok(plan)) => PlanView::Made(Box::new(planned(at, &plan))),
         Plan::Ended(at, Err(reason)) => PlanView::Failed(at, reason),
     };
     let last = last.map(|last| (last.ended_at, collected(&last.report)));
-    Ok(CollectionView { stored_bytes: counts.pack_bytes, last, plan })
+    Ok(CollectionView { last, plan })
 }
 
 fn packs(of: &PackTotals) -> PackFigures {
@@ -172,16 +171,27 @@ fn rewritten(parts: [&CompactionTotals; 2]) -> (PackFigures, u64) {
     )
 }
 
-fn planned(plan: &CollectionPlan) -> CollectionFigures {
-    let (compacted, written_bytes) = rewritten([&plan.compact, &plan.recompress]);
-    CollectionFigures {
-        nars: plan.nars,
-        nar_bytes: plan.nar_bytes,
-        condemned: packs(&plan.condemn),
-        waiting: packs(&plan.wait),
-        freed: packs(&plan.remove),
-        compacted,
-        written_bytes,
+fn planned(at: i64, plan: &CompletePlan) -> MadePlan {
+    let CompletePlan { expiry, collection } = plan;
+    let (compacted, written_bytes) = rewritten([&collection.compact, &collection.recompress]);
+    MadePlan {
+        at,
+        stored_bytes: collection.pack_bytes,
+        expiring: ExpiryFigures {
+            paths: expiry.paths,
+            bytes: expiry.bytes,
+            caches: expiry.caches,
+            caches_left_out: expiry.caches_left_out,
+        },
+        figures: CollectionFigures {
+            nars: collection.nars,
+            nar_bytes: collection.nar_bytes,
+            condemned: packs(&collection.condemn),
+            waiting: packs(&collection.wait),
+            freed: packs(&collection.remove),
+            compacted,
+            written_bytes,
+        },
     }
 }
 

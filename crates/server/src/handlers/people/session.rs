@@ -20,6 +20,7 @@ use dormer_pages::SignInView;
 use http::header::{COOKIE, HeaderName, ORIGIN, SET_COOKIE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
+use super::show::query;
 use super::{frame, page, see_other};
 use crate::app::App;
 use crate::body::Body;
@@ -82,8 +83,9 @@ pub(crate) fn form_token(token: &str) -> String {
 }
 
 /// The form that takes a token.
-pub(super) fn form(app: &App, call: &Call) -> Response<Body> {
-    page(SignInView::default().render(&frame(app, call)))
+pub(super) fn form(app: &App, call: &Call) -> Result<Response<Body>, Failure> {
+    let view = SignInView { refused: None, back: query(call, "back")?.unwrap_or_default() };
+    Ok(page(view.render(&frame(app, call))))
 }
 
 /// Takes a token, and makes it a session.
@@ -92,17 +94,21 @@ pub(super) async fn sign_in(
     call: &Call,
     body: &mut RequestBody,
 ) -> Result<Response<Body>, Failure> {
-    check_origin(app, call)?;
+    check_origin(app, call).map_err(|failure| match other_address(app, call) {
+        Some(endpoint) => Failure::OtherAddress(endpoint),
+        None => failure,
+    })?;
     let form = read_form(app, call, body).await?;
     let token = form.field("token").unwrap_or_default();
+    let back = form.field("back").unwrap_or_default();
     let refuse = |why: &str| {
-        let view = SignInView { refused: Some(why.to_owned()) };
+        let view = SignInView { refused: Some(why.to_owned()), back: back.to_owned() };
         let mut response = page(view.render(&frame(app, call)));
         *response.status_mut() = StatusCode::FORBIDDEN;
         Ok(response)
     };
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    let claims = app.authenticator.verify(token, app.engine.now());
+    let claims = app.authenticator.verify(call, token, app.engine.now());
     let Some(claims) = claims.filter(|_| token.bytes().all(is_plain)) else {
         return refuse("This is no token that counts here now: it may have ended, or be for another server.");
     };
@@ -111,7 +117,8 @@ pub(super) async fn sign_in(
     }
     let life = claims.exp.map(|end| end.saturating_sub(app.engine.now()).max(0));
     tracing::info!(subject = brief(claims.sub.as_deref().unwrap_or("")).as_ref(), "signed in");
-    Ok(with_cookie(app, call, see_other("../"), token, life))
+    let location = format!("../{}", SignInView::way_back(back));
+    Ok(with_cookie(app, call, see_other(&location), token, life))
 }
 
 /// Ends the session of this browser.
@@ -161,16 +168,27 @@ pub(super) async fn checked_form(app: &App, call: &Call, body: &mut RequestBody)
 fn check_origin(app: &App, call: &Call) -> Result<(), Failure> {
     let is_ours = match (call.header(&FETCH_SITE), call.header(ORIGIN)) {
         (Some(site), _) => site == "same-origin",
-        (None, Some(origin)) => {
-            let address = own_address(app, call);
-            let after_scheme = address.find("://").map_or(0, |place| place + 3);
-            let end = address[after_scheme..].find('/').map_or(address.len(), |place| after_scheme + place);
-            origin.eq_ignore_ascii_case(&address[..end])
-        }
+        (None, Some(origin)) => origin.eq_ignore_ascii_case(origin_of(&own_address(app, call))),
         // No browser: a program that brings its own token and proof.
         (None, None) => true,
     };
     if is_ours { Ok(()) } else { Err(Failure::ForeignForm) }
+}
+
+/// Scheme, host and port of an address.
+fn origin_of(address: &str) -> &str {
+    let after_scheme = address.find("://").map_or(0, |place| place + 3);
+    let end = address[after_scheme..].find('/').map_or(address.len(), |place| after_scheme + place);
+    &address[..end]
+}
+
+/// The address to sign in at, if the visitor is at another one of this server: the cookie counts at
+/// one address alone.
+fn other_address(app: &App, call: &Call) -> Option<String> {
+    let endpoint = app.settings.api_endpoint.as_deref()?;
+    let own = call.address(&app.settings.trusted_proxies);
+    let is_own = call.header(ORIGIN).is_some_and(|origin| origin.eq_ignore_ascii_case(origin_of(&own)));
+    is_own.then(|| endpoint.to_owned())
 }
 
 /// Anybody may send a form, so none is decoded.

@@ -8,18 +8,18 @@ use dormer_api::{CacheName, Permission, Permissions, TokenClaims};
 use dormer_edge::{foreign_signatures, hash_in, key_names, provenance};
 use dormer_index::{
     Cache, CacheRules, ExpiryDefaults, ExpiryRule, ExtremeObjects, FoundObject, Keepers, ListedObject,
-    ObjectOrder, ObjectPlace, PathCounts, Pin,
+    ObjectOrder, ObjectPlace, PathCounts, Pin, StoredCounts,
 };
 use dormer_nix::{DocumentName, StoreDir, StorePath, StorePathHash};
 use dormer_pages::{
     CacheRow, CacheView, ClosureView, Contents, Counts, HomeView, LogView, PastDay, PathRow, PathStay,
-    PathView, PathsView, PinRow, PinsView, ProblemView, Savings, SizedPath, SortedBy, StayEnd, StayView,
-    path_address,
+    PathView, PathsView, PinRow, PinsView, ProblemView, Relation, RelationsView, Savings, SizedPath,
+    SortedBy, StayEnd, StayView, path_address,
 };
 use http::{Response, StatusCode};
 
 use super::{frame, page, see_other};
-use crate::access::{known_caches, may_operate, selection};
+use crate::access::{known_caches, selection};
 use crate::app::App;
 use crate::body::Body;
 use crate::call::Call;
@@ -78,6 +78,7 @@ pub(super) async fn home(app: &App, call: &Call) -> Result<Response<Body>, Failu
     };
     let numbers: Vec<_> = caches.iter().filter(may_pull).map(|cache| cache.id).collect();
     let glances = app.engine.index().glance_at_caches(&numbers).await.map_err(index)?;
+    let mut is_complete = glances.iter().all(|glance| glance.is_complete);
     let glances: HashMap<_, _> = glances.into_iter().map(|glance| (glance.cache, glance)).collect();
     let caches = caches.into_iter().map(|cache| {
         let glance = glances.get(&cache.id);
@@ -89,23 +90,29 @@ pub(super) async fn home(app: &App, call: &Call) -> Result<Response<Body>, Failu
         }
     });
     let caches = caches.collect();
-    let operates = claims.as_deref().is_some_and(may_operate) && app.operations.get().is_some();
+    let operates = claims.as_deref().is_some_and(TokenClaims::may_operate) && app.operations.get().is_some();
     let (savings, history) = match claims.as_deref() {
         Some(claims) if may_pull_everything(claims) => {
-            let (savings, history) = whole_store(app, claims).await?;
+            let counts = app.engine.index().stored_counts().await.map_err(index)?;
+            is_complete &= counts.is_complete;
+            let (savings, history) = whole_store(app, claims, &counts).await?;
             (Some(savings), history)
         }
         _ => (None, Vec::new()),
     };
-    let (view, frame) = (HomeView { caches, next, has_figures: true, savings, history }, frame(app, call));
+    let view = HomeView { caches, next, has_figures: true, is_complete, savings, history };
+    let frame = frame(app, call);
     Ok(page(if operates { view.render_for_operator(&frame) } else { view.render(&frame) }))
 }
 
-/// What the store saves, and its last days. Two statements.
-async fn whole_store(app: &App, claims: &TokenClaims) -> Result<(Savings, Vec<PastDay>), Failure> {
-    let counts = app.engine.index().stored_counts().await.map_err(index)?;
-    let stats = crate::handlers::stats::answer(&counts);
-    let present = crate::handlers::stats::present(&counts, claims);
+/// What the store saves, and its last days. One statement.
+async fn whole_store(
+    app: &App,
+    claims: &TokenClaims,
+    counts: &StoredCounts,
+) -> Result<(Savings, Vec<PastDay>), Failure> {
+    let stats = crate::handlers::stats::answer(counts);
+    let present = crate::handlers::stats::present(counts, claims);
     let days = history::read(app, None, present, history::PAGE_DAYS).await?;
     let savings = Savings {
         path_bytes: stats.path_bytes,
@@ -211,9 +218,15 @@ pub(super) async fn cache(app: &App, call: &Call, name: &CacheName) -> Result<Re
         upstream_key_names: cache.upstream_cache_key_names.clone(),
         store_dir: cache.store_dir.clone(),
         priority: cache.priority,
-        contents: Contents::Stored(Counts { paths: counts.paths, nar_bytes: counts.bytes, newest_at }),
+        contents: Contents::Stored(Counts {
+            paths: counts.paths,
+            nar_bytes: counts.bytes,
+            newest_at,
+            is_complete: glance.is_none_or(|glance| glance.is_complete),
+        }),
         retention_seconds: rules.retention_seconds,
         is_published: glance.is_some_and(|glance| glance.is_published),
+        lets_go: lets_go(app),
         quota_bytes: rules.quota_bytes,
         keep_latest: rules.keep_latest,
         history: days.iter().map(past_day).collect(),
@@ -419,9 +432,10 @@ pub(super) async fn referrers(
     app: &App,
     cache: &Cache,
     hash: &StorePathHash,
+    after: Option<&StorePathHash>,
     limit: u32,
 ) -> Result<(Vec<String>, bool), Failure> {
-    let found = app.engine.index().list_referrers(cache.id, hash, None, limit + 1).await.map_err(index)?;
+    let found = app.engine.index().list_referrers(cache.id, hash, after, limit + 1).await.map_err(index)?;
     let has_more = found.len() > limit as usize;
     Ok((found.iter().take(limit as usize).map(StorePath::to_string).collect(), has_more))
 }
@@ -485,11 +499,16 @@ fn expiry_defaults(app: &App) -> ExpiryDefaults {
     )
 }
 
+/// Whether the server looks by itself for what its rules keep no longer.
+fn lets_go(app: &App) -> bool {
+    app.operations.get().is_some_and(|operations| operations.collector().is_automatic())
+}
+
 /// Two statements for a visitor that may list the cache, and one for others.
 async fn keeping(app: &App, opened: &Opened, hash: &StorePathHash) -> Result<Keeping, Failure> {
     let cache = &opened.cache;
     let defaults = expiry_defaults(app);
-    let lets_go = app.operations.get().is_some_and(|operations| operations.collector().is_automatic());
+    let lets_go = lets_go(app);
     let stay = |rules: &CacheRules, is_published, of_path| {
         let CacheRules { retention_seconds, quota_bytes, keep_latest } = *rules;
         StayView { retention_seconds, quota_bytes, keep_latest, is_published, lets_go, of_path }
@@ -557,6 +576,51 @@ pub(super) async fn closure(
             .collect(),
         missing: closure.missing.paths.iter().map(StorePath::to_string).collect(),
         is_complete: closure.missing.is_complete,
+    };
+    Ok(page(view.render(&frame(app, call))))
+}
+
+/// `/{cache}/{hash}/references`
+pub(super) async fn references(
+    app: &App,
+    call: &Call,
+    name: &CacheName,
+    hash: &StorePathHash,
+) -> Result<Response<Body>, Failure> {
+    let opened = open(app, call, name).await?;
+    let from = query(call, "from")?.map_or(Ok(0), |from| from.parse::<usize>()).map_err(bad_request)?;
+    let object = find(app, &opened, hash).await?.object;
+    let all = others(&object.references, &object.path);
+    let cache = opened.cache.name.clone();
+    let signatures = foreign_signatures(object.sigs, &key_names(&active_keys(&opened.cache)));
+    let view = RelationsView::references(cache, object.path.to_string(), &all, from, signatures);
+    Ok(page(view.render(&frame(app, call))))
+}
+
+/// `/{cache}/{hash}/referrers`
+pub(super) async fn all_referrers(
+    app: &App,
+    call: &Call,
+    name: &CacheName,
+    hash: &StorePathHash,
+) -> Result<Response<Body>, Failure> {
+    let opened = open(app, call, name).await?;
+    if !opened.may_list() {
+        return Err(Failure::Forbidden(OWNER[0]));
+    }
+    let after = query(call, "after")?.map(|after| after.parse::<StorePathHash>()).transpose();
+    let after = after.map_err(bad_request)?;
+    let object = find(app, &opened, hash).await?.object;
+    let limit = u32::try_from(RelationsView::ROWS).unwrap_or(0);
+    let (paths, has_more) = referrers(app, &opened.cache, hash, after.as_ref(), limit).await?;
+    let next = paths.last().filter(|_| has_more).and_then(|last| last.split('-').next());
+    let view = RelationsView {
+        cache: opened.cache.name.clone(),
+        base_name: object.path.to_string(),
+        relation: Relation::Referrers,
+        signatures: Vec::new(),
+        next: next.map(str::to_owned),
+        paths,
     };
     Ok(page(view.render(&frame(app, call))))
 }
