@@ -402,6 +402,8 @@ impl Import<'_> {
             deriver: narinfo.deriver,
             signatures: narinfo.sigs,
             ca: narinfo.ca,
+            system: narinfo.system,
+            extra: narinfo.extra,
         };
         let hash = info.path.hash();
         if info.is_signed_by(&self.upstream_key_names) {

@@ -252,6 +252,8 @@ mod tests {
             deriver: None,
             signatures: Vec::new(),
             ca: None,
+            system: None,
+            extra: Vec::new(),
         }
     }
 

@@ -223,6 +223,11 @@ fn an_import_takes_only_what_is_trusted_and_one_bad_path_stops_its_referrers_alo
     Run::of(&mut lzma).succeeds();
     fs::write(folder.join(&long_log), vec![b'x'; 5 << 20]).unwrap();
 
+    // A field that no signature covers and that Dormer does not know.
+    let described = folder.join(format!("{}.narinfo", hash_of(&proven[0])));
+    let narinfo = fs::read_to_string(&described).unwrap();
+    fs::write(&described, format!("{narinfo}Provenance: {{\"type\":\"flake\"}}\n")).unwrap();
+
     let refused = lab.dormer(&["import", "moved", "--from", from, "--json"]);
     assert_eq!(refused.code(), Some(3), "{refused}");
     assert!(refused.stderr().contains("no trusted key signed the build trace"), "{refused}");
@@ -235,6 +240,8 @@ fn an_import_takes_only_what_is_trusted_and_one_bad_path_stops_its_referrers_alo
         assert_eq!(lab.get(&format!("/moved/{}.narinfo", hash_of(path))).status, 200, "{path}");
     }
     assert_eq!(lab.get(&format!("/moved/{}.narinfo", hash_of(&all))).status, 404);
+    let moved = lab.get(&format!("/moved/{}.narinfo", hash_of(&proven[0]))).text();
+    assert!(moved.ends_with("Provenance: {\"type\":\"flake\"}\n"), "{moved}");
 
     // One that claims to prove itself, and does not.
     let narinfo_path = |path: &str| folder.join(format!("{}.narinfo", hash_of(path)));

@@ -57,6 +57,8 @@ impl Files {
             deriver: None,
             signatures: Vec::new(),
             ca: None,
+            system: None,
+            extra: Vec::new(),
         });
         number
     }

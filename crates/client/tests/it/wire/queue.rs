@@ -473,7 +473,8 @@ async fn build_traces_are_sent_before_their_paths_leave_the_queue() {
     let healthy = server(&[0, 1], uploaded).await;
     queue.add(&["main"], &[0]);
     queue.add(&["main"], &[1]);
-    assert_eq!(queue.drain(&[("main", &healthy)]).await.waiting, 1);
+    let end = queue.drain(&[("main", &healthy)]).await;
+    assert_eq!((end.waiting, end.dead), (0, 1));
     assert!(queue.log.take().contains(&"main a pushed".to_owned()));
     assert_eq!(count(&healthy, "PUT /main/realisations/"), 1);
 
