@@ -40,7 +40,7 @@ impl BuildLogs {
         Self { folder: named.map_or_else(|| PathBuf::from(FOLDER_DEFAULT), PathBuf::from) }
     }
 
-    /// The log of a derivation's build here that `nix log` shows; `None` if this machine keeps none.
+    /// The log of a derivation's build that `nix log` shows; `None` if this machine keeps none.
     pub fn find(&self, derivation: &StorePath) -> io::Result<Option<BuildLog>> {
         let name = derivation.base_name();
         let (start, rest) = name.split_at(2);

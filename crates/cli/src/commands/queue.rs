@@ -127,9 +127,9 @@ pub(crate) struct DrainArgs {
 /// Wait until paths are in the cache
 ///
 /// Waits while an entry has a PATH, and then asks each cache. Fails if an entry with the path was
-/// given up, or if a cache lacks the path although nothing waits. A path that no push brings, because
-/// an upstream key of the cache signed it or the filter of the settings leaves it out, is named and
-/// is no failure.
+/// given up, or if a cache lacks the path although nothing waits. A path that no push brings,
+/// because an upstream key of the cache signed it or the filter of the settings leaves it out, is
+/// named and is no failure.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXIT_CODES)]
 pub(crate) struct WaitForArgs {
@@ -231,7 +231,8 @@ fn retry(args: &RetryArgs, context: &Context) -> Result<()> {
     let mut retried = 0;
     // Entries that wait go first: a revived one becomes one of them.
     for (id, entry) in spool.entries()? {
-        if args.chosen.has(id.as_str(), entry.as_ref(), false) {
+        // The drainer looks again and again at one that cannot be read.
+        if entry.is_some() && args.chosen.has(id.as_str(), entry.as_ref(), false) {
             retried += usize::from(spool.hasten(&id, SystemTime::now())?);
         }
     }
@@ -346,7 +347,7 @@ async fn wait_for(args: &WaitForArgs, context: &Context) -> Result<()> {
     context.printer.conclude(if is_all_there {
         "all of them are in the cache"
     } else {
-        "nothing waits: the others are in the cache"
+        "what a push would bring is in the cache"
     });
     Ok(())
 }
@@ -360,8 +361,8 @@ struct Lacking {
     skipped: usize,
 }
 
-/// Sorts paths that a cache lacks, and tells of those that no push from here brings: an upstream key
-/// signed them, or the filter of the settings leaves them out.
+/// Sorts paths that a cache lacks, and tells of those that no push from here brings: an upstream
+/// key signed them, or the filter of the settings leaves them out.
 async fn sort_lacking(
     paths: Vec<StorePath>,
     cache: &CacheRef,

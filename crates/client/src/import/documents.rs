@@ -282,8 +282,8 @@ async fn import_log(
 }
 
 /// What `Content-Encoding` calls the compression of a log, which its first bytes tell; `None` for
-/// text. Nix compresses logs by `log-compression`, and a folder keeps no header that says so. Brotli
-/// has no such bytes.
+/// text. Nix compresses logs by `log-compression`, and a folder keeps no header that says so.
+/// Brotli has no such bytes.
 fn compression_of(log: &[u8]) -> Option<&'static str> {
     let compression = Compression::of_upload("", log)?;
     (compression != Compression::None).then(|| compression.name())

@@ -462,12 +462,13 @@ async fn a_drain_with_a_scope_waits_for_nothing_else() {
     assert!(end.paused_by.is_none() && queue.waiting().len() == 2);
 }
 
-/// The outputs that arrived leave the queue, and their build traces are sent before, whatever became
-/// of the rest of the batch.
+/// The outputs that arrived leave the queue, and their build traces are sent before, whatever
+/// became of the rest of the batch.
 #[tokio::test]
 async fn build_traces_are_sent_before_their_paths_leave_the_queue() {
     let mut queue = Queue::new(Store::new(&[("a", 10, None), ("bad", 20, None)]));
     queue.store.trace(0);
+    queue.options.entry_retry.tries_max = 1;
     let store_dir = std::path::PathBuf::from(queue.store.nix.store_dir().as_str());
     std::fs::remove_file(store_dir.join(queue.store.paths[1].to_string())).unwrap();
     let healthy = server(&[0, 1], uploaded).await;
