@@ -162,6 +162,10 @@ pub struct UploadPathNarInfo {
     pub nar_hash: NarHash,
     /// Of the uncompressed NAR, in bytes.
     pub nar_size: u64,
+    /// Fields of the narinfo that this version does not know: names and values. Not one of Attic's
+    /// fields, so it is left out if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extra: Vec<(String, String)>,
 }
 
 /// How metadata travels: as a header's value, or in front of the NAR.

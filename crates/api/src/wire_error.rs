@@ -28,15 +28,17 @@ pub enum ErrorName {
     IncompleteNar,
     /// Our mistake.
     InternalServerError,
-    /// Asked too much too fast. Not one of Attic's names.
+    /// Asked too much too fast; try again. Not one of Attic's names.
     TooManyRequests,
+    /// As many pushes by chunks have not ended as one caller may have. Not one of Attic's names.
+    TooManySessions,
     /// A part of the server is down or busy; try again. Not one of Attic's names.
     ServiceUnavailable,
 }
 
 impl ErrorName {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::NotFound,
         Self::Unauthorized,
         Self::NoSuchCache,
@@ -48,6 +50,7 @@ impl ErrorName {
         Self::IncompleteNar,
         Self::InternalServerError,
         Self::TooManyRequests,
+        Self::TooManySessions,
         Self::ServiceUnavailable,
     ];
 
@@ -58,7 +61,7 @@ impl ErrorName {
             Self::Unauthorized => 401,
             Self::AccessError => 403,
             Self::NotFound | Self::NoSuchCache | Self::NoSuchObject => 404,
-            Self::TooManyRequests => 429,
+            Self::TooManyRequests | Self::TooManySessions => 429,
             Self::InternalServerError => 500,
             Self::IncompleteNar | Self::ServiceUnavailable => 503,
         }
@@ -78,6 +81,7 @@ impl ErrorName {
             Self::IncompleteNar => "IncompleteNar",
             Self::InternalServerError => "InternalServerError",
             Self::TooManyRequests => "TooManyRequests",
+            Self::TooManySessions => "TooManySessions",
             Self::ServiceUnavailable => "ServiceUnavailable",
         }
     }

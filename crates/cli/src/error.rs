@@ -581,6 +581,7 @@ mod tests {
         let unavailable = |status| dormer_client::Error::Unavailable {
             action: "x".to_owned(),
             status,
+            name: None,
             tries: 4,
             message: "y".to_owned(),
         };

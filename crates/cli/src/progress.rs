@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use dormer_api::CacheName;
 use dormer_client::{Error as ClientError, PathDone, PushPlan, PushReporter, Retry, TransferId};
 use dormer_nix::{StoreDir, StorePath};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -156,6 +157,10 @@ impl Screen {
 }
 
 impl PushReporter for PushProgress {
+    fn falls_back(&self, cache: &CacheName, reason: &str) {
+        self.on_screen(|screen| screen.above(|| self.printer.warn(&fallback_line(cache, reason))));
+    }
+
     fn path_started(&self, id: TransferId, path: &StorePath, nar_size: u64) {
         self.on_screen(|screen| {
             let mut transfer = Transfer::default();
@@ -235,6 +240,11 @@ impl PushReporter for PushProgress {
 }
 
 /// Bytes of the NARs that some cache lacks. Each is read once.
+/// Explains why a push sends more than it has to.
+pub(crate) fn fallback_line(cache: &CacheName, reason: &str) -> String {
+    format!("every NAR goes to {cache} whole: {reason}")
+}
+
 fn bytes_to_read(plans: &[&PushPlan]) -> u64 {
     let infos = plans.iter().flat_map(|plan| &plan.missing);
     let sizes: HashMap<&StorePath, u64> = infos.map(|info| (&info.path, info.nar_size)).collect();

@@ -7,21 +7,25 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
+use clap::Args;
+use dormer_api::CacheName;
 use dormer_client::queue::{
     DrainEnd, DrainReporter, DrainScope, DrainTarget, DrainTargets, Drainer, DrainerLock, DrainerOptions,
     EntryId, RootEnd, Spool, Standing, WatchReporter,
 };
 use dormer_client::{
-    CacheRef, Error as ClientError, NixStore, PushOptions, PushReporter, Retry, TransferId, TransferOptions,
-    process_variables, session_folder,
+    CacheRef, Error as ClientError, NixStore, PushOptions, PushReporter, RateLimit, Retry, TransferId,
+    TransferOptions,
 };
 use dormer_nix::{StoreDir, StorePath};
 use serde_json::json;
 use tokio::sync::watch;
 
+use crate::commands::TransferArgs;
 use crate::context::{Context, retry_line};
 use crate::error::{Error, Result};
 use crate::printer::Printer;
+use crate::progress::fallback_line;
 use crate::settings::units::human_duration;
 
 /// How often a process looks whether another one still drains.
@@ -30,8 +34,15 @@ const LOCK_POLL: Duration = Duration::from_millis(300);
 /// Pause after the queue's own disk failed.
 const DISK_PAUSE: Duration = Duration::from_secs(10);
 
-/// Uploads at once, as in `dormer push`.
-pub(crate) const JOBS: u16 = 5;
+/// How the commands around the queue push, with the flags of `dormer push`.
+#[derive(Debug, Args)]
+pub(crate) struct QueuePushArgs {
+    /// Number of concurrent uploads
+    #[arg(short, long, value_name = "NUMBER", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: u16,
+    #[command(flatten)]
+    transfer: TransferArgs,
+}
 
 /// A queue with what it takes to drain it.
 pub(crate) struct Queue {
@@ -42,10 +53,16 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    pub(crate) async fn open(folder: &Path, jobs: u16, context: &Context) -> Result<Self> {
+    pub(crate) async fn open(folder: &Path, push: &QueuePushArgs, context: &Context) -> Result<Self> {
         let spool = Spool::open(folder)?;
         let store = NixStore::open(&dormer_client::process_variables).await?;
-        let targets = Arc::new(SettingsTargets { context: context.clone(), jobs: jobs.into() });
+        // A service has no home, so the sessions are beside the entries.
+        let transfer =
+            TransferOptions { session_folder: Some(spool.session_folder()), ..push.transfer.options() };
+        let (context_of_targets, rate_limit) = (context.clone(), push.transfer.rate_limit());
+        let targets =
+            SettingsTargets { context: context_of_targets, jobs: push.jobs.into(), transfer, rate_limit };
+        let targets = Arc::new(targets);
         let (printer, store_dir) = (context.printer.clone(), store.store_dir().clone());
         Ok(Self { spool, store, targets, reporter: Arc::new(QueuePrinter { printer, store_dir }) })
     }
@@ -166,7 +183,8 @@ impl<'a> Followed<'a> {
             if self.ids.contains(id) || self.others.contains(id) {
                 continue;
             }
-            let Some(entry) = spool.read(id)? else { continue };
+            // One that cannot be read now is looked at again.
+            let Ok(Some(entry)) = spool.read(id) else { continue };
             let is_ours =
                 entry.queued_at <= self.started_at && self.scope.is_none_or(|scope| scope.has(id, &entry));
             let known = if is_ours { &mut self.ids } else { &mut self.others };
@@ -199,6 +217,9 @@ pub(crate) fn outcome(end: DrainEnd) -> Result<()> {
 struct SettingsTargets {
     context: Context,
     jobs: usize,
+    transfer: TransferOptions,
+    /// All caches share it.
+    rate_limit: Option<Arc<RateLimit>>,
 }
 
 #[async_trait]
@@ -209,7 +230,7 @@ impl DrainTargets for SettingsTargets {
         store: &NixStore,
     ) -> Result<DrainTarget, Box<dyn std::error::Error + Send + Sync>> {
         let server = self.context.server(cache.server.as_ref())?;
-        let api = self.context.queue_client_for(&server)?;
+        let api = self.context.queue_client_for(&server)?.with_rate_limit(self.rate_limit.clone());
         let options = PushOptions {
             jobs: self.jobs,
             case_hack: store.case_hack(),
@@ -217,9 +238,7 @@ impl DrainTargets for SettingsTargets {
             filter: self.context.push_filter(cache, &server)?,
             ..PushOptions::default()
         };
-        let session_folder = session_folder(&process_variables);
-        let transfer = TransferOptions { session_folder, ..TransferOptions::default() };
-        Ok(DrainTarget { api, cache: cache.cache.clone(), options, transfer })
+        Ok(DrainTarget { api, cache: cache.cache.clone(), options, transfer: self.transfer.clone() })
     }
 }
 
@@ -256,6 +275,10 @@ impl DrainReporter for QueuePrinter {
             // The entry's own line says more.
             RootEnd::Gone | RootEnd::Failed(_) => {}
         }
+    }
+
+    fn entry_unreadable(&self, id: &EntryId, reason: &str) {
+        self.printer.error(&format!("entry {id} waits, because it cannot be read: {reason}"));
     }
 
     fn entry_failed(&self, cache: &CacheRef, id: &EntryId, standing: &Standing) {
@@ -298,6 +321,10 @@ struct UploadPrinter {
 }
 
 impl PushReporter for UploadPrinter {
+    fn falls_back(&self, cache: &CacheName, reason: &str) {
+        self.printer.warn(&fallback_line(cache, reason));
+    }
+
     fn path_retrying(&self, _id: TransferId, retry: &Retry<'_>) {
         self.printer.warn(&retry_line(retry));
     }

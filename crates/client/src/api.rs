@@ -733,7 +733,9 @@ impl ApiClient {
                 message,
             },
             (403, _) => Error::Forbidden { action, message },
-            (status, _) if passing.is_some() => Error::Unavailable { action, status, tries: 1, message },
+            (status, name) if passing.is_some() => {
+                Error::Unavailable { action, status, name, tries: 1, message }
+            }
             (status, name) => Error::Refused { action, status, name, message },
         };
         Err(Failure { error, passing })

@@ -1,7 +1,8 @@
 //! The logs that Nix keeps of builds on this machine.
 //!
 //! Nix writes the log of `<hash>-<name>.drv` to `drvs/<two characters>/<rest>` below its folder of
-//! logs, compressed with bzip2 unless the setting `compress-build-log` is off.
+//! logs, compressed with bzip2 unless the setting `compress-build-log` is off. Very old logs are in
+//! `drvs` itself. Where several are left, Nix shows the first of a fixed order, and so does this.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -39,13 +40,15 @@ impl BuildLogs {
         Self { folder: named.map_or_else(|| PathBuf::from(FOLDER_DEFAULT), PathBuf::from) }
     }
 
-    /// The log of a derivation's last build here; `None` if this machine keeps no log of it.
+    /// The log of a derivation's build that `nix log` shows; `None` if this machine keeps none.
     pub fn find(&self, derivation: &StorePath) -> io::Result<Option<BuildLog>> {
-        let (start, rest) = derivation.base_name().split_at(2);
-        let plain = self.folder.join("drvs").join(start).join(rest);
-        let mut compressed = plain.clone().into_os_string();
-        compressed.push(".bz2");
-        for (path, encoding) in [(PathBuf::from(compressed), Some("bzip2")), (plain, None)] {
+        let name = derivation.base_name();
+        let (start, rest) = name.split_at(2);
+        let drvs = self.folder.join("drvs");
+        let places = [(drvs.join(start), rest), (drvs, name)].into_iter().flat_map(|(folder, name)| {
+            [(folder.join(name), None), (folder.join(format!("{name}.bz2")), Some("bzip2"))]
+        });
+        for (path, encoding) in places {
             let file = match File::open(&path) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -74,14 +77,18 @@ mod tests {
         });
         let derivation: StorePath = "1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-a.drv".parse().unwrap();
         assert_eq!(logs.find(&derivation).unwrap(), None);
-        let drvs = folder.path().join("drvs/1k");
-        std::fs::create_dir_all(&drvs).unwrap();
-        let name = "8c1hiysz6aaks2mpfc5k7xbbjpw5z5-a.drv";
-        std::fs::write(drvs.join(name), b"plain").unwrap();
-        let plain = BuildLog { bytes: b"plain".to_vec(), encoding: None };
-        assert_eq!(logs.find(&derivation).unwrap(), Some(plain));
-        std::fs::write(drvs.join(format!("{name}.bz2")), b"BZh").unwrap();
-        let compressed = BuildLog { bytes: b"BZh".to_vec(), encoding: Some("bzip2") };
-        assert_eq!(logs.find(&derivation).unwrap(), Some(compressed));
+        let drvs = folder.path().join("drvs");
+        std::fs::create_dir_all(drvs.join("1k")).unwrap();
+        // From the last place to the first: each new file is found instead of the one before.
+        for (file, encoding) in [
+            ("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-a.drv.bz2", Some("bzip2")),
+            ("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-a.drv", None),
+            ("1k/8c1hiysz6aaks2mpfc5k7xbbjpw5z5-a.drv.bz2", Some("bzip2")),
+            ("1k/8c1hiysz6aaks2mpfc5k7xbbjpw5z5-a.drv", None),
+        ] {
+            std::fs::write(drvs.join(file), file).unwrap();
+            let log = BuildLog { bytes: file.as_bytes().to_vec(), encoding };
+            assert_eq!(logs.find(&derivation).unwrap(), Some(log));
+        }
     }
 }

@@ -226,6 +226,8 @@ pub enum Error {
         action: String,
         /// The last HTTP status.
         status: u16,
+        /// The error's name, if the client knows it.
+        name: Option<ErrorName>,
         /// Number of tries.
         tries: u32,
         /// The message of the server.
@@ -525,6 +527,22 @@ impl Error {
             Self::Shared(error) => error.is_fatal_for_push(),
             // A 500 may concern one path. The other states mean that the server is not working.
             Self::Unavailable { status, .. } => *status != 500,
+            _ => false,
+        }
+    }
+
+    /// Whether the caller has as many sessions as it may have.
+    pub(crate) fn is_too_many_sessions(&self) -> bool {
+        matches!(self, Self::Unavailable { name: Some(ErrorName::TooManySessions), .. })
+    }
+
+    /// Whether the server refuses this client, which no later try of the same client changes.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Unauthorized { .. } | Self::Forbidden { .. } | Self::NoSuchCache { .. } => true,
+            Self::Shared(error) => error.is_refusal(),
+            Self::WholePush(error) => error.is_refusal(),
+            Self::QueueTarget { source, .. } => source.downcast_ref::<Self>().is_some_and(Self::is_refusal),
             _ => false,
         }
     }

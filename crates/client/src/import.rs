@@ -97,6 +97,8 @@ pub trait ImportReporter: PushReporter {
     fn paths_skipped(&self, _count: u64) {}
     /// A build trace or log was not imported.
     fn document_failed(&self, _name: &DocumentName, _reason: &str) {}
+    /// A build log is left out because it is too long.
+    fn document_left_out(&self, _name: &DocumentName, _reason: &str) {}
 }
 
 /// A path that was not imported.
@@ -133,6 +135,8 @@ pub struct ImportSummary {
     pub traces_without_path: u64,
     /// Build logs that were uploaded, or in a dry run would be.
     pub logs: u64,
+    /// Build logs that were left out because they are longer than the server takes.
+    pub logs_too_long: u64,
     /// Logs that the cache has already, and traces in whose place the cache keeps another one.
     pub documents_kept: u64,
     /// Build traces and logs that could not be imported.
@@ -398,6 +402,8 @@ impl Import<'_> {
             deriver: narinfo.deriver,
             signatures: narinfo.sigs,
             ca: narinfo.ca,
+            system: narinfo.system,
+            extra: narinfo.extra,
         };
         let hash = info.path.hash();
         if info.is_signed_by(&self.upstream_key_names) {

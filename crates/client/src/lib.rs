@@ -85,7 +85,7 @@ pub use push::{
     split_upstream,
 };
 pub use push_filter::{ByteSize, ExcludedPath, Exclusion, IncompletePath, NamePattern, PushFilter};
-pub use push_plan::{AddressedOutput, PushPlan};
+pub use push_plan::{AddressedOutput, PlannedDeriver, PushPlan};
 pub use rate_limit::RateLimit;
 pub use reporter::{PathDone, PushReporter, Retry, RetryReporter, Silent, TransferId, UploadReporter};
 pub use retry::RetryPolicy;

@@ -55,6 +55,12 @@ impl NixStore {
         Self { program: program.into(), location, case_hack: CaseHack::default(), has_traces: false }
     }
 
+    /// The same store, with build traces (`has_traces`).
+    #[must_use]
+    pub fn with_traces(self) -> Self {
+        Self { has_traces: true, ..self }
+    }
+
     /// The store that `nix` uses, according to its settings: `store` (or `NIX_REMOTE`), with a root
     /// of its own perhaps, and `use-case-hack`.
     pub async fn open(variables: Variables<'_>) -> Result<Self> {

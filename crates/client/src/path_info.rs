@@ -39,6 +39,10 @@ pub struct PathInfo {
     pub signatures: Vec<String>,
     /// Content address in the form of narinfos, if the path has one.
     pub ca: Option<String>,
+    /// The platform it was built for, if known.
+    pub system: Option<String>,
+    /// Fields of its narinfo that this version does not know: names and values.
+    pub extra: Vec<(String, String)>,
 }
 
 impl PathInfo {
@@ -62,12 +66,13 @@ impl PathInfo {
             store_path_hash: self.path.hash(),
             store_path: self.absolute_path(),
             references: self.references.iter().map(ToString::to_string).collect(),
-            system: None,
+            system: self.system.clone(),
             deriver: self.deriver.as_ref().map(ToString::to_string),
             sigs: self.signatures.clone(),
             ca: self.ca.clone(),
             nar_hash: self.nar_hash,
             nar_size: self.nar_size,
+            extra: self.extra.clone(),
         }
     }
 
@@ -192,7 +197,8 @@ fn read_entry(key: Option<String>, entry: Value) -> Result<PathInfo> {
         }
     };
     let nar_size = raw.nar_size.unwrap_or(0);
-    Ok(PathInfo { store_dir, path, nar_hash, nar_size, references, deriver, signatures, ca })
+    let (system, extra) = (None, Vec::new());
+    Ok(PathInfo { store_dir, path, nar_hash, nar_size, references, deriver, signatures, ca, system, extra })
 }
 
 /// The form of narinfos, which signatures and servers use.

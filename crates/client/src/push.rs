@@ -8,7 +8,7 @@
 //! the client keeps the order: a path starts only after its references (`push_order`). Pushing the
 //! same paths again completes an interrupted push.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ use crate::nix_store::NixStore;
 use crate::path_info::PathInfo;
 use crate::push_filter::{Filtered, PushFilter};
 use crate::push_order::{UploadQueue, sort_largest_first};
-use crate::push_plan::{AddressedOutput, PushPlan};
+use crate::push_plan::{AddressedOutput, PlannedDeriver, PushPlan};
 use crate::reporter::{PathDone, PushReporter, Retry, TransferId, UploadReporter};
 
 /// Hashes in one request to the server: 175 KB of JSON.
@@ -166,8 +166,6 @@ pub async fn plan_push(
         _ => &[],
     };
     let (upstream, ours) = split_upstream(infos, key_names);
-    let derivers: BTreeSet<&StorePath> = ours.iter().filter_map(|info| info.deriver.as_ref()).collect();
-    let derivers = derivers.into_iter().cloned().collect();
     let mut addressed: Vec<AddressedOutput> =
         ours.iter().filter_map(|info| AddressedOutput::of(info, &roots)).collect();
     let mut lacking = BTreeSet::new();
@@ -186,13 +184,14 @@ pub async fn plan_push(
         info.nar_size = measure(info, options).await.unwrap_or(0);
     }
     sort_largest_first(&mut missing);
-    let Filtered { sent: missing, excluded, incomplete } = options.filter.apply(missing, &present);
+    let Filtered { sent: missing, excluded, incomplete } = options.filter.apply(missing, &present, &upstream);
     let left_out: BTreeSet<&StorePath> = excluded
         .iter()
         .map(|excluded| &excluded.path)
         .chain(incomplete.iter().map(|incomplete| &incomplete.path))
         .collect();
     addressed.retain(|output| !left_out.contains(&output.path));
+    let derivers = derivers_of(&missing, &present);
     Ok(PushPlan {
         cache: cache.clone(),
         missing,
@@ -226,6 +225,19 @@ async fn path_infos_of_valid(
         return Err(failure);
     }
     Ok((store.path_infos(&valid, closure).await?, invalid.into_iter().collect()))
+}
+
+/// The derivations that made these paths, each once.
+fn derivers_of(sent: &[PathInfo], present: &[PathInfo]) -> Vec<PlannedDeriver> {
+    let mut derivers: BTreeMap<&StorePath, bool> = BTreeMap::new();
+    for (infos, is_sent) in [(present, false), (sent, true)] {
+        for derivation in infos.iter().filter_map(|info| info.deriver.as_ref()) {
+            *derivers.entry(derivation).or_default() |= is_sent;
+        }
+    }
+    let of =
+        |(derivation, is_new): (&StorePath, bool)| PlannedDeriver { derivation: derivation.clone(), is_new };
+    derivers.into_iter().map(of).collect()
 }
 
 /// The size of a NAR that Nix does not know.

@@ -163,9 +163,14 @@ impl PushFilter {
     }
 
     /// Sorts the paths that a cache lacks. The order of each list is that of `missing`. A path that
-    /// the cache has (`present`) is sorted nowhere, but a missing path may refer through it to an
-    /// excluded one.
-    pub(crate) fn apply(&self, missing: Vec<PathInfo>, present: &[PathInfo]) -> Filtered {
+    /// the cache has (`present`) or that an upstream key signed is sorted nowhere, but a missing
+    /// path may refer through it to an excluded one.
+    pub(crate) fn apply(
+        &self,
+        missing: Vec<PathInfo>,
+        present: &[PathInfo],
+        upstream: &[PathInfo],
+    ) -> Filtered {
         let mut filtered = Filtered::default();
         let mut kept = Vec::with_capacity(missing.len());
         for info in missing {
@@ -180,7 +185,7 @@ impl PushFilter {
         let causes = if self.allow_incomplete {
             HashMap::new()
         } else {
-            excluded_references(&kept, present, &filtered.excluded)
+            excluded_references(kept.iter().chain(present).chain(upstream), &filtered.excluded)
         };
         for info in kept {
             match causes.get(&info.path) {
@@ -194,15 +199,14 @@ impl PushFilter {
     }
 }
 
-/// For each path that refers to an excluded one, directly or through others of `kept` and
-/// `present`, one such path.
-fn excluded_references(
-    kept: &[PathInfo],
-    present: &[PathInfo],
-    excluded: &[ExcludedPath],
+/// For each of `infos` that refers to an excluded path, directly or through others of them, one
+/// such path.
+fn excluded_references<'a>(
+    infos: impl Iterator<Item = &'a PathInfo>,
+    excluded: &'a [ExcludedPath],
 ) -> HashMap<StorePath, StorePath> {
     let mut referrers: HashMap<&StorePath, Vec<&StorePath>> = HashMap::new();
-    for info in kept.iter().chain(present) {
+    for info in infos {
         for reference in &info.references {
             referrers.entry(reference).or_default().push(&info.path);
         }
@@ -248,6 +252,8 @@ mod tests {
             deriver: None,
             signatures: Vec::new(),
             ca: None,
+            system: None,
+            extra: Vec::new(),
         }
     }
 
@@ -282,7 +288,7 @@ mod tests {
         {
             let filter =
                 PushFilter { exclude_larger: filter.exclude_larger.filter(|bytes| *bytes > 0), ..filter };
-            let filtered = filter.apply(closure(), &[]);
+            let filtered = filter.apply(closure(), &[], &[]);
             assert_eq!(
                 names(&filtered),
                 [vec!["small", "other"], vec!["big-1.0"], vec!["middle", "top"]],
@@ -295,31 +301,34 @@ mod tests {
     #[test]
     fn incomplete_paths_are_sent_if_the_user_asks_for_it() {
         let filter = PushFilter { allow_incomplete: true, ..filter(&["big-*"], None) };
-        let filtered = filter.apply(closure(), &[]);
+        let filtered = filter.apply(closure(), &[], &[]);
         assert_eq!(names(&filtered), [vec!["middle", "top", "small", "other"], vec!["big-1.0"], vec![]]);
     }
 
     #[test]
     fn without_a_filter_everything_is_sent() {
-        assert_eq!(PushFilter::default().apply(closure(), &[]).sent, closure());
+        assert_eq!(PushFilter::default().apply(closure(), &[], &[]).sent, closure());
         let exact = filter(&["top-*", "ig-1.0", "", "*.drv"], Some(5_000));
-        assert_eq!(exact.apply(closure(), &[]).sent, closure());
+        assert_eq!(exact.apply(closure(), &[], &[]).sent, closure());
     }
 
-    /// The cache has `middle` without its reference `big`, because somebody pushed it so.
+    /// The cache has `middle` without its reference `big`, because somebody pushed it so, or an
+    /// upstream key signed it.
     #[test]
-    fn what_refers_to_an_excluded_path_through_a_present_one_is_not_sent() {
-        let (present, missing): (Vec<_>, Vec<_>) =
+    fn what_refers_to_an_excluded_path_through_another_one_is_not_sent() {
+        let (middle, missing): (Vec<_>, Vec<_>) =
             closure().into_iter().partition(|info| info.path.name() == "middle");
-        let filtered = filter(&["big-*"], None).apply(missing, &present);
-        assert_eq!(names(&filtered), [vec!["small", "other"], vec!["big-1.0"], vec!["top"]]);
+        for (present, upstream) in [(&middle[..], &[][..]), (&[], &middle)] {
+            let filtered = filter(&["big-*"], None).apply(missing.clone(), present, upstream);
+            assert_eq!(names(&filtered), [vec!["small", "other"], vec!["big-1.0"], vec!["top"]]);
+        }
     }
 
     #[test]
     fn a_circle_of_references_ends() {
         let circle =
             vec![info(1, "a", 1, &[(2, "b"), (3, "x")]), info(2, "b", 1, &[(1, "a")]), info(3, "x", 1, &[])];
-        assert_eq!(names(&filter(&["x"], None).apply(circle, &[])), [vec![], vec!["x"], vec!["a", "b"]]);
+        assert_eq!(names(&filter(&["x"], None).apply(circle, &[], &[])), [vec![], vec!["x"], vec!["a", "b"]]);
     }
 
     #[test]
@@ -341,7 +350,7 @@ mod tests {
                 let references: Vec<(u32, &str)> = named.iter().map(|(to, name)| (*to, name.as_str())).collect();
                 info(digit, &name(digit), 1, &references)
             }).collect();
-            let filtered = filter(&[&name(excluded)], None).apply(infos.clone(), &[]);
+            let filtered = filter(&[&name(excluded)], None).apply(infos.clone(), &[], &[]);
             let out: HashSet<&StorePath> = filtered.excluded.iter().map(|one| &one.path)
                 .chain(filtered.incomplete.iter().map(|one| &one.path)).collect();
             proptest::prop_assert!(filtered.sent.iter().all(|info| info.references.iter().all(|path| !out.contains(path))));

@@ -238,6 +238,8 @@ mod tests {
             deriver: None,
             signatures: Vec::new(),
             ca: None,
+            system: None,
+            extra: Vec::new(),
         };
         paths.iter().enumerate().map(info).collect()
     }

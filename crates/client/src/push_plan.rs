@@ -23,12 +23,22 @@ pub struct PushPlan {
     pub present: Vec<StorePath>,
     /// Paths left out because an upstream key signed them.
     pub upstream: Vec<StorePath>,
-    /// The derivations that made what the cache has or gets, each once.
-    pub derivers: Vec<StorePath>,
+    /// The derivations that made what the cache has or gets, each once. One whose paths are all
+    /// left out is not among them.
+    pub derivers: Vec<PlannedDeriver>,
     /// The content-addressed outputs of derivations that the cache has or gets.
     pub addressed: Vec<AddressedOutput>,
     /// Paths left out because they are not valid in the local store.
     pub invalid: Vec<StorePath>,
+}
+
+/// A derivation that made paths of a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedDeriver {
+    /// The derivation.
+    pub derivation: StorePath,
+    /// Whether the plan uploads a path that it made.
+    pub is_new: bool,
 }
 
 /// An output whose path follows from its contents. Readers that have only the derivation find the
@@ -68,6 +78,15 @@ impl PushPlan {
     /// Total size of the NARs to upload, in bytes.
     pub fn missing_bytes(&self) -> u64 {
         self.missing.iter().map(|info| info.nar_size).sum()
+    }
+
+    /// The paths that the filter keeps out, with the reason.
+    pub fn left_out(&self) -> Vec<(StorePath, String)> {
+        let excluded = self.excluded.iter().map(|one| (one.path.clone(), one.exclusion.to_string()));
+        let incomplete = self.incomplete.iter().map(|one| {
+            (one.path.clone(), format!("it refers to {}, which is excluded", one.excluded_reference))
+        });
+        excluded.chain(incomplete).collect()
     }
 
     /// Number of all paths in the plan.

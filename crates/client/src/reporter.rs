@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use dormer_api::UploadPathResultKind;
+use dormer_api::{CacheName, UploadPathResultKind};
 use dormer_nix::StorePath;
 
 use crate::error::Error;
@@ -65,6 +65,8 @@ pub struct PathDone {
 pub trait PushReporter: Send + Sync {
     /// The plan is complete. Nothing was sent yet.
     fn plan_made(&self, _plan: &PushPlan) {}
+    /// Every NAR goes to `cache` whole, by Attic's API, although the server has push by chunks.
+    fn falls_back(&self, _cache: &CacheName, _reason: &str) {}
     /// An upload begins.
     fn path_started(&self, _id: TransferId, _path: &StorePath, _nar_size: u64) {}
     /// This many more bytes of the NAR were read. With Attic's API, the connection took them.

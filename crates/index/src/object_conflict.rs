@@ -74,16 +74,15 @@ fn change(
     }
     if same {
         object.sigs = merge_signatures(&old.sigs, &object.sigs, known_keys);
-        if only_if_same {
-            // The first stays; what it lacks is filled in. Only `ca` is not: it tells how the path
-            // was named, which no later push changes.
-            object.deriver = old.deriver.clone().or(object.deriver);
-            object.ca.clone_from(&old.ca);
-            object.system = old.system.clone().or(object.system);
-            if !old.extra.is_empty() {
-                object.extra.clone_from(&old.extra);
-            }
-        }
+        // What the one that counts does not say is filled in: the first, or with replacement the
+        // new one. Only `ca` of the first is not: it tells how the path was named, which no later
+        // push changes.
+        let (first, second) = if only_if_same { (&old, &object) } else { (&object, &old) };
+        let deriver = first.deriver.clone().or_else(|| second.deriver.clone());
+        let system = first.system.clone().or_else(|| second.system.clone());
+        let ca = if only_if_same { old.ca.clone() } else { object.ca.clone().or_else(|| old.ca.clone()) };
+        let extra = if first.extra.is_empty() { second.extra.clone() } else { first.extra.clone() };
+        object = Object { deriver, system, ca, extra, ..object };
     } else {
         object.sigs = merge_signatures(&[], &object.sigs, known_keys);
     }
@@ -198,6 +197,28 @@ mod tests {
                 assert_eq!(change, ObjectChange::Touch(object(&[]).path.hash()), "{old:?} {new:?}");
             }
         }
+    }
+
+    /// An upload by another way names fewer fields of a path that is the same.
+    #[test]
+    fn the_same_path_again_loses_no_field() {
+        let full = |word: &str| Object {
+            deriver: Some(format!("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-{word}.drv").parse().unwrap()),
+            ca: Some(word.to_owned()),
+            system: Some(word.to_owned()),
+            extra: vec![("Provenance".to_owned(), word.to_owned())],
+            ..object(&[])
+        };
+        let (first, second) = (full("first"), full("second"));
+        let again = |new: &Object, only_if_same| {
+            change(new, only_if_same, &[], Some(present(first.clone(), false)), Some(NarId(1)))
+        };
+        for only_if_same in [false, true] {
+            assert_eq!(again(&object(&[]), only_if_same), ObjectChange::Touch(first.path.hash()));
+        }
+        assert_eq!(again(&second, true), ObjectChange::Touch(first.path.hash()));
+        let replaced = again(&second, false);
+        assert_eq!(replaced, ObjectChange::Write { object: second, replaced: None, old_references: vec![] });
     }
 
     #[test]

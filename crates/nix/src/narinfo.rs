@@ -139,8 +139,14 @@ impl NarInfo {
         for (field, value) in texts {
             line_value(field, value)?;
         }
-        if let Some((name, _)) = self.extra.iter().find(|(name, _)| !is_extra_name(name)) {
+        let is_kept = |(name, value): &&(String, String)| is_extra_name(name) && !value.is_empty();
+        if let Some((name, _)) = self.extra.iter().find(|field| !is_kept(field)) {
             return Err(Error::NarInfoValue { field: "of a future version", value: excerpt(name) });
+        }
+        let extra_bytes: usize = self.extra.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if self.extra.len() > EXTRA_FIELDS_MAX || extra_bytes > EXTRA_BYTES_MAX {
+            let value = format!("{} fields of {extra_bytes} bytes", self.extra.len());
+            return Err(Error::NarInfoValue { field: "of a future version", value });
         }
         if self.nar_size == 0 {
             return Err(Error::NarInfoValue { field: "NarSize", value: "0".to_owned() });
@@ -403,6 +409,12 @@ mod tests {
             let mut info = parse(MINIMAL).unwrap();
             info.extra = vec![(name.to_owned(), value.to_owned())];
             assert!(info.check().is_err(), "{name:?} {value:?}");
+        }
+        // What does not come from a narinfo has the same bounds.
+        for (count, length) in [(EXTRA_FIELDS_MAX + 1, 1), (1, EXTRA_BYTES_MAX)] {
+            let mut info = parse(MINIMAL).unwrap();
+            info.extra = (0..count).map(|number| (format!("F{number}"), "x".repeat(length))).collect();
+            assert!(info.check().is_err(), "{count} {length}");
         }
     }
 

@@ -137,8 +137,9 @@ impl Failure {
             Self::Body(BodyError::Idle | BodyError::TooSlow) => {
                 of(StatusCode::REQUEST_TIMEOUT, Name::RequestError)
             }
-            Self::TooFast(_) | Self::Engine(EngineError::TooManySessions { .. }) => {
-                of(StatusCode::TOO_MANY_REQUESTS, Name::TooManyRequests)
+            Self::TooFast(_) => of(StatusCode::TOO_MANY_REQUESTS, Name::TooManyRequests),
+            Self::Engine(EngineError::TooManySessions { .. }) => {
+                of(StatusCode::TOO_MANY_REQUESTS, Name::TooManySessions)
             }
             Self::RangeOutside { .. } => of(StatusCode::RANGE_NOT_SATISFIABLE, Name::RequestError),
             Self::RangeOfOldName | Self::PlaceTaken => {

@@ -216,6 +216,18 @@ fn an_import_takes_only_what_is_trusted_and_one_bad_path_stops_its_referrers_alo
     fs::create_dir_all(folder.join("log")).unwrap();
     fs::write(folder.join(&log), zstd::encode_all(&b"compressed\n"[..], 3).unwrap()).unwrap();
 
+    // Logs that Nix compressed with lzma, and that are longer than the server takes.
+    let [old_log, long_log] = ["2", "3"].map(|digit| log.replace('1', digit));
+    let mut lzma = Command::new("sh");
+    lzma.args(["-c", "echo lzma | xz --format=lzma > \"$0\""]).arg(folder.join(&old_log));
+    Run::of(&mut lzma).succeeds();
+    fs::write(folder.join(&long_log), vec![b'x'; 5 << 20]).unwrap();
+
+    // A field that no signature covers and that Dormer does not know.
+    let described = folder.join(format!("{}.narinfo", hash_of(&proven[0])));
+    let narinfo = fs::read_to_string(&described).unwrap();
+    fs::write(&described, format!("{narinfo}Provenance: {{\"type\":\"flake\"}}\n")).unwrap();
+
     let refused = lab.dormer(&["import", "moved", "--from", from, "--json"]);
     assert_eq!(refused.code(), Some(3), "{refused}");
     assert!(refused.stderr().contains("no trusted key signed the build trace"), "{refused}");
@@ -228,6 +240,8 @@ fn an_import_takes_only_what_is_trusted_and_one_bad_path_stops_its_referrers_alo
         assert_eq!(lab.get(&format!("/moved/{}.narinfo", hash_of(path))).status, 200, "{path}");
     }
     assert_eq!(lab.get(&format!("/moved/{}.narinfo", hash_of(&all))).status, 404);
+    let moved = lab.get(&format!("/moved/{}.narinfo", hash_of(&proven[0]))).text();
+    assert!(moved.ends_with("Provenance: {\"type\":\"flake\"}\n"), "{moved}");
 
     // One that claims to prove itself, and does not.
     let narinfo_path = |path: &str| folder.join(format!("{}.narinfo", hash_of(path)));
@@ -255,10 +269,10 @@ fn an_import_takes_only_what_is_trusted_and_one_bad_path_stops_its_referrers_alo
     rest.succeeds();
     let said = message(&rest, "import");
     assert_eq!((&said["traces"], &said["traces_without_path"]), (&1.into(), &1.into()), "{said}");
-    assert_eq!(
-        (said["logs"].as_u64(), lab.get(&format!("/moved/{log}")).text().as_str()),
-        (Some(1), "compressed\n")
-    );
+    assert_eq!((&said["logs"], &said["logs_too_long"]), (&2.into(), &1.into()), "{said}");
+    assert_eq!(lab.get(&format!("/moved/{log}")).text(), "compressed\n");
+    assert_eq!(lab.get(&format!("/moved/{old_log}")).text(), "lzma\n");
+    assert!(rest.stderr().contains("warning: left out log/"), "{rest}");
     assert_eq!((&said["imported"], &said["present"]), (&(closure.len() - 1).into(), &4.into()), "{said}");
     fetches(&lab, "reader", &lab.public_key("moved"), &lab.cache_url("moved"), &all);
     assert_eq!(lab.dormer(&["import", "moved", "--from", "/nowhere"]).code(), Some(1));

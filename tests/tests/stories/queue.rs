@@ -169,6 +169,14 @@ fn systemd_reads_the_unit_and_a_shell_the_script_that_install_hook_writes() {
     };
     let said = verify();
     assert!(said.is_success() && said.stderr().is_empty(), "{said}");
+    // Started by `nix run`, the program has no root.
+    let warning = "a garbage collection of Nix may remove";
+    let mut again = Command::new(binary());
+    again.args(["install-hook", "lab:main", "--dry-run", "--queue-dir"]).arg(&queue).env_clear();
+    again.env("HOME", home.path()).env("PATH", "/usr/bin:/bin");
+    assert!(!Run::of(&mut again).stderr().contains(warning));
+    again.env("NIX_STORE_DIR", binary().canonicalize().unwrap().parent().unwrap());
+    assert!(Run::of(&mut again).stderr().contains(warning));
     let mut hook = Command::new(config.join("nix/dormer-post-build-hook"));
     Run::of(hook.env_clear().env("OUT_PATHS", PATH)).succeeds();
     let listed = dormer(&["queue", "list", "--json"]);
@@ -332,6 +340,18 @@ fn hours_without_a_server_lose_nothing() {
     for path in builder.machine.closure(&all) {
         assert!(is_in(&lab, &path), "{path}");
     }
+
+    // A token that does not help holds up no job.
+    let words = builder.build_words("empty", "refused");
+    let mut exec =
+        builder.command(&["exec", "main", "--limit-rate", "1M", "--", "/bin/busybox", "sh", "-c", &words]);
+    exec.env("DORMER_ENDPOINT", lab.url()).env("DORMER_TOKEN", lab.token(&["--pull", "main"]));
+    let begun = Instant::now();
+    let refused = Run::of(&mut exec);
+    refused.succeeds();
+    assert!(refused.stderr().contains("stays in the queue"), "{refused}");
+    assert!(begun.elapsed() < Duration::from_mins(1), "{:?}: {refused}", begun.elapsed());
+    assert!(builder.list()["waiting"].as_u64().unwrap() > 0, "it waits for another token");
 }
 
 #[test]
@@ -405,6 +425,12 @@ fn filters_of_the_settings_apply_to_pushes_and_to_the_queue() {
     for (name, expected) in [("empty", true), ("library", false), ("tool", false), ("all", false)] {
         assert_eq!(is_in(&lab, &by_name(name)), expected, "{name}");
     }
+    let waited = builder.dormer(&["queue", "wait-for", &all, &by_name("empty"), "--cache", "main"]);
+    waited.succeeds();
+    assert!(
+        waited.stderr().contains("left out of main: ") && !waited.stderr().contains("all of them"),
+        "{waited}"
+    );
     builder.dormer(&["push", "main", &all, "--allow-incomplete"]).succeeds();
     assert!(is_in(&lab, &all) && !is_in(&lab, &by_name("library")));
 }
@@ -432,12 +458,16 @@ fn killed_hooks_queue_all_or_nothing() {
             Some(_) => killed += 1,
         }
     }
-    // At least this one, which nothing kills, is accepted.
-    let mut command = Command::new(binary());
+    // At least this one, which nothing kills, is accepted. The user that drains can read it,
+    // whatever the umask of the hook is.
+    let mut command = Command::new("sh");
     let last = format!("{PATH}-last");
-    command.args(["hook", "main", "--queue-dir"]).arg(&queue).env_clear().env("OUT_PATHS", &last);
-    Run::of(&mut command).succeeds();
+    command.args(["-c", "umask 077; exec \"$0\" hook main --queue-dir \"$1\""]).arg(binary()).arg(&queue);
+    Run::of(command.env_clear().env("OUT_PATHS", &last)).succeeds();
     accepted.push(last);
+    let mut readable = Command::new("find");
+    readable.arg(queue.join("pending")).args(["-name", "*.json", "!", "-perm", "644"]);
+    assert_eq!(Run::of(&mut readable).succeeds(), "");
     assert!(killed > 0, "no hook was killed");
     let mut list = Command::new(binary());
     let listed = Run::of(list.args(["queue", "list", "--json", "--queue-dir"]).arg(&queue).env_clear());
@@ -507,6 +537,12 @@ fn killed_hooks_and_drainers_lose_nothing_and_push_nothing_twice() {
     for path in &accepted {
         assert!(is_in(&lab, path), "{path}: {} of {}", accepted.len(), closure.len());
     }
+    // Each drainer goes on in the session of the last one. Its name is with the queue, because a
+    // service has no home.
+    let seen = proxy.seen();
+    let sessions = seen.iter().filter_map(|seen| seen.line.split_once("/sessions/")).map(|(_, id)| &id[..32]);
+    assert_eq!(sessions.collect::<std::collections::BTreeSet<_>>().len(), 1);
+    assert!(!builder.machine.home().join(".local/state/dormer/push").exists());
     builder.hook(&closure);
     drain_twice();
     for path in &closure {

@@ -233,6 +233,7 @@ fn error_bodies_carry_attics_names_and_codes() {
         ("IncompleteNar", 503),
         ("InternalServerError", 500),
         ("TooManyRequests", 429),
+        ("TooManySessions", 429),
         ("ServiceUnavailable", 503),
     ];
     assert_eq!(table.len(), ErrorName::ALL.len());

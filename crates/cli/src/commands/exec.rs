@@ -23,7 +23,7 @@ use super::nix_settings::write_whole;
 use super::queue::parse_time;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::queue_drain::{JOBS, Queue, outcome};
+use crate::queue_drain::{Queue, QueuePushArgs, outcome};
 use crate::queue_place::QueueDirArgs;
 
 const EXIT_CODES: &str = "\
@@ -60,9 +60,8 @@ pub(crate) struct ExecArgs {
     /// How long failed pushes are tried again after COMMAND
     #[arg(long, value_name = "TIME", default_value = "10min", value_parser = parse_time)]
     drain_timeout: Duration,
-    /// Number of concurrent uploads
-    #[arg(short, long, value_name = "NUMBER", default_value_t = JOBS, value_parser = clap::value_parser!(u16).range(1..=256))]
-    jobs: u16,
+    #[command(flatten)]
+    push: QueuePushArgs,
     #[command(flatten)]
     queue: QueueDirArgs,
 }
@@ -84,7 +83,7 @@ pub(super) async fn run(args: ExecArgs, context: &Context) -> Result<ExitCode> {
     for cache in &caches {
         context.server(cache.server.as_ref())?;
     }
-    let queue = Queue::open(&args.queue.folder(&process_variables)?, args.jobs, context).await?;
+    let queue = Queue::open(&args.queue.folder(&process_variables)?, &args.push, context).await?;
     let since = SystemTime::now();
     let by_hook = match args.by {
         By::Auto => is_hook_obeyed(&queue).await,

@@ -184,7 +184,7 @@ mod tests {
             variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned())
         });
         let entries = Spool::open(folder.path().join("q")).unwrap().entries().unwrap();
-        (done, entries.into_iter().map(|(_, entry)| entry).collect())
+        (done, entries.into_iter().filter_map(|(_, entry)| entry).collect())
     }
 
     #[test]

@@ -294,6 +294,7 @@ fn report(summary: &ImportSummary, is_dry: bool, printer: &Printer) -> Result<()
         "unsigned": summary.unsigned, "not_tried": summary.not_tried, "bytes_read": summary.bytes_read,
         "bytes_sent": summary.bytes_sent, "bytes_saved": summary.bytes_saved, "traces": summary.traces,
         "traces_without_path": summary.traces_without_path, "logs": summary.logs,
+        "logs_too_long": summary.logs_too_long,
         "documents_kept": summary.documents_kept, "documents_failed": summary.documents_failed,
         "seconds": summary.elapsed.as_secs_f64(),
     }))?;
@@ -312,6 +313,7 @@ fn last_line(summary: &ImportSummary, is_dry: bool) -> String {
         (summary.not_tried, "not tried"),
         (summary.traces, "build traces"),
         (summary.logs, "build logs"),
+        (summary.logs_too_long, "build logs too long"),
         (summary.documents_failed, "documents failed"),
     ]
     .into_iter()
@@ -448,6 +450,10 @@ impl ImportReporter for Progress {
 
     fn document_failed(&self, name: &DocumentName, reason: &str) {
         self.above(|| self.printer.error(&format!("{name}: {reason}")));
+    }
+
+    fn document_left_out(&self, name: &DocumentName, reason: &str) {
+        self.above(|| self.printer.warn(&format!("left out {name}: {reason}")));
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use dormer_client::queue::Spool;
-use dormer_client::{CacheRef, NixConfig, nix_program, process_variables};
+use dormer_client::{CacheRef, NixConfig, NixStore, nix_program, process_variables};
 
 use super::hook::chosen_caches;
 use super::nix_settings::{conf_for_additions, read_if_there, refuse_managed, show, write_whole};
@@ -124,7 +124,7 @@ pub(super) async fn run(args: &InstallHookArgs, context: &Context) -> Result<()>
     let mut files = vec![(&places.script, hook_script(&folder, &caches)?, 0o755)];
     if let Some(unit) = &places.unit {
         let text = match args.service_manager {
-            Manager::Launchd => launchd_job(&folder)?,
+            Manager::Launchd => launchd_job(&folder, args.system)?,
             Manager::Systemd | Manager::None => systemd_unit(&folder, args.system)?,
         };
         files.push((unit, text, 0o644));
@@ -137,6 +137,7 @@ pub(super) async fn run(args: &InstallHookArgs, context: &Context) -> Result<()>
         }
         changed |= change(path, &old.unwrap_or_default(), text, *mode, args.dry_run, context)?;
     }
+    warn_of_loss(&own_program()?, context)?;
     if !args.dry_run {
         // By its owner, and not by the first build: the daemon of Nix runs the hook as root.
         Spool::open(&folder)?;
@@ -204,6 +205,24 @@ fn change(
     Ok(true)
 }
 
+/// A program in the store itself is there until a garbage collection: `nix run` leaves no root.
+fn warn_of_loss(program: &Path, context: &Context) -> Result<()> {
+    if program.starts_with(store_dir()?) {
+        context.printer.warn(&format!(
+            "a garbage collection of Nix may remove {}; builds are not queued from then on",
+            program.display()
+        ));
+        context
+            .printer
+            .hint("install Dormer, for example with `nix profile install`, and run this command again");
+    }
+    Ok(())
+}
+
+fn store_dir() -> Result<PathBuf> {
+    Ok(PathBuf::from(NixStore::from_variables(&process_variables)?.store_dir().as_str()))
+}
+
 /// Nix has one hook. One that Nix names in another file counts as well.
 async fn refuse_other_hook(places: &Places, conf: &str, system: bool) -> Result<()> {
     let conf = MarkedFile::of_command("install-hook", conf);
@@ -254,15 +273,17 @@ fn systemd_unit(folder: &Path, system: bool) -> Result<String> {
     let words: Vec<String> =
         words.iter().map(|word| quoted_for_systemd(&word.display().to_string())).collect();
     let target = if system { "multi-user.target" } else { "default.target" };
+    // A service of root has no home unless its unit says so, and root's settings are there.
+    let home = if system { "Environment=HOME=%h\n" } else { "" };
     Ok(format!(
         "# {MARK}\n[Unit]\nDescription=Pushes what Nix has built (Dormer's queue)\nWants=network-online.target\n\
-         After=network-online.target\n\n[Service]\nExecStart={}\nRestart=always\nRestartSec=10\nNice=10\n\n[Install]\n\
+         After=network-online.target\n\n[Service]\n{home}ExecStart={}\nRestart=always\nRestartSec=10\nNice=10\n\n[Install]\n\
          WantedBy={target}\n",
         words.join(" ")
     ))
 }
 
-fn launchd_job(folder: &Path) -> Result<String> {
+fn launchd_job(folder: &Path, system: bool) -> Result<String> {
     let words = [
         own_program()?,
         "queue".into(),
@@ -274,11 +295,16 @@ fn launchd_job(folder: &Path) -> Result<String> {
     let words =
         words.map(|word| format!("    <string>{}</string>\n", escaped_for_xml(&word.display().to_string())));
     let words = words.concat();
+    let home = if system {
+        "  <key>EnvironmentVariables</key>\n  <dict>\n    <key>HOME</key>\n    <string>/var/root</string>\n  </dict>\n"
+    } else {
+        ""
+    };
     Ok(format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<!-- {MARK} -->\n<!DOCTYPE plist PUBLIC \"-//Apple//DTD PLIST 1.0//EN\" \
          \"http://www.apple.com/DTDs/PropertyList-1.0.dtd\">\n<plist version=\"1.0\">\n<dict>\n  <key>Label</key>\n  \
-         <string>org.dormer.queue</string>\n  <key>ProgramArguments</key>\n  <array>\n{words}  </array>\n  \
-         <key>RunAtLoad</key>\n  <true/>\n  <key>KeepAlive</key>\n  <true/>\n</dict>\n</plist>\n"
+         <string>org.dormer.queue</string>\n  <key>ProgramArguments</key>\n  <array>\n{words}  </array>\n\
+         {home}  <key>RunAtLoad</key>\n  <true/>\n  <key>KeepAlive</key>\n  <true/>\n</dict>\n</plist>\n"
     ))
 }
 
@@ -317,8 +343,11 @@ fn own_program() -> Result<PathBuf> {
     let program = std::env::current_exe().and_then(fs::canonicalize).map_err(failed)?;
     let folders = process_variables("PATH").unwrap_or_default();
     let mut links = std::env::split_paths(&folders).map(|folder| folder.join("dormer"));
-    let same =
-        |link: &PathBuf| link.is_absolute() && fs::canonicalize(link).is_ok_and(|target| target == program);
+    let store_dir = store_dir()?;
+    let same = |link: &PathBuf| {
+        let is_lasting = link.is_absolute() && !link.starts_with(&store_dir);
+        is_lasting && fs::canonicalize(link).is_ok_and(|target| target == program)
+    };
     Ok(links.find(same).unwrap_or(program))
 }
 
@@ -380,8 +409,16 @@ mod tests {
         let unit = systemd_unit(Path::new("/var/lib/dormer-queue"), true).unwrap();
         assert!(unit.contains("queue drain --watch --queue-dir /var/lib/dormer-queue\n"), "{unit}");
         assert!(unit.contains("WantedBy=multi-user.target") && is_ours(&unit));
-        assert!(systemd_unit(Path::new("/q"), false).unwrap().contains("WantedBy=default.target"));
-        let job = launchd_job(Path::new("/q&a")).unwrap();
-        assert!(job.contains("<string>/q&amp;a</string>") && is_ours(&job), "{job}");
+        assert!(
+            unit.contains("[Service]\nEnvironment=HOME=%h\n"),
+            "the settings of root are in its home: {unit}"
+        );
+        let unit = systemd_unit(Path::new("/q"), false).unwrap();
+        assert!(unit.contains("WantedBy=default.target") && !unit.contains("HOME"), "{unit}");
+        for (system, count) in [(true, 1), (false, 0)] {
+            let job = launchd_job(Path::new("/q&a"), system).unwrap();
+            assert!(job.contains("<string>/q&amp;a</string>") && is_ours(&job), "{job}");
+            assert_eq!(job.matches("<string>/var/root</string>").count(), count, "{job}");
+        }
     }
 }

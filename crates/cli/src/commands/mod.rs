@@ -48,6 +48,7 @@ use dormer_client::Endpoint;
 
 pub(crate) use self::hook::{is_early, run_early};
 pub(crate) use self::publish::holder;
+pub(crate) use self::push_transfer::TransferArgs;
 use crate::context::Context;
 use crate::error::Result;
 use crate::printer::{Level, Printer};

@@ -10,10 +10,12 @@ use clap::Args;
 use dormer_api::v2::AddPinRequest;
 use dormer_api::{CacheName, PinName};
 use dormer_client::{
-    AddressedOutput, ApiClient, BuildLogs, ByteSize, CacheRef, NamePattern, NixStore, PathDone, PushFilter,
-    PushOptions, PushPlan, PushSummary, PushTarget, TraceSummary, execute_push_to, plan_push, push_traces,
+    AddressedOutput, ApiClient, BuildLogs, ByteSize, CacheRef, NamePattern, NixStore, PathDone,
+    PlannedDeriver, PushFilter, PushOptions, PushPlan, PushSummary, PushTarget, TraceSummary,
+    execute_push_to, plan_push, push_traces,
 };
 use dormer_nix::{DocumentName, StoreDir, StorePath};
+use futures::StreamExt as _;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -31,6 +33,9 @@ Exit codes:
   3  some paths could not be pushed, the others were
   4  the server refuses the token, or requires one; 5  it does not answer
   1  any other failure; 130  interrupted, acknowledged paths stay in the cache";
+
+/// Build logs that are sent at once.
+const LOGS_AT_ONCE: usize = 8;
 
 /// Push store paths with their closures
 ///
@@ -233,7 +238,7 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
 struct Planned<'a> {
     cache: &'a CacheRef,
     api: ApiClient,
-    derivers: Vec<StorePath>,
+    derivers: Vec<PlannedDeriver>,
     addressed: Vec<AddressedOutput>,
     /// Whether the cache has all of it already.
     is_known: bool,
@@ -288,20 +293,20 @@ impl<'a> Planned<'a> {
 async fn push_logs(
     api: &ApiClient,
     cache: &CacheName,
-    derivers: &[StorePath],
+    derivers: &[PlannedDeriver],
     said: &Said<'_>,
 ) -> Result<()> {
     let logs = BuildLogs::from_variables(&dormer_client::process_variables);
+    let uploads = derivers
+        .iter()
+        .map(|deriver| async { (&deriver.derivation, push_log(api, cache, &logs, deriver).await) });
+    let mut uploads = futures::stream::iter(uploads).buffer_unordered(LOGS_AT_ONCE);
     let (mut pushed, mut too_long, mut first_failure) = (0, 0_u64, None);
-    for derivation in derivers {
-        let attempt = || format!("read the build log of {derivation}");
-        let uploaded = match logs.find(derivation) {
-            Ok(None) => continue,
-            Ok(Some(log)) => api.put_log(cache, derivation, log).await.map_err(Error::from),
-            Err(source) => Err(Error::Io { attempt: attempt(), source }),
-        };
+    while let Some((derivation, uploaded)) = uploads.next().await {
         match uploaded {
-            Ok(()) => {
+            Ok(LogEnd::Absent) => {}
+            Ok(LogEnd::Kept) => said.log(derivation, "kept", None)?,
+            Ok(LogEnd::Pushed) => {
                 said.log(derivation, "pushed", None)?;
                 pushed += 1;
             }
@@ -323,6 +328,36 @@ async fn push_logs(
         );
     }
     first_failure.map_or(Ok(()), Err)
+}
+
+/// What became of a build log.
+enum LogEnd {
+    Pushed,
+    /// The cache has one, which may be that of a later build.
+    Kept,
+    /// This machine keeps none.
+    Absent,
+}
+
+/// Uploads the log of a build. The log of what this push brought counts more than the one that the
+/// cache has.
+async fn push_log(
+    api: &ApiClient,
+    cache: &CacheName,
+    logs: &BuildLogs,
+    PlannedDeriver { derivation, is_new }: &PlannedDeriver,
+) -> Result<LogEnd> {
+    let found = logs.find(derivation).map_err(|source| {
+        let attempt = format!("read the build log of {derivation}");
+        Error::Io { attempt, source }
+    });
+    let Some(log) = found? else { return Ok(LogEnd::Absent) };
+    if *is_new {
+        api.put_log(cache, derivation, log).await?;
+        return Ok(LogEnd::Pushed);
+    }
+    let is_added = !api.has_log(cache, derivation).await? && api.add_log(cache, derivation, log).await?;
+    Ok(if is_added { LogEnd::Pushed } else { LogEnd::Kept })
 }
 
 /// Whether a log was not uploaded because of its length: the server's limit, a proxy's, or that of
@@ -426,6 +461,9 @@ impl Said<'_> {
                 self.printer.warn(&format!("left out a build log: {error}"));
             }
             Some(error) => self.printer.error(&error),
+            None if state == "kept" => {
+                self.printer.detail(&format!("the cache has a build log already: {path}"));
+            }
             None => self.printer.detail(&format!("build log: {path}")),
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! How `push` transfers: the flags, and which arguments are caches.
+//! How pushes transfer: the flags, and which arguments are caches.
 
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ const PART_BYTES_MIN: u64 = 1024 * 1024;
 
 /// How a push transfers.
 #[derive(Debug, Args)]
-pub(super) struct TransferArgs {
+pub(crate) struct TransferArgs {
     /// Send only the chunks that the cache lacks (v2), or every NAR whole (attic) [default: v2 if
     /// the server has it]
     #[arg(long, value_name = "API")]
@@ -44,11 +44,11 @@ enum Api {
 
 impl TransferArgs {
     /// The limit that all connections of the push share.
-    pub(super) fn rate_limit(&self) -> Option<Arc<RateLimit>> {
+    pub(crate) fn rate_limit(&self) -> Option<Arc<RateLimit>> {
         self.limit_rate.map(|rate| Arc::new(RateLimit::new(rate)))
     }
 
-    pub(super) fn options(&self) -> TransferOptions {
+    pub(crate) fn options(&self) -> TransferOptions {
         let default = TransferOptions::default();
         TransferOptions {
             api: match self.api {

@@ -1,19 +1,22 @@
 //! `dormer queue`: what waits for its push.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::{Args, Subcommand};
-use dormer_client::queue::{DeadLetter, EntryId, QueueEntry, Spool};
-use dormer_client::{CacheRef, NixStore, process_variables};
+use dormer_client::queue::{DeadLetter, QueueEntry, Spool};
+use dormer_client::{
+    ApiClient, CacheRef, NixStore, PushOptions, ResolvedServer, plan_push, process_variables,
+};
 use dormer_nix::StorePath;
 use serde_json::json;
 
 use super::serve::stop_signal;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::queue_drain::{JOBS, Queue, outcome};
+use crate::queue_drain::{Queue, QueuePushArgs, outcome};
 use crate::queue_place::QueueDirArgs;
 use crate::settings::units::{human_duration, parse_duration};
 
@@ -115,9 +118,8 @@ pub(crate) struct DrainArgs {
     /// Try failures again for this long
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     timeout: Option<Duration>,
-    /// Number of concurrent uploads
-    #[arg(short, long, value_name = "NUMBER", default_value_t = JOBS, value_parser = clap::value_parser!(u16).range(1..=256))]
-    jobs: u16,
+    #[command(flatten)]
+    push: QueuePushArgs,
     #[command(flatten)]
     queue: QueueDirArgs,
 }
@@ -125,7 +127,9 @@ pub(crate) struct DrainArgs {
 /// Wait until paths are in the cache
 ///
 /// Waits while an entry has a PATH, and then asks each cache. Fails if an entry with the path was
-/// given up, or if a cache lacks the path although nothing waits.
+/// given up, or if a cache lacks the path although nothing waits. A path that no push brings,
+/// because an upstream key of the cache signed it or the filter of the settings leaves it out, is
+/// named and is no failure.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXIT_CODES)]
 pub(crate) struct WaitForArgs {
@@ -165,7 +169,7 @@ fn list(args: &ListArgs, context: &Context) -> Result<()> {
     let spool = open(&args.queue)?;
     let (entries, dead) = (spool.entries()?, spool.dead()?);
     for (id, entry) in &entries {
-        show_entry(id.as_str(), "waiting", Some(entry), context)?;
+        show_entry(id.as_str(), "waiting", entry.as_ref(), context)?;
     }
     for DeadLetter { name, entry } in &dead {
         show_entry(name, "dead", entry.as_ref(), context)?;
@@ -227,7 +231,8 @@ fn retry(args: &RetryArgs, context: &Context) -> Result<()> {
     let mut retried = 0;
     // Entries that wait go first: a revived one becomes one of them.
     for (id, entry) in spool.entries()? {
-        if args.chosen.has(id.as_str(), Some(&entry), false) {
+        // The drainer looks again and again at one that cannot be read.
+        if entry.is_some() && args.chosen.has(id.as_str(), entry.as_ref(), false) {
             retried += usize::from(spool.hasten(&id, SystemTime::now())?);
         }
     }
@@ -243,7 +248,7 @@ fn drop_entries(args: &DropArgs, context: &Context) -> Result<()> {
     let spool = open(&args.queue)?;
     let mut dropped = 0;
     for (id, entry) in spool.entries()? {
-        if args.chosen.has(id.as_str(), Some(&entry), false) {
+        if args.chosen.has(id.as_str(), entry.as_ref(), false) {
             dropped += usize::from(spool.drop_entry(&id)?);
         }
     }
@@ -280,7 +285,7 @@ fn conclude(
 async fn drain(args: &DrainArgs, context: &Context) -> Result<()> {
     let mut stop = Box::pin(stop_signal()?);
     let folder = args.queue.folder(&process_variables)?;
-    let queue = Queue::open(&folder, args.jobs, context).await?;
+    let queue = Queue::open(&folder, &args.push, context).await?;
     if args.watch {
         context.printer.say(&format!("pushing what comes into {}", folder.display()));
         tokio::select! {
@@ -308,13 +313,12 @@ async fn wait_for(args: &WaitForArgs, context: &Context) -> Result<()> {
     };
     let mut has_said = false;
     loop {
-        let waiting: Vec<EntryId> =
-            spool.entries()?.into_iter().filter(|(_, entry)| concerns(entry)).map(|(id, _)| id).collect();
-        if waiting.is_empty() {
+        let waiting = spool.entries()?.into_iter().filter_map(|(_, entry)| entry).filter(concerns).count();
+        if waiting == 0 {
             break;
         }
         if Instant::now() >= until {
-            return Err(Error::QueueNotEmpty { waiting: waiting.len(), dead: 0, paused_by: None });
+            return Err(Error::QueueNotEmpty { waiting, dead: 0, paused_by: None });
         }
         if !has_said && spool.drainer()?.is_none() {
             context.printer.warn("nothing pushes what is in the queue now");
@@ -323,12 +327,16 @@ async fn wait_for(args: &WaitForArgs, context: &Context) -> Result<()> {
         has_said = true;
         tokio::time::sleep(POLL).await;
     }
+    let mut is_all_there = true;
     for cache in &caches {
-        let (_, api) = context.connect_to_cache(cache)?;
+        let (server, api) = context.connect_to_cache(cache)?;
         let hashes = paths.iter().map(StorePath::hash).collect();
-        let missing = api.get_missing_paths(&cache.cache, hashes).await?;
-        if let Some(lacking) = paths.iter().find(|path| missing.contains(&path.hash())) {
-            let path = lacking.to_absolute(store.store_dir());
+        let lacking = api.get_missing_paths(&cache.cache, hashes).await?;
+        let lacking = paths.iter().filter(|path| lacking.contains(&path.hash())).cloned().collect();
+        let lacking = sort_lacking(lacking, cache, (&server, &api), &store, context).await?;
+        is_all_there &= lacking.skipped == 0;
+        if let Some(lost) = lacking.lost.first() {
+            let path = lost.to_absolute(store.store_dir());
             let dead = spool.dead()?.into_iter().filter_map(|letter| letter.entry);
             let dead = dead.filter(|entry| entry.concerns(&path));
             let reason = dead.filter_map(|entry| entry.caches.get(cache)?.error.clone()).next_back();
@@ -336,6 +344,57 @@ async fn wait_for(args: &WaitForArgs, context: &Context) -> Result<()> {
         }
     }
     context.printer.message(&json!({ "message_type": "queue_done", "paths": absolute }))?;
-    context.printer.conclude("all of them are in the cache");
+    context.printer.conclude(if is_all_there {
+        "all of them are in the cache"
+    } else {
+        "what a push would bring is in the cache"
+    });
     Ok(())
+}
+
+/// Paths that a cache lacks.
+#[derive(Default)]
+struct Lacking {
+    /// Those that a push would have brought.
+    lost: Vec<StorePath>,
+    /// The number of those that no push brings.
+    skipped: usize,
+}
+
+/// Sorts paths that a cache lacks, and tells of those that no push from here brings: an upstream
+/// key signed them, or the filter of the settings leaves them out.
+async fn sort_lacking(
+    paths: Vec<StorePath>,
+    cache: &CacheRef,
+    (server, api): (&ResolvedServer, &ApiClient),
+    store: &NixStore,
+    context: &Context,
+) -> Result<Lacking> {
+    let invalid = store.invalid_paths(&paths).await?;
+    let valid: Vec<StorePath> = paths.iter().filter(|path| !invalid.contains(path)).cloned().collect();
+    let mut reasons: BTreeMap<StorePath, (&str, String)> = BTreeMap::new();
+    if !valid.is_empty() {
+        let config = api.get_cache_config(&cache.cache).await?;
+        let filter = context.push_filter(cache, server)?;
+        let options = PushOptions { filter, ..PushOptions::default() };
+        let plan = plan_push(api, store, &cache.cache, &config, &valid, &options).await?;
+        let left_out = plan.left_out().into_iter();
+        reasons.extend(left_out.map(|(path, reason)| (path, ("left_out", reason))));
+        let signed = |path| (path, ("upstream", "an upstream key of the cache signed it".to_owned()));
+        reasons.extend(plan.upstream.into_iter().map(signed));
+    }
+    let mut lacking = Lacking::default();
+    for path in paths {
+        let Some((state, reason)) = reasons.get(&path) else {
+            lacking.lost.push(path);
+            continue;
+        };
+        lacking.skipped += 1;
+        let path = path.to_absolute(store.store_dir());
+        context.printer.say(&format!("left out of {cache}: {path}, because {reason}"));
+        context.printer.message(&json!({
+            "message_type": "queue_path", "cache": cache.to_string(), "path": path, "state": state, "reason": reason,
+        }))?;
+    }
+    Ok(lacking)
 }

@@ -11,7 +11,7 @@ use super::hook::chosen_caches;
 use super::serve::stop_signal;
 use crate::context::Context;
 use crate::error::Result;
-use crate::queue_drain::{JOBS, Queue};
+use crate::queue_drain::{Queue, QueuePushArgs};
 use crate::queue_place::QueueDirArgs;
 
 /// Push every new path of the local store
@@ -33,9 +33,8 @@ pub(crate) struct WatchArgs {
     /// [SERVER:]CACHE; without any, the caches of [queue] in the settings
     #[arg(value_name = "CACHE")]
     caches: Vec<CacheRef>,
-    /// Number of concurrent uploads
-    #[arg(short, long, value_name = "NUMBER", default_value_t = JOBS, value_parser = clap::value_parser!(u16).range(1..=256))]
-    jobs: u16,
+    #[command(flatten)]
+    push: QueuePushArgs,
     #[command(flatten)]
     queue: QueueDirArgs,
 }
@@ -47,7 +46,7 @@ pub(super) async fn run(args: WatchArgs, context: &Context) -> Result<ExitCode> 
     for cache in &caches {
         context.server(cache.server.as_ref())?;
     }
-    let queue = Queue::open(&args.queue.folder(&process_variables)?, args.jobs, context).await?;
+    let queue = Queue::open(&args.queue.folder(&process_variables)?, &args.push, context).await?;
     let folder = queue.store.real_dir().display().to_string();
     let names: Vec<String> = caches.iter().map(ToString::to_string).collect();
     let mut watch = StoreWatch::start(queue.store.clone(), queue.spool.clone(), caches)?;

@@ -22,8 +22,8 @@ use crate::reporter::UploadReporter;
 
 impl ApiClient {
     /// Opens a session, or joins it again. `None` if the server has no such route, or if the
-    /// session is over or belongs to another caller. A 429 is returned at once if `waits` is false:
-    /// the caller may have as many sessions as it can, for hours.
+    /// session is over or belongs to another caller. If `waits` is false, a caller that has as many
+    /// sessions as it may have learns it at once: that may last for hours.
     pub(crate) async fn open_session(
         &self,
         cache: &CacheName,
@@ -41,7 +41,7 @@ impl ApiClient {
             };
             match failure.error {
                 error if is_unknown(&error) => return Ok(None),
-                error @ Error::Unavailable { status: 429, .. } if !waits => return Err(error),
+                error if !waits && error.is_too_many_sessions() => return Err(error),
                 error => {
                     let failure = Failure { error, ..failure };
                     self.pause(&action, tries, failure, |retry| self.reporter.retrying(retry)).await?;

@@ -150,7 +150,7 @@ pub async fn execute_push_to(
     let mut summaries: Vec<PushSummary> = targets.iter().map(|_| PushSummary::default()).collect();
     let mut open_targets = Vec::new();
     for (place, PushTarget { api, plan }) in targets.into_iter().enumerate() {
-        match open(&api, &plan, transfer).await {
+        match open(&api, &plan, transfer, &*reporter).await {
             Ok(Some((session, limits))) => {
                 reporter.plan_made(&plan);
                 open_targets.push(OpenTarget { place, api, plan, session, limits });
@@ -173,6 +173,7 @@ async fn open(
     api: &ApiClient,
     plan: &PushPlan,
     transfer: &TransferOptions,
+    reporter: &dyn PushReporter,
 ) -> Result<Option<(SessionFile, SessionResponse)>> {
     if transfer.api == PushApi::Attic || plan.missing.is_empty() {
         return Ok(None);
@@ -182,7 +183,10 @@ async fn open(
         let must = transfer.api == PushApi::Chunks;
         let limits = match api.open_session(&plan.cache, &session.id(), must).await {
             // Jobs without a disk of their own leave a session each. Attic's API needs none.
-            Err(Error::Unavailable { status: 429, .. }) if !must => return Ok(None),
+            Err(error) if !must && error.is_too_many_sessions() => {
+                reporter.falls_back(&plan.cache, &dormer_nix::with_causes(&error));
+                return Ok(None);
+            }
             limits => limits?,
         };
         match limits {
@@ -195,7 +199,12 @@ async fn open(
             Some(_) | None if must => {
                 return Err(Error::NoChunkApi { endpoint: api.endpoint().to_string() });
             }
-            Some(_) | None => return Ok(None),
+            Some(_) => {
+                reporter
+                    .falls_back(&plan.cache, "the server cuts NARs in a way that this version does not know");
+                return Ok(None);
+            }
+            None => return Ok(None),
         }
     }
 }
@@ -445,6 +454,8 @@ mod tests {
             deriver: None,
             signatures: Vec::new(),
             ca: None,
+            system: None,
+            extra: Vec::new(),
         }
     }
 

@@ -533,6 +533,8 @@ mod tests {
             deriver: None,
             signatures: Vec::new(),
             ca: None,
+            system: None,
+            extra: Vec::new(),
         };
         let limits = SessionResponse {
             format: 1,

@@ -10,6 +10,7 @@
 use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 
+use dormer_format::Compression;
 use dormer_nix::{
     BUILD_TRACE_BYTES_MAX, BuildTrace, DocumentName, Signature, StorePath, StorePathHash, TraceKey,
 };
@@ -31,17 +32,6 @@ const LOG_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Logs that are read at once: each may take [`LOG_BYTES_MAX`].
 const LOGS_AT_ONCE_MAX: usize = 4;
 
-/// The first bytes of compressed logs, and what `Content-Encoding` calls the compression. Nix
-/// compresses logs by `log-compression`, and a folder keeps no header that says so. Brotli has no
-/// such bytes.
-const COMPRESSIONS: [(&[u8], &str); 5] = [
-    (b"\xfd7zXZ\0", "xz"),
-    (b"\x28\xb5\x2f\xfd", "zstd"),
-    (b"BZh", "bzip2"),
-    (b"\x1f\x8b\x08", "gzip"),
-    (b"\x04\x22\x4d\x18", "lz4"),
-];
-
 /// What became of a document.
 enum DocumentEnd {
     Imported,
@@ -57,6 +47,17 @@ type DocumentOutcome = (DocumentName, Result<DocumentEnd, DocumentFailure>);
 enum DocumentFailure {
     Source(FetchError),
     Server(Error),
+}
+
+impl DocumentFailure {
+    /// Whether the document is longer than the client reads or the server takes. No later import
+    /// could bring it.
+    fn is_too_long(&self) -> bool {
+        matches!(
+            self,
+            Self::Source(FetchError::TooLarge { .. }) | Self::Server(Error::Refused { status: 413, .. })
+        )
+    }
 }
 
 impl Import<'_> {
@@ -185,6 +186,12 @@ impl Import<'_> {
             DocumentFailure::Source(error) => dormer_nix::with_causes(error),
             DocumentFailure::Server(error) => dormer_nix::with_causes(error),
         };
+        // Paths can do without their logs.
+        if matches!(name, DocumentName::Log(_)) && failure.is_too_long() {
+            self.reporter.document_left_out(name, &reason);
+            self.summary.logs_too_long += 1;
+            return;
+        }
         self.reporter.document_failed(name, &reason);
         self.summary.documents_failed += 1;
         if let DocumentFailure::Server(error) = failure
@@ -274,9 +281,12 @@ async fn import_log(
     Ok(DocumentEnd::Imported)
 }
 
-/// How a log is compressed; `None` for text.
+/// What `Content-Encoding` calls the compression of a log, which its first bytes tell; `None` for
+/// text. Nix compresses logs by `log-compression`, and a folder keeps no header that says so.
+/// Brotli has no such bytes.
 fn compression_of(log: &[u8]) -> Option<&'static str> {
-    COMPRESSIONS.iter().find(|(start, _)| log.starts_with(start)).map(|(_, name)| *name)
+    let compression = Compression::of_upload("", log)?;
+    (compression != Compression::None).then(|| compression.name())
 }
 
 #[cfg(test)]
@@ -285,13 +295,15 @@ mod tests {
 
     #[test]
     fn a_compressed_log_is_known_by_its_first_bytes() {
-        let cases: [(&[u8], Option<&str>); 7] = [
+        let cases: [(&[u8], Option<&str>); 9] = [
             (b"\xfd7zXZ\0\0\x04", Some("xz")),
             (b"BZh91AY&SY", Some("bzip2")),
             (b"\x1f\x8b\x08\0", Some("gzip")),
             (b"\x28\xb5\x2f\xfd\0", Some("zstd")),
             (b"\x04\x22\x4d\x18", Some("lz4")),
+            (b"\x5d\0\0\x80\0\xff\xff\xff\xff\xff\xff\xff\xff\0", Some("lzma")),
             (b"building\n", None),
+            (b"\x0d\0\0\0\0\0\0\0nix-archive-1", None),
             (b"", None),
         ];
         for (bytes, name) in cases {

@@ -8,6 +8,7 @@
 //! Invariants
 //! - An entry is settled only after every path of it is in the cache, or is one that the cache's
 //!   filter or upstream keys leave out. The build traces of its paths were sent before.
+//! - An entry that cannot be read is reported, and stops no other.
 //! - The future may be dropped at any time. What was acknowledged is found by the next plan.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -31,7 +32,7 @@ use crate::by_chunks::{PushTarget, TransferOptions, execute_push_to};
 use crate::error::{Error, Result};
 use crate::nix_store::NixStore;
 use crate::push::{MISSING_PATHS_BATCH_MAX, PushOptions, PushSummary, plan_push};
-use crate::push_plan::PushPlan;
+use crate::push_plan::{AddressedOutput, PushPlan};
 use crate::reporter::PushReporter;
 use crate::retry::{Passing, RetryPolicy};
 use crate::settings::CacheRef;
@@ -98,6 +99,8 @@ pub trait DrainReporter: Send + Sync {
     fn root_ended(&self, _cache: &CacheRef, _path: &StorePath, _end: &RootEnd) {}
     /// A build trace could not be sent. Its path is in the cache.
     fn trace_failed(&self, _cache: &CacheRef, _name: &str, _reason: &str) {}
+    /// An entry cannot be read, and is looked at again.
+    fn entry_unreadable(&self, _id: &EntryId, _reason: &str) {}
     /// An entry rests until it is tried again.
     fn entry_failed(&self, _cache: &CacheRef, _id: &EntryId, _standing: &Standing) {}
     /// An entry became a dead letter.
@@ -148,9 +151,13 @@ pub struct DrainScope {
 }
 
 impl DrainScope {
+    fn is_since(&self, id: &EntryId) -> bool {
+        *id >= EntryId::new(self.since, 0)
+    }
+
     /// Whether an entry is one of them.
     pub fn has(&self, id: &EntryId, entry: &QueueEntry) -> bool {
-        *id >= EntryId::new(self.since, 0) && self.caches.iter().any(|cache| entry.caches.contains_key(cache))
+        self.is_since(id) && self.caches.iter().any(|cache| entry.caches.contains_key(cache))
     }
 }
 
@@ -174,6 +181,8 @@ pub struct Drainer {
     reporter: Arc<dyn DrainReporter>,
     options: DrainerOptions,
     known: BTreeMap<EntryId, QueueEntry>,
+    /// Entries that could not be read at the last look.
+    unreadable: BTreeSet<EntryId>,
     caches: HashMap<CacheRef, CacheState>,
     /// The calls of Nix that ask for the outputs of derivations.
     nix: Waiting,
@@ -204,6 +213,10 @@ impl Waiting {
         let pause = retry.wait(self.failures, Passing::Broken).unwrap_or(Duration::MAX);
         self.not_before = Instant::now().checked_add(pause);
         pause
+    }
+
+    fn is_refused(&self) -> bool {
+        self.paused_by.as_ref().is_some_and(|error| error.is_refusal())
     }
 
     fn is_paused(&self) -> bool {
@@ -245,6 +258,7 @@ impl Drainer {
             reporter,
             options,
             known,
+            unreadable: BTreeSet::new(),
             caches,
             nix,
             waiting: 0,
@@ -253,7 +267,7 @@ impl Drainer {
     }
 
     /// Pushes until nothing is left that can be pushed now. With `patience`, entries that rest and
-    /// caches that fail are tried again for that long.
+    /// caches that fail are tried again for that long, unless they refuse this client.
     pub async fn drain(&mut self, patience: Option<Duration>) -> Result<DrainEnd> {
         let (_, ended) = watch::channel(true);
         self.drain_after(ended, patience, None).await
@@ -273,11 +287,13 @@ impl Drainer {
         let mut running = self.no_plans();
         loop {
             self.scan()?;
+            if *ended.borrow_and_update() && patient_until.is_none() {
+                patient_until = Some(Instant::now() + patience.unwrap_or_default());
+                self.forget_refusals();
+            }
             self.start_due(&mut running).await?;
-            if *ended.borrow_and_update() {
-                let until =
-                    *patient_until.get_or_insert_with(|| Instant::now() + patience.unwrap_or_default());
-                if running.is_empty() && (self.is_done(scope) || Instant::now() >= until) {
+            if let Some(until) = patient_until {
+                if running.is_empty() && (self.is_futile(scope) || Instant::now() >= until) {
                     return Ok(self.drain_end(scope));
                 }
                 self.next(&mut running).await?;
@@ -304,15 +320,34 @@ impl Drainer {
         }
     }
 
-    fn is_done(&self, scope: Option<&DrainScope>) -> bool {
-        self.drain_end(scope).waiting == 0
+    /// Lets caches that refused this client be tried once more: it may have another token by now.
+    fn forget_refusals(&mut self) {
+        for state in self.caches.values_mut().filter(|state| state.waiting.is_refused()) {
+            state.waiting = Waiting::default();
+        }
+    }
+
+    /// Whether no entry of the scope can be pushed by waiting longer: none is left, or each of them
+    /// is for caches that refuse this client, or cannot be read.
+    fn is_futile(&self, scope: Option<&DrainScope>) -> bool {
+        let is_in_memory = self.known.len() + self.unreadable.len() >= self.waiting;
+        let is_refused =
+            |cache: &CacheRef| self.caches.get(cache).is_some_and(|state| state.waiting.is_refused());
+        let in_scope = |cache: &CacheRef| scope.is_none_or(|scope| scope.caches.contains(cache));
+        let mut entries =
+            self.known.iter().filter(|(id, entry)| scope.is_none_or(|scope| scope.has(id, entry)));
+        is_in_memory
+            && entries.all(|(_, entry)| entry.caches.keys().filter(|cache| in_scope(cache)).all(is_refused))
     }
 
     fn drain_end(&self, scope: Option<&DrainScope>) -> DrainEnd {
         // Entries that found no room in memory may be in the scope.
         let known_outside =
             |scope: &DrainScope| self.known.iter().filter(|(id, entry)| !scope.has(id, entry)).count();
-        let waiting = self.waiting.saturating_sub(scope.map_or(0, known_outside));
+        let unreadable_outside =
+            |scope: &DrainScope| self.unreadable.iter().filter(|id| !scope.is_since(id)).count();
+        let outside = scope.map_or(0, |scope| known_outside(scope) + unreadable_outside(scope));
+        let waiting = self.waiting.saturating_sub(outside);
         let counts = |cache: &CacheRef| scope.is_none_or(|scope| scope.caches.contains(cache));
         let caches = self.caches.iter().filter(|(cache, _)| counts(cache));
         let paused_by = caches
@@ -342,17 +377,28 @@ impl Drainer {
     fn scan(&mut self) -> Result<()> {
         let ids: BTreeSet<EntryId> = self.spool.ids()?.into_iter().collect();
         self.known.retain(|id, _| ids.contains(id));
+        self.unreadable.retain(|id| ids.contains(id));
         self.waiting = ids.len();
         let mut bytes: usize = self.known.values().map(path_bytes).sum();
         for id in ids {
             if bytes > KNOWN_BYTES_MAX {
                 break;
             }
-            if !self.known.contains_key(&id)
-                && let Some(entry) = self.spool.read(&id)?
-            {
-                bytes += path_bytes(&entry);
-                self.known.insert(id, entry);
+            if self.known.contains_key(&id) {
+                continue;
+            }
+            match self.spool.read(&id) {
+                Ok(Some(entry)) => {
+                    bytes += path_bytes(&entry);
+                    self.unreadable.remove(&id);
+                    self.known.insert(id, entry);
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    if self.unreadable.insert(id.clone()) {
+                        self.reporter.entry_unreadable(&id, &dormer_nix::with_causes(&error));
+                    }
+                }
             }
         }
         Ok(())
@@ -627,9 +673,17 @@ async fn push_part(
         let mut summary = push.await.pop().expect("each target has a summary");
         reporter.pushed(cache, &summary);
         ends.extend(ends_of_summary(&summary));
-        let is_whole = summary.failed.is_empty() && summary.not_tried.is_empty();
+        let lost = summary.failed.iter().map(|failed| &failed.path);
+        let lost: BTreeSet<&StorePath> =
+            lost.chain(summary.not_tried.iter().map(|path| &path.path)).collect();
+        // What is there has its closure there, and so have the traces.
+        let addressed: Vec<AddressedOutput> =
+            addressed.into_iter().filter(|output| !lost.contains(&output.path)).collect();
         stopped = stopper(&summary).map(|place| summary.failed.swap_remove(place).error);
-        if is_whole {
+        if stopped.is_some() && store.has_traces() && !addressed.is_empty() {
+            // Those paths leave the queue with the next plan, which sends their traces.
+            ends.clear();
+        } else {
             match push_traces(&target.api, store, &target.cache, &addressed, is_known).await {
                 Ok(traces) => {
                     for (name, error) in &traces.failed {
@@ -673,13 +727,7 @@ fn ends_of_plan(plan: &PushPlan) -> HashMap<StorePath, RootEnd> {
     for path in plan.present.iter().chain(&plan.upstream) {
         ends.insert(path.clone(), RootEnd::Present);
     }
-    for excluded in &plan.excluded {
-        ends.insert(excluded.path.clone(), RootEnd::LeftOut(excluded.exclusion.to_string()));
-    }
-    for incomplete in &plan.incomplete {
-        let reason = format!("it refers to {}, which is excluded", incomplete.excluded_reference);
-        ends.insert(incomplete.path.clone(), RootEnd::LeftOut(reason));
-    }
+    ends.extend(plan.left_out().into_iter().map(|(path, reason)| (path, RootEnd::LeftOut(reason))));
     ends
 }
 

@@ -4,6 +4,7 @@
 //! pending/0 … pending/f    one file for each entry, in the folder of the last digit of its id
 //! dead/                    entries that were given up, each for one cache, with the reason
 //! refused                  how many builds could not be queued, and why the last one could not
+//! sessions/                the names of sessions of pushes by chunks
 //! drainer.lock             held by the process that pushes; edit.lock: held during a change
 //! ```
 //!
@@ -126,6 +127,11 @@ impl Spool {
         &self.folder
     }
 
+    /// The folder for the names of the drainer's sessions: a service has no home for them.
+    pub fn session_folder(&self) -> PathBuf {
+        self.folder.join("sessions")
+    }
+
     /// Adds an entry. It is on the disk when this returns.
     pub fn enqueue(&self, entry: &QueueEntry, now: SystemTime) -> Result<EntryId> {
         let bytes = entry.encode();
@@ -184,12 +190,17 @@ impl Spool {
         }
     }
 
-    /// All entries, oldest first.
-    pub fn entries(&self) -> Result<Vec<(EntryId, QueueEntry)>> {
+    /// All entries, oldest first; `None` for one whose file cannot be read now.
+    pub fn entries(&self) -> Result<Vec<(EntryId, Option<QueueEntry>)>> {
         let mut entries = Vec::new();
         for id in self.ids()? {
-            if let Some(entry) = self.read(&id)? {
-                entries.push((id, entry));
+            match self.read(&id) {
+                Ok(None) => {}
+                Ok(Some(entry)) => entries.push((id, Some(entry))),
+                Err(error) => {
+                    tracing::debug!(entry = %id, error = &error as &dyn std::error::Error, "an entry is not read");
+                    entries.push((id, None));
+                }
             }
         }
         Ok(entries)
@@ -551,7 +562,7 @@ mod tests {
     }
 
     fn paths(spool: &Spool) -> Vec<String> {
-        spool.entries().unwrap().into_iter().flat_map(|(_, entry)| entry.paths).collect()
+        spool.entries().unwrap().into_iter().flat_map(|(_, entry)| entry.unwrap().paths).collect()
     }
 
     /// Every file below a folder, with its bytes.
@@ -609,6 +620,19 @@ mod tests {
         assert!(seen >= 18 + 6, "{seen}");
     }
 
+    /// A folder in the place of an entry cannot be read, even by root.
+    #[test]
+    fn an_entry_that_cannot_be_read_hides_no_other() {
+        let (_folder, spool) = spool();
+        let [broken, good] = [1, 2].map(|second| spool.enqueue(&entry(&["a"], "/1"), at(second)).unwrap());
+        fs::remove_file(spool.path(&broken)).unwrap();
+        fs::create_dir(spool.path(&broken)).unwrap();
+        assert!(spool.read(&broken).is_err());
+        let entries = spool.entries().unwrap();
+        let seen: Vec<(&EntryId, bool)> = entries.iter().map(|(id, entry)| (id, entry.is_some())).collect();
+        assert_eq!(seen, [(&broken, false), (&good, true)]);
+    }
+
     #[test]
     fn a_change_does_not_bring_back_what_was_dropped() {
         let (_folder, spool) = spool();
@@ -637,7 +661,7 @@ mod tests {
         assert!(!spool.revive(&dead[0], at(3)).unwrap(), "it is revived once");
         assert!(spool.dead().unwrap().is_empty());
         let (_, back) = spool.entries().unwrap().pop().unwrap();
-        assert_eq!(back.caches, [(cache, Standing::default())].into());
+        assert_eq!(back.unwrap().caches, [(cache, Standing::default())].into());
     }
 
     #[test]

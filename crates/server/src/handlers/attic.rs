@@ -309,7 +309,7 @@ pub(crate) fn object(cache: &Cache, info: &UploadPathNarInfo) -> Result<Object, 
         system: info.system.clone().filter(|text| !text.is_empty()),
         ca: info.ca.clone().filter(|text| !text.is_empty()),
         sigs: info.sigs.clone(),
-        extra: Vec::new(),
+        extra: info.extra.clone(),
     };
     narinfo.check().map_err(bad_request)?;
     check_fields(&narinfo)?;

@@ -248,6 +248,18 @@ fn fields_that_the_server_does_not_know_are_served_as_they_came() {
     put(&server, &address, narinfo("").as_bytes());
     put(&server, &address, narinfo("Provenance: {}\nsig: x:AAAA\nDeriver : x\n").as_bytes());
     assert_eq!(server.get(&address).text(), served);
+    // They come with an upload of the API too, within the same bounds.
+    let bearer = format!("Bearer {}", admin());
+    let upload = |extra: serde_json::Value| {
+        let info = nar_info("main", &path(2), &nar(2), &json!({ "extra": extra })).to_string();
+        let headers = [("X-Attic-Nar-Info", info.as_str()), ("Authorization", bearer.as_str())];
+        server.request("PUT", "/_api/v1/upload-path", &headers, &nar(2)).status
+    };
+    assert_eq!(upload(json!([["Sig", "x:AAAA"]])), 400);
+    assert_eq!(upload(json!(vec![["A", "x"]; 17])), 400);
+    assert_eq!(upload(json!([["Provenance", "{}"], ["Future", "1: 2"]])), 200);
+    let served = server.get(&format!("/main/{}.narinfo", path(2).hash())).text();
+    assert!(served.ends_with("Provenance: {}\nFuture: 1: 2\n"), "{served}");
 }
 
 /// A NAR with the debug file of a build id.

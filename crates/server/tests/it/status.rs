@@ -400,7 +400,7 @@ fn too_many_sessions_are_429() {
         server.call(&admin(), "PUT", &url, b"")
     };
     let refused = (1..1_000).map(open).find(|reply| reply.status != 200).expect("there is a limit");
-    assert_eq!((refused.status, refused.json()["error"].as_str()), (429, Some("TooManyRequests")));
+    assert_eq!((refused.status, refused.json()["error"].as_str()), (429, Some("TooManySessions")));
     assert!(refused.header("retry-after").is_some(), "{refused:?}");
     assert_eq!(open(1).status, 200, "an open one is joined");
 }

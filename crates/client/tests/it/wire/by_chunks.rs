@@ -57,6 +57,8 @@ impl Files {
             deriver: None,
             signatures: Vec::new(),
             ca: None,
+            system: None,
+            extra: Vec::new(),
         });
         number
     }
@@ -519,6 +521,28 @@ async fn case_hacked_names_are_pushed_without_the_hack() {
     assert_eq!(server.state().committed[0].1, nar);
 }
 
+/// Counts how often a push says that it sends whole NARs.
+#[derive(Default)]
+struct Fallbacks(AtomicUsize);
+
+impl PushReporter for Fallbacks {
+    fn falls_back(&self, _cache: &dormer_api::CacheName, reason: &str) {
+        assert!(reason.contains("no"), "{reason}");
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A push that is faster than the server allows waits, and sends chunks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_that_is_too_fast_waits_and_sends_chunks_all_the_same() {
+    let files = Files::some();
+    let server = server_for(&files).await;
+    server.fail(|number, _| (number < 2).then_some(Fault::Status(429)));
+    let summary = push(&server, &files).await;
+    assert!(summary.is_complete() && summary.by_chunks, "{summary:?}");
+    assert_all_there(&server, &files);
+}
+
 #[tokio::test]
 async fn a_server_without_the_route_gets_attics_api_unless_the_user_says_otherwise() {
     let mut files = Files::new();
@@ -526,19 +550,20 @@ async fn a_server_without_the_route_gets_attics_api_unless_the_user_says_otherwi
     for status in [404, 405, 429] {
         let server = Server::answering(move |_, line| {
             if line.contains("/_api/v2/") {
-                Step::Answer(status, "", r#"{"code":404,"error":"NotFound","message":"no"}"#.to_owned())
+                let name = if status == 429 { "TooManySessions" } else { "NotFound" };
+                Step::Answer(status, "", format!(r#"{{"code":{status},"error":"{name}","message":"no"}}"#))
             } else {
                 Step::Answer(200, "", r#"{"kind":"Uploaded"}"#.to_owned())
             }
         })
         .await;
+        let reporter = Arc::new(Fallbacks::default());
         let push = |choice| {
             let target = PushTarget { api: api(&server.address, 1), plan: files.plan() };
             let transfer = TransferOptions { api: choice, ..transfer(None) };
+            let reporter = Arc::clone(&reporter);
             async move {
-                execute_push_to(vec![target], &PushOptions::default(), &transfer, Arc::new(Silent))
-                    .await
-                    .remove(0)
+                execute_push_to(vec![target], &PushOptions::default(), &transfer, reporter).await.remove(0)
             }
         };
         let summary = push(PushApi::Best).await;
@@ -547,6 +572,8 @@ async fn a_server_without_the_route_gets_attics_api_unless_the_user_says_otherwi
         assert_eq!(lines.len(), 2);
         assert!(lines[0].starts_with("PUT /_api/v2/caches/main/sessions/"));
         assert!(lines[1].starts_with("PUT /_api/v1/upload-path"));
+        // Only what this server could do otherwise is worth a word.
+        assert_eq!(reporter.0.load(Ordering::SeqCst), usize::from(status == 429), "{status}");
         assert!(push(PushApi::Attic).await.is_complete());
         assert_eq!(server.requests().len(), 3);
         let summary = push(PushApi::Chunks).await;

@@ -323,6 +323,7 @@ fn package(length: usize) -> Package {
         ca: None,
         nar_hash,
         nar_size,
+        extra: Vec::new(),
     };
     let source = NarSource { path, nar_hash, nar_size, case_hack: CaseHack::Keep };
     Package { _folder: folder, nar, source, info }

@@ -77,6 +77,10 @@ impl DrainReporter for Log {
         self.write(format!("{cache} {} {end}", path.name()));
     }
 
+    fn entry_unreadable(&self, _id: &EntryId, _reason: &str) {
+        self.write("unreadable".to_owned());
+    }
+
     fn entry_failed(&self, cache: &CacheRef, _id: &EntryId, standing: &Standing) {
         self.write(format!("{cache} try {}", standing.tries));
     }
@@ -134,7 +138,7 @@ impl Queue {
     }
 
     fn waiting(&self) -> Vec<QueueEntry> {
-        self.spool.entries().unwrap().into_iter().map(|(_, entry)| entry).collect()
+        self.spool.entries().unwrap().into_iter().filter_map(|(_, entry)| entry).collect()
     }
 }
 
@@ -456,4 +460,91 @@ async fn a_drain_with_a_scope_waits_for_nothing_else() {
     let end = tokio::time::timeout(Duration::from_mins(1), end).await.expect("it waits for others").unwrap();
     assert_eq!((end.waiting, end.dead), (0, 0));
     assert!(end.paused_by.is_none() && queue.waiting().len() == 2);
+}
+
+/// The outputs that arrived leave the queue, and their build traces are sent before, whatever
+/// became of the rest of the batch.
+#[tokio::test]
+async fn build_traces_are_sent_before_their_paths_leave_the_queue() {
+    let mut queue = Queue::new(Store::new(&[("a", 10, None), ("bad", 20, None)]));
+    queue.store.trace(0);
+    queue.options.entry_retry.tries_max = 1;
+    let store_dir = std::path::PathBuf::from(queue.store.nix.store_dir().as_str());
+    std::fs::remove_file(store_dir.join(queue.store.paths[1].to_string())).unwrap();
+    let healthy = server(&[0, 1], uploaded).await;
+    queue.add(&["main"], &[0]);
+    queue.add(&["main"], &[1]);
+    let end = queue.drain(&[("main", &healthy)]).await;
+    assert_eq!((end.waiting, end.dead), (0, 1));
+    assert!(queue.log.take().contains(&"main a pushed".to_owned()));
+    assert_eq!(count(&healthy, "PUT /main/realisations/"), 1);
+
+    // The server goes away after the first path: that one stays until its trace is sent.
+    let mut queue = Queue::new(Store::new(&[("a", 20, None), ("b", 10, None)]));
+    queue.store.trace(0);
+    let away = |number| if number == 0 { uploaded(0) } else { Step::Answer(503, "", String::new()) };
+    let dying = server(&[0, 1], away).await;
+    queue.add(&["main"], &[0]);
+    queue.add(&["main"], &[1]);
+    assert_eq!(queue.drain(&[("main", &dying)]).await.waiting, 2);
+    let healthy = server(&[1], uploaded).await;
+    assert_eq!(queue.drain(&[("main", &healthy)]).await.waiting, 0);
+    assert_eq!(count(&healthy, "PUT /main/realisations/"), 1);
+}
+
+#[tokio::test]
+async fn an_entry_that_cannot_be_read_stops_no_other() {
+    let queue = Queue::new(Store::new(&[("a", 10, None)]));
+    let server = server(&[0], uploaded).await;
+    let broken = queue.add(&["main"], &[0]);
+    queue.add(&["main"], &[0]);
+    let shard =
+        queue.spool.folder().join("pending").join(broken.as_str().chars().last().unwrap().to_string());
+    let file = shard.join(format!("{broken}.json"));
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    let mut drainer = queue.drainer(&[("main", &server)]);
+    let drained = drainer.drain(Some(Duration::from_hours(1)));
+    let end = tokio::time::timeout(Duration::from_mins(1), drained).await.expect("it waits in vain").unwrap();
+    assert_eq!((end.waiting, end.dead), (1, 0));
+    assert_eq!(queue.log.take(), ["main a pushed", "unreadable"]);
+}
+
+/// A token that has expired meanwhile does not hold up the end of a job, and one that was renewed
+/// is used.
+#[tokio::test]
+async fn a_server_that_refuses_this_client_is_not_waited_for() {
+    for (status, is_renewed) in [(401, false), (403, false), (401, true)] {
+        let queue = Queue::new(Store::new(&[("a", 10, None)]));
+        let refuses = Arc::new(AtomicBool::new(true));
+        let is_refusing = Arc::clone(&refuses);
+        let server = Server::answering(move |_, line| {
+            if is_refusing.load(Ordering::SeqCst) {
+                Step::Answer(status, "", String::new())
+            } else if line.starts_with("POST ") {
+                Step::Answer(200, "", format!("{{\"missing_paths\":[\"{:032}\"]}}", 0))
+            } else if line.starts_with("GET ") {
+                Step::Answer(200, "", "{}".to_owned())
+            } else {
+                uploaded(0)
+            }
+        })
+        .await;
+        queue.add(&["main"], &[0]);
+        let mut drainer = queue.drainer(&[("main", &server)]);
+        let (command_ended, ended) = tokio::sync::watch::channel(false);
+        let command = async {
+            while count(&server, "GET ") == 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            refuses.store(!is_renewed, Ordering::SeqCst);
+            command_ended.send(true).unwrap();
+        };
+        let drained = drainer.drain_after(ended, Some(Duration::from_hours(1)), None);
+        let both = async { tokio::join!(drained, command).0 };
+        let end =
+            tokio::time::timeout(Duration::from_mins(1), both).await.expect("it waits in vain").unwrap();
+        assert_eq!((end.waiting, end.dead), (usize::from(!is_renewed), 0), "{status}");
+        assert_eq!(end.paused_by.is_some_and(|error| error.is_refusal()), !is_renewed, "{status}");
+    }
 }
