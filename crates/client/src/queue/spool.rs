@@ -378,6 +378,7 @@ impl Spool {
         let mut options = OpenOptions::new();
         let mut file =
             options.write(true).create(true).truncate(false).mode(0o600).open(self.folder.join("refused"))?;
+        give_to_owner(&self.folder, &file)?;
         file.write_all(&bytes)
     }
 
@@ -500,16 +501,21 @@ fn remove(path: &Path) -> Result<bool> {
     }
 }
 
+/// The daemon of Nix writes as root, and the process of the folder's owner must read it.
+fn give_to_owner(folder: &Path, file: &File) -> io::Result<()> {
+    let (owner, writer) = (fs::metadata(folder)?, file.metadata()?);
+    if owner.uid() == writer.uid() {
+        return Ok(());
+    }
+    fchown(file, Some(owner.uid()), Some(owner.gid()))
+}
+
 /// Writes a file so that it is there completely or not at all, also after a power failure.
 fn write_whole(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let unfinished = folder.join(format!("{UNFINISHED}{:016x}", rand::random::<u64>()));
     let write = || {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
-        // The daemon of Nix writes as root, and the user's own process must read it.
-        let (owner, writer) = (fs::metadata(folder)?, file.metadata()?);
-        if owner.uid() != writer.uid() {
-            fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
-        }
+        give_to_owner(folder, &file)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&unfinished, folder.join(name))
