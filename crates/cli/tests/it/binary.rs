@@ -845,7 +845,8 @@ fn queue_obeys_nothing(home: &TestHome, hello: &str, body: &str, words_of_server
     let nix_store = home.path("bin/nix-store");
     fs::write(&nix_store, format!("#!/bin/sh\necho {hello}\n")).unwrap();
     fs::set_permissions(&nix_store, fs::Permissions::from_mode(0o755)).unwrap();
-    let run = |words: &[&str]| of_home(&mut home.command(words), home).env("OUT_PATHS", hello).output().unwrap();
+    let run =
+        |words: &[&str]| of_home(&mut home.command(words), home).env("OUT_PATHS", hello).output().unwrap();
     assert!(run(&["hook", "main"]).status.success());
     let drained = home.shown(&run(&["queue", "drain"]));
     let says = words_of_server.is_none_or(|words| drained.contains(words));
