@@ -837,10 +837,22 @@ fn hostile_try(name: &str, address: &str, hello: &str) -> Option<Vec<String>> {
 const QUEUE_COMMANDS: [&str; 7] =
     ["exec", "watch", "queue drain", "queue list", "queue retry", "queue drop", "queue wait-for"];
 
-/// Runs the commands of the queue, one after the other, with an entry in it.
+/// Runs the commands of the queue, one after the other, with an entry in it. A push of the entry
+/// shows these words of the server.
 fn queue_obeys_nothing(home: &TestHome, hello: &str, body: &str, words_of_server: Option<&str>) {
-    let queued = home.command(&["hook", "main"]).env("OUT_PATHS", hello).output().unwrap();
-    assert!(queued.status.success(), "{queued:?}");
+    use std::os::unix::fs::PermissionsExt as _;
+    // The closure of the path is the path.
+    let nix_store = home.path("bin/nix-store");
+    fs::write(&nix_store, format!("#!/bin/sh\necho {hello}\n")).unwrap();
+    fs::set_permissions(&nix_store, fs::Permissions::from_mode(0o755)).unwrap();
+    let run =
+        |words: &[&str]| of_home(&mut home.command(words), home).env("OUT_PATHS", hello).output().unwrap();
+    assert!(run(&["hook", "main"]).status.success());
+    let drained = home.shown(&run(&["queue", "drain"]));
+    let says = words_of_server.is_none_or(|words| drained.contains(words));
+    assert!(!drained.starts_with("exit code: 0") && says, "{body}: {drained}");
+    let listed = home.shown(&run(&["queue", "list"]));
+    assert!(listed.contains("hello"), "{body}: {listed}");
     for name in QUEUE_COMMANDS {
         let more: &[&str] = match name {
             "exec" => &["main", "--by", "store", "--", "true"],
@@ -850,21 +862,17 @@ fn queue_obeys_nothing(home: &TestHome, hello: &str, body: &str, words_of_server
             "queue wait-for" => &["--cache", "main", "--timeout", "1s", hello],
             _ => &[],
         };
-        if name == "queue list" {
-            let listed = home.run(&["queue", "list"]);
-            let says = words_of_server.is_none_or(|words| listed.contains(words));
-            assert!(listed.contains("hello") && says, "{body}: {listed}");
-        }
         let words: Vec<_> = name.split(' ').chain(more.iter().copied()).map(str::to_owned).collect();
         obeys_nothing(home, &words, body);
     }
     // A process that goes on for ever drains the queue by the same code: one look is enough.
     if words_of_server.is_some() {
-        let queued = home.command(&["hook", "main"]).env("OUT_PATHS", hello).output().unwrap();
-        assert!(queued.status.success(), "{queued:?}");
+        assert!(run(&["hook", "main"]).status.success());
         let mut watch = std::process::Command::new("timeout");
         watch.args(["--signal=INT", "1", env!("CARGO_BIN_EXE_dormer"), "watch", "main"]).env_clear();
-        shows_nothing_to_obey(&of_home(&mut watch, home).output().unwrap(), "watch", body);
+        let output = of_home(&mut watch, home).output().unwrap();
+        assert!(String::from_utf8_lossy(&output.stderr).contains("forged"), "{output:?}");
+        shows_nothing_to_obey(&output, "watch", body);
     }
 }
 
@@ -872,7 +880,7 @@ fn queue_obeys_nothing(home: &TestHome, hello: &str, body: &str, words_of_server
 fn of_home<'c>(command: &'c mut std::process::Command, home: &TestHome) -> &'c mut std::process::Command {
     let path = format!("{}:/usr/bin:/bin", home.path("bin").display());
     command.env("HOME", home.folder.path()).env("PATH", path).env("NIX_STORE_DIR", home.path("store"));
-    command.env("NO_COLOR", "1")
+    command.env("NO_COLOR", "1").env("DORMER_QUEUE_DIR", home.path("queue"))
 }
 
 /// Runs a command, as text and as JSON. `cat` is run on a terminal: a file or a pipe gets the

@@ -346,6 +346,8 @@ fn changed_since(folder: &Path, since: SystemTime) -> io::Result<Vec<(StorePath,
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     const A: &str = "f22352qy5d2vfxv22w7q3n7gz1ia47nx-a";

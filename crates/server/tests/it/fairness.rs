@@ -124,12 +124,19 @@ fn pusher(sub: &str) -> String {
     common::token_of(sub, &json!({ "main": { "r": 1, "w": 1 } }))
 }
 
-/// Waits until a request waits for its turn. Before the first one, the metric has no such line.
+/// Waits until a request waits for its turn.
 fn until_some_wait(server: &Server, what: &str) {
+    until_waiting(server, what, |count| count > 0);
+}
+
+/// Waits until as many requests wait for their turns. Before the first one, the metric has no such
+/// line.
+fn until_waiting(server: &Server, what: &str, is_enough: impl Fn(usize) -> bool) {
     let line = format!("dormer_http_waiting{{for=\"{what}\"}} ");
-    common::until("some wait", || {
+    common::until("so many wait", || {
         let page = String::from_utf8(server.metrics.render().unwrap()).unwrap();
-        page.lines().find_map(|found| found.strip_prefix(&line)).filter(|count| *count != "0").map(drop)
+        let count = page.lines().find_map(|found| found.strip_prefix(&line))?.parse().unwrap();
+        is_enough(count).then_some(())
     });
 }
 
@@ -631,15 +638,15 @@ fn whatever_searches_waits_for_the_turn_of_its_caller() {
     let of_anybody =
         [object.clone(), format!("{object}/file/a"), format!("/main/{hash}/closure"), files.clone()];
     let cpu = server.engine.cpu().clone();
-    let (end, may_end) = std::sync::mpsc::channel::<()>();
-    let (begun, has_begun) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            server.block_on(cpu.run(move || {
-                begun.send(()).unwrap();
-                may_end.recv().unwrap();
-            }));
-        });
+        // Within the scope, so that a failure ends the job.
+        let (end, may_end) = std::sync::mpsc::channel::<()>();
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let work = move || {
+            begun.send(()).unwrap();
+            let _ = may_end.recv();
+        };
+        scope.spawn(|| server.block_on(cpu.run(work)));
         has_begun.recv().unwrap();
         // One search of each caller has the turn, and waits for the CPU.
         let held = [
@@ -655,8 +662,7 @@ fn whatever_searches_waits_for_the_turn_of_its_caller() {
         for address in &of_anybody {
             waiting.push(scope.spawn(|| server.get(address)));
         }
-        let wait_for_turns = || server.metric("dormer_http_waiting{for=\"searches\"}") == waiting.len();
-        common::until("all wait for a turn", || wait_for_turns().then_some(()));
+        until_waiting(&server, "searches", |count| count == waiting.len());
         end.send(()).unwrap();
         for reply in held.into_iter().chain(waiting) {
             assert_eq!(reply.join().unwrap().status, 200);

@@ -16,7 +16,7 @@ use dormer_client::{
 };
 use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{BuildTrace, DocumentName, NarHash, StoreDir, StorePath, StorePathHash, TraceKey};
-use futures::future::BoxFuture;
+use futures::future::LocalBoxFuture;
 
 const HASH: &str = "1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5";
 
@@ -468,7 +468,7 @@ fn redirect(status: u16, to: &str) -> Step {
 }
 
 /// Runs one method of the client.
-type Method = fn(&ApiClient) -> BoxFuture<'_, Result<(), Error>>;
+type Method = fn(&ApiClient) -> LocalBoxFuture<'_, Result<(), Error>>;
 
 fn hash() -> StorePathHash {
     HASH.parse().unwrap()
@@ -544,9 +544,7 @@ const METHODS: [(&str, bool, Method); 24] = [
         Box::pin(async move { api.get_file(&main_cache(), &hash(), &["f".to_owned()]).await.map(drop) })
     }),
     ("list_objects", false, |api| {
-        Box::pin(
-            async move { api.list_objects(&main_cache(), &by_use()).await.map(drop) },
-        )
+        Box::pin(async move { api.list_objects(&main_cache(), &by_use()).await.map(drop) })
     }),
     ("cache_stats", true, |api| Box::pin(async move { api.cache_stats(&main_cache(), 1).await.map(drop) })),
     ("stats", true, |api| Box::pin(async move { api.stats(1).await.map(drop) })),
