@@ -830,7 +830,8 @@ async fn a_damaged_chunk_that_no_push_heals_leaves_nothing_behind() {
     let [first, ..] = nars();
     push(&process.engine, &cache, &path(1), &first).await.expect(ANSWERS);
     let index = &process.contracts.index;
-    let nar = index.find_nar(&hash_of(&first)).await.expect(ANSWERS).expect("it was pushed");
+    let key = NarKey::Hash(hash_of(&first));
+    let nar = index.find_nar_in_cache(cache.id, &key, 0).await.expect(ANSWERS).expect("it was pushed");
     let chunks = index.load_chunks(&nar.recipe.runs).await.expect(ANSWERS);
     index.mark_damaged(nar.id, &[chunks[0].number], 0).await.expect(ANSWERS);
     process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
