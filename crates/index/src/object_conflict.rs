@@ -82,7 +82,7 @@ fn change(
         let system = first.system.clone().or_else(|| second.system.clone());
         let ca = if only_if_same { old.ca.clone() } else { object.ca.clone().or_else(|| old.ca.clone()) };
         let extra = if first.extra.is_empty() { second.extra.clone() } else { first.extra.clone() };
-        object = Object { deriver, system, ca, extra, ..object };
+        object = Object { deriver, ca, system, extra, ..object };
     } else {
         object.sigs = merge_signatures(&[], &object.sigs, known_keys);
     }
