@@ -193,7 +193,7 @@ mod flag {
     use super::{Deserialize as _, Deserializer, Serialize as _, Serializer};
     use crate::permissions::Flag;
 
-    #[expect(clippy::ref_option, reason = "serde calls it so")]
+    #[expect(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
     pub(super) fn serialize<S: Serializer>(flag: &Option<bool>, serializer: S) -> Result<S::Ok, S::Error> {
         flag.map(u8::from).serialize(serializer)
     }

@@ -367,7 +367,9 @@ mod tests {
     fn a_used_buffer_leaves_nothing_in_a_chunk() {
         let holes = vec![0, 100, 468];
         let mut bytes = text(500);
-        holes.iter().for_each(|&hole| bytes[hole as usize..][..HOLE_BYTES].fill(BLANK));
+        for &hole in &holes {
+            bytes[hole as usize..][..HOLE_BYTES].fill(BLANK);
+        }
         let fills = vec![HoleFill::from_bytes([b'z'; 32]).unwrap(); 3];
         let chunk = RawChunk { bytes, holes, fills };
         let stored = Encoder::new(3).unwrap().encode(&chunk).unwrap();

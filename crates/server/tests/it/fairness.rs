@@ -589,7 +589,7 @@ fn metadata_with_the_most_signatures_stops_no_probe_and_with_more_is_refused() {
             let other = json!({ "references": references, "sigs": sigs });
             common::nar_info("main", &path(number), &nar, &other)
         };
-        let lines: String = sigs.iter().map(|sig| format!("Sig: {sig}\n")).collect();
+        let lines = format!("Sig: {}\n", sigs.join("\nSig: "));
         let narinfo = common::narinfo(&path(3), &nar, "x.nar", "none", &lines);
         let narinfo = narinfo.replacen("References: ", &format!("References: {}", references.join(" ")), 1);
         let trace =
