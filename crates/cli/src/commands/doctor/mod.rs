@@ -95,7 +95,7 @@ async fn check_server(doctor: &mut Doctor<'_>, args: &SettingsArgs) -> Result<()
     doctor.within("database", database::check(&settings, &mut clocks)).await?;
     doctor.within("store", store::check(&settings, &mut clocks)).await?;
     doctor.within("packs", Box::pin(packs::check(&settings))).await?;
-    doctor.within("journal", journal::check(&settings)).await?;
+    doctor.within("journal", Box::pin(journal::check(&settings))).await?;
     doctor.within("endpoint", endpoint::check(&settings, &mut clocks)).await?;
     doctor.tell_all(clocks.check())
 }
