@@ -15,6 +15,7 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::{Error, Result};
+use crate::permissions::Flag;
 use crate::{CacheName, CacheNamePattern, Permission, Permissions, unique_keys};
 
 /// Name of the claim that holds the permissions; Attic's, so that its tokens work unchanged.
@@ -148,7 +149,7 @@ pub struct AccessClaim {
     pub caches: Vec<(CacheNamePattern, Permissions)>,
     /// Whether the bearer operates the installation. It says nothing about any cache. `None`, as in
     /// tokens made elsewhere or before there was such a claim: the caches decide.
-    #[serde(skip_serializing_if = "Option::is_none", default, with = "flag")]
+    #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "flag")]
     pub operate: Option<bool>,
 }
 
@@ -188,19 +189,9 @@ fn numeric_date<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64
     }
 }
 
-/// As permissions are written: 1 or 0.
-mod flag {
-    use super::{Deserialize as _, Deserializer, Serialize as _, Serializer};
-    use crate::permissions::Flag;
-
-    #[expect(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
-    pub(super) fn serialize<S: Serializer>(flag: &Option<bool>, serializer: S) -> Result<S::Ok, S::Error> {
-        flag.map(u8::from).serialize(serializer)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
-        Ok(Some(Flag::deserialize(deserializer)?.0))
-    }
+/// As permissions are written.
+fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
+    Ok(Some(Flag::deserialize(deserializer)?.0))
 }
 
 mod ordered_entries {
@@ -354,7 +345,7 @@ mod tests {
         let alone = token(r#"{"caches":{},"operate":1}"#);
         assert!(allowed(&alone, "main").is_empty());
         assert!(Permission::ALL.into_iter().all(|one| !alone.may_somewhere(one)));
-        assert!(serde_json::to_string(&alone).unwrap().contains(r#""operate":1"#));
+        assert!(serde_json::to_string(&alone).unwrap().contains(r#""operate":true"#));
         for bad in [
             r#"{"caches":{},"operate":2}"#,
             r#"{"caches":{},"operate":null}"#,

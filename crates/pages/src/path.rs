@@ -10,13 +10,13 @@ use crate::text::{counted, date, number, shell_word, shortened};
 
 /// References, referrers, signatures and pins that a page shows. With the longest names, they stay
 /// below [`PAGE_BYTES_MAX`](crate::PAGE_BYTES_MAX) together.
-const REFERENCES_SHOWN: usize = 30;
+const REFERENCES_SHOWN: usize = 28;
 const REFERRERS_SHOWN: usize = 16;
 const SIGNATURES_SHOWN: usize = 4;
 const PINS_SHOWN: usize = 8;
 
 /// Characters of a provenance that are shown: it has some hundred, and the narinfo has the rest.
-const PROVENANCE_CHARACTERS: usize = 900;
+const PROVENANCE_CHARACTERS: usize = 1_000;
 
 /// A store path.
 #[derive(Debug, Clone)]

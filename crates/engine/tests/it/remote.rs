@@ -236,8 +236,9 @@ async fn a_file_among_twenty_thousand_costs_two_reads_and_two_megabytes() {
     let mut random = Random::new(8);
     // Names as long as in real trees, which compress no better.
     let mut name = |number: usize| {
-        let word = u128::from_le_bytes(*random.bytes(16).first_chunk().expect("as many as asked for"));
-        format!("{number:05}-{:024x}.js", word >> 32)
+        let mut word = [0; 16];
+        word[4..].copy_from_slice(&random.bytes(12));
+        format!("{number:05}-{:024x}.js", u128::from_be_bytes(word))
     };
     let names: Vec<String> = (0..FILES).map(&mut name).collect();
     let wanted = names[FILES - 7].clone();

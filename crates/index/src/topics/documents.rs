@@ -82,15 +82,18 @@ pub(crate) const OUTPUTS: Sql =
 /// `$2` is a build id. Looks through its newest NARs below `$3`, `$4` at most, for one of which the
 /// cache has an object. NARs of other caches with the same build id count too, so their number is
 /// bounded. The first column is the last NAR that was looked at, if more may follow. Asked with
-/// EXISTS, PostgreSQL would gather all objects of the cache first.
+/// EXISTS, PostgreSQL would gather all objects of the cache first. Asked with `build_id = $2`, it
+/// would look through the newest NARs for a rare build id.
 pub(crate) const FIND_DEBUG_NAR: Sql = both!(concat!(
     "SELECT
          (SELECT CASE WHEN count(*) = $4 THEN min(newest.nar) END FROM
-             (SELECT nar FROM build_ids WHERE build_id = $2 AND nar < $3 ORDER BY nar DESC LIMIT $4) AS newest),
+             (SELECT nar FROM build_ids WHERE build_id >= $2 AND (build_id, nar) < ($2, $3)
+                 ORDER BY build_id DESC, nar DESC LIMIT $4) AS newest),
          found.hash, found.tag
      FROM (SELECT 1) AS one LEFT JOIN
          (SELECT n.hash, n.tag FROM
-             (SELECT nar FROM build_ids WHERE build_id = $2 AND nar < $3 ORDER BY nar DESC LIMIT $4) AS newest
+             (SELECT nar FROM build_ids WHERE build_id >= $2 AND (build_id, nar) < ($2, $3)
+                 ORDER BY build_id DESC, nar DESC LIMIT $4) AS newest
              CROSS JOIN nars AS n WHERE n.id = newest.nar AND ",
     damaged!("n"),
     " IS NULL AND (SELECT o.cache FROM objects AS o WHERE o.nar = n.id AND o.cache = $1 LIMIT 1) IS NOT NULL
