@@ -209,7 +209,7 @@ impl History {
                 // A new database does not know what is damaged.
                 self.heal(&cache, when).await;
                 drop((cache, index));
-                return self.recover(when).await;
+                return Box::pin(self.recover(when)).await;
             }
         }
         self
@@ -516,7 +516,7 @@ async fn live_through(events: &[Event], on_postgres: bool) {
     let mut history = History::begin(on_postgres).await;
     for (number, event) in events.iter().enumerate() {
         let when = format!("after event {number}, {event:?}");
-        history = history.take(*event, &when).await;
+        history = Box::pin(history.take(*event, &when)).await;
         history.check(&when).await;
     }
     history.end().await;
@@ -536,7 +536,7 @@ async fn references_that_are_forgotten_are_caught() {
     let faults = Faults::crash_at_with(NEVER, false, Lie::ReferencesForgotten);
     let mut history = History::begin_with(false, |index| Arc::new(FaultIndex::new(index, faults))).await;
     for event in events {
-        history = history.take(event, "with a lie").await;
+        history = Box::pin(history.take(event, "with a lie")).await;
     }
     let broken: Vec<u8> = history.broken.iter().map(|violation| violation.invariant).collect();
     assert_eq!(broken, [6]);

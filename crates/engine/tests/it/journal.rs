@@ -363,12 +363,12 @@ async fn every_kind_of_thing_is_recovered(on_postgres: bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_thing_is_recovered_on_sqlite() {
-    every_kind_of_thing_is_recovered(false).await;
+    Box::pin(every_kind_of_thing_is_recovered(false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_thing_is_recovered_on_postgres() {
-    every_kind_of_thing_is_recovered(true).await;
+    Box::pin(every_kind_of_thing_is_recovered(true)).await;
 }
 
 /// The journal crashes at a step; another process goes on. Then the same with a later step.
@@ -450,12 +450,12 @@ async fn a_recovery_that_crashes_at_any_step_begins_again(on_postgres: bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recovery_that_crashes_at_any_step_begins_again_on_sqlite() {
-    a_recovery_that_crashes_at_any_step_begins_again(false).await;
+    Box::pin(a_recovery_that_crashes_at_any_step_begins_again(false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recovery_that_crashes_at_any_step_begins_again_on_postgres() {
-    a_recovery_that_crashes_at_any_step_begins_again(true).await;
+    Box::pin(a_recovery_that_crashes_at_any_step_begins_again(true)).await;
 }
 
 /// Two processes that both believe they hold the lease write at once, while clients push.
@@ -560,12 +560,12 @@ async fn a_lost_database_loses_a_minute_at_most(on_postgres: bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_database_loses_a_minute_at_most_on_sqlite() {
-    a_lost_database_loses_a_minute_at_most(false).await;
+    Box::pin(a_lost_database_loses_a_minute_at_most(false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_database_loses_a_minute_at_most_on_postgres() {
-    a_lost_database_loses_a_minute_at_most(true).await;
+    Box::pin(a_lost_database_loses_a_minute_at_most(true)).await;
 }
 
 /// How far the journal is behind, as its metric says.
