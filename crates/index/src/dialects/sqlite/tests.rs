@@ -905,7 +905,7 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         (
             documents::FIND_DEBUG_NAR,
             &[
-                "SEARCH build_ids USING PRIMARY KEY (build_id=? AND nar<?)",
+                "SEARCH build_ids USING PRIMARY KEY (build_id>? AND (build_id,nar)<(?,?))",
                 "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
                 "SEARCH o USING COVERING INDEX objects_by_nar (nar=? AND cache=?)",
             ],
