@@ -21,6 +21,12 @@ test *arguments:
 story name:
     ./test -- --package dormer-tests {{name}}::
 
+# The pictures of the docs, from pages in a real Chromium.
+pictures:
+    DORMER_PAGES_PICTURES={{justfile_directory()}}/target/pictures ./test -- --package dormer-tests \
+        --test stories a_browser_finds_its_way_through_the_pages
+    cp target/pictures/pages-*.png docs/images/
+
 # A server on a data folder of its own, built for debugging.
 dev:
     cargo run -- serve --data-dir target/dev

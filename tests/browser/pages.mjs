@@ -10,7 +10,7 @@
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
-import { mkdir } from "node:fs/promises";
+import { mkdir, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 
@@ -75,6 +75,28 @@ async function examine(page, what) {
   const serious = violations.filter(({ impact }) => ["serious", "critical"].includes(impact));
   const told = serious.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).join(" | ")}`);
   assert.deepEqual(told, [], `${what}: axe`);
+}
+
+// A picture for the docs: sixteen shades of each colour, which nobody tells from the screen, take
+// half of the bytes.
+async function keepForDocs(context, name, target) {
+  const picture = await target.screenshot();
+  const canvas = await context.newPage();
+  const small = await canvas.evaluate(async (base64) => {
+    const bytes = Uint8Array.from(atob(base64), (one) => one.charCodeAt(0));
+    const image = await createImageBitmap(new Blob([bytes], { type: "image/png" }));
+    const drawn = new OffscreenCanvas(image.width, image.height);
+    const pen = drawn.getContext("2d");
+    pen.drawImage(image, 0, 0);
+    const pixels = pen.getImageData(0, 0, image.width, image.height);
+    pixels.data.forEach((value, place, all) => { all[place] = Math.round(value / 17) * 17; });
+    pen.putImageData(pixels, 0, 0);
+    const blob = await drawn.convertToBlob({ type: "image/png" });
+    return [...new Uint8Array(await blob.arrayBuffer())];
+  }, picture.toString("base64"));
+  await canvas.close();
+  assert.ok(small.length <= 60_000, `${name} has ${small.length} bytes`);
+  await writeFile(join(visit.pictures, `pages-${name}.png`), Buffer.from(small));
 }
 
 async function signIn(page) {
@@ -196,10 +218,20 @@ async function see({ name, viewport, colorScheme }) {
     await page.screenshot({ path: join(visit.pictures, `${name}-${what}.png`), fullPage: true });
   }
   // Small pictures, for docs/PAGES.md.
-  const small = { "wide-light": ["cache", "/main/"], "phone-dark": ["path", program] }[name];
-  if (small) {
-    await page.goto(small[1]);
-    await page.screenshot({ path: join(visit.pictures, `pages-${small[0]}.png`) });
+  const figure = (place) => page.locator("figure").nth(place);
+  const small = {
+    "wide-light": [
+      ["cache", "/main/", page],
+      ["savings", "/", figure(0)],
+      ["growth", "/", figure(1)],
+      ["closure", `${program}/closure`, figure(0)],
+      ["plan", "/_dormer/collection", figure(0)],
+    ],
+    "phone-dark": [["path", program, page]],
+  };
+  for (const [what, address, target] of small[name] ?? []) {
+    await page.goto(address);
+    await keepForDocs(context, what, target);
   }
   // The page of what is not there is a 404, which the browser also tells in its console.
   assert.deepEqual(faults, []);

@@ -198,8 +198,16 @@ pub(crate) async fn open_beside(settings: &Settings) -> Result<Follower> {
 }
 
 /// The journal of an existing installation, beside its server or without one, and its store.
+/// Refuses an empty database and one that is not recovered yet: their first snapshot would replace
+/// the journal of the lost one.
 pub(crate) async fn open_journal_beside(settings: &Settings, opened: &OpenIndex) -> Result<(Journal, Store)> {
     let index = Arc::clone(&opened.index);
+    if is_recovery_unfinished(&*index).await? {
+        return Err(Error::RecoveryUnfinished);
+    }
+    if index.find_setting(FIRST_START_SETTING).await?.is_none() {
+        return Err(Error::NoInstallation { path: settings.database_path.clone() });
+    }
     let OpenStore { blobs, files } =
         open_store(settings, &*index, StoreRole::Beside, &mut Vec::new()).await?;
     let (memory, clock) = (Arc::clone(&opened.journal), Arc::new(SystemClock));

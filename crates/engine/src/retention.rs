@@ -7,7 +7,7 @@ use dormer_index::{Cache, Pin, RemovedForCause};
 use dormer_nix::{StorePath, StorePathHash};
 
 use crate::commit::finish;
-use crate::{Engine, Result};
+use crate::{Engine, Error, Result};
 
 /// Most paths of a closure that adding a pin looks at: more than any system has.
 const CLOSURE_PATHS_MAX: usize = 65_536;
@@ -59,14 +59,18 @@ const LOOKS_MAX: usize = 64;
 pub const LARGEST_PATHS: usize = 20;
 
 impl Engine {
-    /// Adds a pin, or renews it; returns what the cache lacks of the closure of its path.
+    /// Adds a pin, or renews it; returns what the cache lacks of its path's closure. The answer is
+    /// incomplete if there is no memory to look at the closure: the pin holds all the same.
     pub async fn add_pin(&self, cache: &Cache, pin: &Pin, keep: Option<u32>) -> Result<MissingPaths> {
         self.index().add_pin(cache.id, pin, keep).await?;
-        Ok(self.closure(cache, &pin.path, CLOSURE_PATHS_MAX).await?.missing)
+        match self.closure(cache, &pin.path, CLOSURE_PATHS_MAX).await {
+            Err(Error::Busy { .. }) => Ok(MissingPaths { paths: Vec::new(), is_complete: false }),
+            closure => Ok(closure?.missing),
+        }
     }
 
-    /// Walks through the closure of a path, up to so many paths. [`Error::Busy`](crate::Error::Busy)
-    /// if the wait for memory times out.
+    /// Walks through the closure of a path, up to so many paths. [`Error::Busy`] if the wait for
+    /// memory times out.
     pub async fn closure(&self, cache: &Cache, path: &StorePath, paths_max: usize) -> Result<Closure> {
         let memory = LOOK_MEMORY_BYTES + SEEN_PATH_BYTES * paths_max as u64;
         let _memory = self.read_memory().take(memory).await?;

@@ -115,9 +115,10 @@ fn metrics() -> BTreeMap<String, BTreeSet<String>> {
         let words = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect();
         metrics.insert(cells[1].trim_matches('`').to_owned(), words(cells[2]));
     }
-    // kube-state-metrics has the CronJob's last success.
-    let labels = ["namespace", "cronjob"].map(str::to_owned);
-    metrics.insert("kube_cronjob_status_last_successful_time".to_owned(), labels.into());
+    // kube-state-metrics has these of the CronJob.
+    for name in ["kube_cronjob_created", "kube_cronjob_status_last_successful_time"] {
+        metrics.insert(name.to_owned(), ["namespace", "cronjob"].map(str::to_owned).into());
+    }
     assert!(metrics.len() > 50);
     metrics
 }
@@ -126,7 +127,8 @@ fn metrics() -> BTreeMap<String, BTreeSet<String>> {
 /// neither: such an expression has no result, for ever.
 fn unknown_names(expression: &str, metrics: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
     let mut unknown = Vec::new();
-    let mut labels_of_all: BTreeSet<String> = ["job", "instance", "le"].map(str::to_owned).into();
+    let mut labels_of_all: BTreeSet<String> =
+        ["job", "namespace", "instance", "le"].map(str::to_owned).into();
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut rest = expression;
     let mut named = 0;

@@ -83,6 +83,12 @@ fn fill(lab: &Lab) {
     let alone = path("company-secrets-1.0", 0);
     push(lab, "secret", &alone, &package_nar(&mut Random::new(99), 10_000, &[]), &[]);
     let bearer = format!("Bearer {}", lab.admin_token());
+    // Something that a collection would free.
+    let old = path("gcc-13.3.0-lib", 0);
+    push(lab, "main", &old, &package_nar(&mut Random::new(98), 1_600 * 1024, &[]), &[]);
+    let address = format!("/_api/v2/caches/main/objects/{}", old.hash());
+    let removed = http::ask(lab.address(), "DELETE", &address, &[("Authorization", &bearer)], b"");
+    assert_eq!(removed.status, 200, "{removed:?}");
     let address = format!("/main/log/{}.drv", path("curl-8.12.1", 9));
     let put = http::ask(lab.address(), "PUT", &address, &[("Authorization", &bearer)], LOG.as_bytes());
     assert_eq!(put.status, 200, "{put:?}");

@@ -266,7 +266,8 @@ async fn write_snapshot(opened: &OpenIndex, store: Store, context: &Context) {
     context.printer.say("writing the first snapshot of the new database");
     if let Err(error) = journal.write().await {
         context.printer.warn(&format!(
-            "the first snapshot of the new database is not written: {}; the server writes it",
+            "the first snapshot of the new database is not written: {}; the server writes it, and keeps \
+             the recovered journal and its packs for 30 days: `dormer recover --accept-loss` ends that",
             with_causes(&error)
         ));
     }

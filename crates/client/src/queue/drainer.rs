@@ -680,25 +680,21 @@ async fn push_part(
         let addressed: Vec<AddressedOutput> =
             addressed.into_iter().filter(|output| !lost.contains(&output.path)).collect();
         stopped = stopper(&summary).map(|place| summary.failed.swap_remove(place).error);
-        if stopped.is_some() && store.has_traces() && !addressed.is_empty() {
-            // Those paths leave the queue with the next plan, which sends their traces.
-            ends.clear();
-        } else {
-            match push_traces(&target.api, store, &target.cache, &addressed, is_known).await {
-                Ok(traces) => {
-                    for (name, error) in &traces.failed {
-                        reporter.trace_failed(cache, &name.to_string(), &dormer_nix::with_causes(error));
-                    }
+        match push_traces(&target.api, store, &target.cache, &addressed, is_known).await {
+            Ok(traces) => {
+                for (name, error) in &traces.failed {
+                    reporter.trace_failed(cache, &name.to_string(), &dormer_nix::with_causes(error));
                 }
-                // A Nix that tells traces in another form keeps no path from leaving the queue.
-                Err(error @ Error::NixTraces(_)) => {
-                    reporter.trace_failed(cache, "a build trace", &dormer_nix::with_causes(&error));
-                }
-                // The entries stay, and with them the reason to send the traces.
-                Err(error) => {
-                    ends.clear();
-                    stopped = Some(Error::QueueTarget { cache: cache.to_string(), source: error.into() });
-                }
+            }
+            // A Nix that tells traces in another form keeps no path from leaving the queue.
+            Err(error @ Error::NixTraces(_)) => {
+                reporter.trace_failed(cache, "a build trace", &dormer_nix::with_causes(&error));
+            }
+            // The entries stay, and with them the reason to send the traces.
+            Err(error) => {
+                ends.clear();
+                let failed = Error::QueueTarget { cache: cache.to_string(), source: error.into() };
+                stopped.get_or_insert(failed);
             }
         }
     }

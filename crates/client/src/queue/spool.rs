@@ -501,10 +501,11 @@ fn remove(path: &Path) -> Result<bool> {
     }
 }
 
-/// The daemon of Nix writes as root, and the process of the folder's owner must read it.
+/// The daemon of Nix writes as root, and the process of the folder's owner must read it. Others
+/// cannot give files away, and need not: nobody else reads what they write.
 fn give_to_owner(folder: &Path, file: &File) -> io::Result<()> {
     let (owner, writer) = (fs::metadata(folder)?, file.metadata()?);
-    if owner.uid() == writer.uid() {
+    if owner.uid() == writer.uid() || writer.uid() != 0 {
         return Ok(());
     }
     fchown(file, Some(owner.uid()), Some(owner.gid()))

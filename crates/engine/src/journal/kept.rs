@@ -172,15 +172,21 @@ impl ComparedPasts {
     }
 
     /// Under a lease with this fence. If the database went back to an earlier state of itself, the
-    /// store has a file of this fence or a later one; a process that lost its lease has an earlier
-    /// one. If the store went back, it lacks the last file that the database noted.
+    /// store has a file of this fence or a later one, of a later generation, or two segments that the
+    /// database did not note; a process that lost its lease has an earlier fence, and stored one
+    /// segment at most before it noted it. If the store went back, it lacks the last file that the
+    /// database noted.
     pub(super) fn new(names: &[JournalName], state: &JournalState, fence: i64) -> Self {
         if state.lineage == 0 {
             return Self { is_database_older: !names.is_empty(), is_store_older: false };
         }
         let (fence, generation) = (fence.cast_unsigned(), state.generation.cast_unsigned());
         let sequence = state.sequence.cast_unsigned();
-        let is_later = |name: &JournalName| name.generation >= generation && name.position.0 >= fence;
+        let is_later = |name: &JournalName| {
+            name.generation > generation
+                || name.generation == generation
+                    && (name.position.0 >= fence || name.position.1 > sequence + 1)
+        };
         let is_database_older = names.iter().any(is_later);
         let is_store_older = !is_database_older && !names.iter().any(|name| name.position.1 == sequence);
         Self { is_database_older, is_store_older }

@@ -121,7 +121,8 @@ pub struct DoomedPack {
     pub id: PackId,
     /// From when on. For a pack that lost its row, this is when it did.
     pub not_before: UnixSeconds,
-    /// Whether a listing found it, and it never had a row that this database knows.
+    /// Whether it never had a row that this database knows: a listing found it, or a compaction
+    /// noted it before it stored it.
     pub is_stray: bool,
 }
 

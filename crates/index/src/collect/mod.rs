@@ -923,7 +923,8 @@ fn read_purge(row: &impl Row) -> Result<Purge> {
 /// Columns: id, time.
 fn read_doomed(row: &impl Row) -> Result<DoomedPack> {
     let table = "doomed_packs";
-    let is_stray = row.column::<i64>(2, table)? == HAD_NO_ROW;
+    // A compaction may have moved chunks into a pack that it noted after this database was copied.
+    let is_stray = row.column::<i64>(2, table)? != LOST_ROW;
     Ok(DoomedPack { id: read_pack_id(row)?, not_before: row.column(1, table)?, is_stray })
 }
 
