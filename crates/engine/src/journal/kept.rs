@@ -173,9 +173,9 @@ impl ComparedPasts {
 
     /// Under a lease with this fence. If the database went back to an earlier state of itself, the
     /// store has a file of this fence or a later one, of a later generation, or two segments that
-    /// the database did not note; a process that lost its lease has an earlier fence, and stored one
-    /// segment at most before it noted it. If the store went back, it lacks the last file that the
-    /// database noted.
+    /// the database did not note; a process that lost its lease has an earlier fence, and stored
+    /// one segment at most before it noted it. If the store went back, it lacks the last file that
+    /// the database noted.
     pub(super) fn new(names: &[JournalName], state: &JournalState, fence: i64) -> Self {
         if state.lineage == 0 {
             return Self { is_database_older: !names.is_empty(), is_store_older: false };
