@@ -498,8 +498,8 @@ fn plan_facts(of: &CollectionFigures, expiring: Option<&ExpiryFigures>) -> Marku
     };
     let rows = [
         (
-            if is_plan { "NARs to remove" } else { "NARs removed" },
-            format!("{}, {} uncompressed", number(of.nars), bytes(of.nar_bytes)),
+            if is_plan { "NARs to remove, uncompressed" } else { "NARs removed, uncompressed" },
+            format!("{}, {}", number(of.nars), bytes(of.nar_bytes)),
         ),
         (if is_plan { "To condemn" } else { "Condemned" }, packs(of.condemned)),
         ("Condemned before, waiting for the longest upload", packs(of.waiting)),
