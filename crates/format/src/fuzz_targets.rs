@@ -22,8 +22,8 @@ use crate::codec::{Decoder, StoredChunk, checksum};
 use crate::frame::{HOLE_FRAME_BYTES, splice, validate_frame};
 use crate::ids::{ChunkId, EncodingTag, HoleFill, PackId};
 use crate::journal::{
-    JournalFile, JournalHeader, JournalKind, JournalName, JournalRecord, JournalWriter, put_record,
-    read_records,
+    JournalFile, JournalHeader, JournalKind, JournalName, JournalRecord, JournalWriter, KeptJournal,
+    put_record, read_records,
 };
 use crate::layout::{CHUNK_BYTES_MAX, ChunkLayout};
 use crate::manifest::NarManifest;
@@ -150,6 +150,7 @@ pub fn fuzz_name(data: &[u8]) {
         text.parse().map(|id: PackId| id.to_string()).ok(),
         text.parse().map(|tag: EncodingTag| tag.to_string()).ok(),
         JournalName::parse(text).map(|name| name.to_string()),
+        KeptJournal::parse(text).map(|mark| mark.to_string()),
     ];
     assert!(spelled.into_iter().flatten().all(|spelled| spelled == text));
 }

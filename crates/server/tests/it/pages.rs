@@ -990,7 +990,10 @@ fn a_plan_of_a_collection_is_made_when_an_operator_asks_with_a_form_of_the_page(
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     let page = see();
-    assert!(page.contains("NARs to remove, uncompressed</dt><dd>1, ") && page.contains("role=\"img\""), "{page}");
+    assert!(
+        page.contains("NARs to remove, uncompressed</dt><dd>1, ") && page.contains("role=\"img\""),
+        "{page}"
+    );
     assert!(page.contains("Paths that expire</dt><dd>0<"), "{page}");
     // The same figures as those of the command.
     let collector = server.engine.collector(server.publish.clone(), None, 86_400);
@@ -1003,7 +1006,10 @@ fn a_plan_of_a_collection_is_made_when_an_operator_asks_with_a_form_of_the_page(
     assert!(collected.is_some(), "nobody else collects");
     let page = see();
     assert!(page.contains("so the plan holds no longer.") && !page.contains("Planned "), "{page}");
-    assert!(page.contains("NARs removed, uncompressed</dt><dd>1, ") && !page.contains("role=\"img\""), "{page}");
+    assert!(
+        page.contains("NARs removed, uncompressed</dt><dd>1, ") && !page.contains("role=\"img\""),
+        "{page}"
+    );
 }
 
 /// The status says what `/metrics` says at that moment.
