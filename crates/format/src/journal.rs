@@ -767,7 +767,7 @@ pub struct KeptJournal {
 }
 
 impl KeptJournal {
-    /// Reads the name of a mark back; `None` for what is none.
+    /// Reads the name of a mark back. Returns `None` for any other name.
     pub fn parse(name: &str) -> Option<Self> {
         let mut numbers = name.strip_prefix(KEPT_FOLDER)?.strip_prefix('/')?.split('-');
         let mut next = || u64::from_str_radix(numbers.next()?, 16).ok();

@@ -209,22 +209,35 @@ async fn a_small_file_of_a_large_nar_costs_two_reads_and_two_megabytes() {
     let engine = engine_on().await;
     let cache = engine.find_cache("main").await.unwrap().unwrap();
     let before = (counters.requests(Method::Get), counters.requests(Method::Head), counters.bytes_received());
-    let mut listing = engine.listing(&cache, &path(1).hash()).await.unwrap().unwrap();
+    let (contents, _) = read_one_file(&engine, &cache, names).await;
+    assert_eq!(contents, small);
+    let gets = counters.requests(Method::Get) - before.0;
+    let bytes = counters.bytes_received() - before.2;
+    println!("{gets} reads of {bytes} bytes for a file of {} bytes in a NAR of {}", small.len(), nar.len());
+    assert!(gets <= 2 && bytes <= 2_000_000, "{gets} reads of {bytes} bytes");
+    assert_eq!(counters.requests(Method::Head), before.1, "packs that the file does not need");
+}
+
+/// A file of the NAR of `path(1)`, found by its names in the listing, and the size of the listing.
+async fn read_one_file(
+    engine: &Engine,
+    cache: &Cache,
+    names: impl IntoIterator<Item = String>,
+) -> (Vec<u8>, u64) {
+    const SOUND: &str = "store and index answer, and what they hold is sound";
+    const THERE: &str = "it was pushed";
+    let mut listing = engine.listing(cache, &path(1).hash()).await.expect(SOUND).expect(THERE);
     let mut search = ListingSearch::new(names);
-    while let Some(piece) = listing.try_next().await.unwrap() {
+    while let Some(piece) = listing.try_next().await.expect(SOUND) {
         search.feed(&piece);
     }
     let Some(ListedNode::File { size, nar_offset, .. }) = search.finish() else { panic!("it is a file") };
-    let open = engine.open_nar(&cache, &NarKey::Hash(listing.nar)).await.unwrap().unwrap();
-    let part = open.stream_part(nar_offset..nar_offset + size).await.unwrap();
-    let frames = part.frames.map_ok(|piece| piece.to_vec()).try_concat().await.unwrap();
-    let skip = usize::try_from(part.skip).unwrap();
-    assert_eq!(decompress(&frames)[skip..][..small.len()], small);
-    let gets = counters.requests(Method::Get) - before.0;
-    let bytes = counters.bytes_received() - before.2;
-    println!("{gets} reads of {bytes} bytes for a file of {size} bytes in a NAR of {}", nar.len());
-    assert!(gets <= 2 && bytes <= 2_000_000, "{gets} reads of {bytes} bytes");
-    assert_eq!(counters.requests(Method::Head), before.1, "packs that the file does not need");
+    let open = engine.open_nar(cache, &NarKey::Hash(listing.nar)).await.expect(SOUND).expect(THERE);
+    let part = open.stream_part(nar_offset..nar_offset + size).await.expect(SOUND);
+    let frames = part.frames.map_ok(|piece| piece.to_vec()).try_concat().await.expect(SOUND);
+    let skip = usize::try_from(part.skip).expect(SOUND);
+    let contents = decompress(&frames)[skip..][..usize::try_from(size).expect(SOUND)].to_vec();
+    (contents, listing.size)
 }
 
 /// A listing of so many files is stored as chunks.
@@ -252,19 +265,9 @@ async fn a_file_among_twenty_thousand_costs_two_reads_and_two_megabytes() {
     let engine = engine_on(&installation, &blobs).await;
     let cache = engine.find_cache("main").await.unwrap().unwrap();
     let before = (counters.requests(Method::Get), counters.bytes_received());
-    let mut listing = engine.listing(&cache, &path(1).hash()).await.unwrap().unwrap();
-    let listed = listing.size;
+    let (contents, listed) = read_one_file(&engine, &cache, [wanted.clone()]).await;
     assert!(listed > 1_500_000, "{listed} bytes of JSON are no chunks");
-    let mut search = ListingSearch::new([wanted.clone()]);
-    while let Some(piece) = listing.try_next().await.unwrap() {
-        search.feed(&piece);
-    }
-    let Some(ListedNode::File { size, nar_offset, .. }) = search.finish() else { panic!("it is a file") };
-    let open = engine.open_nar(&cache, &NarKey::Hash(listing.nar)).await.unwrap().unwrap();
-    let part = open.stream_part(nar_offset..nar_offset + size).await.unwrap();
-    let frames = part.frames.map_ok(|piece| piece.to_vec()).try_concat().await.unwrap();
-    let skip = usize::try_from(part.skip).unwrap();
-    assert_eq!(&decompress(&frames)[skip..][..wanted.len()], wanted.as_bytes());
+    assert_eq!(contents, wanted.as_bytes());
     let (gets, bytes) = (counters.requests(Method::Get) - before.0, counters.bytes_received() - before.1);
     println!("{gets} reads of {bytes} bytes for a file among {FILES}, listed in {listed} bytes");
     assert!(gets <= 2 && bytes <= 2_000_000, "{gets} reads of {bytes} bytes");

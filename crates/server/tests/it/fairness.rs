@@ -262,7 +262,7 @@ fn a_commit_that_waits_for_memory_keeps_no_upload_waiting() {
         .map(|n| half_a_request(&server, &slow, "PUT", &format!("/main/nar/{n}.nar"), &half))
         .collect();
     until_some_wait(&server, "uploads");
-    // A manifest that is none but for its first bytes, which say that it has no chunk.
+    // Garbage behind a beginning that is right: it says that the manifest has no chunk.
     let garbage = pusher("garbage");
     let session = Session::opened(&server, &garbage, "main", 1);
     let manifest = [&[1, 0][..], &vec![0xff; 14_900_000]].concat();
