@@ -547,7 +547,7 @@ impl Collector {
         let purging = self.purge(turn, &mut report).await?;
         self.progress.begin(CollectionPhase::Deleting);
         self.delete_objects(turn, &mut report).await?;
-        let listing = self.list_if_due(turn, !purging.is_empty(), &mut report).await?;
+        let listing = self.list_if_due(turn, self.wants_listing(&purging).await?, &mut report).await?;
         self.end_purges(turn, &purging, listing == Listing::Believed, &mut report).await?;
         self.forget_notes(&notes).await?;
         if report.nars > 0 || report.removed.packs > 0 {

@@ -150,6 +150,18 @@ impl Collector {
         Ok(())
     }
 
+    /// Whether a purge wants a listing of the store: one that no collection has tried, so that all
+    /// objects without a row begin to wait; and one that could end. A purge that waits for known
+    /// objects could not.
+    pub(super) async fn wants_listing(&self, purging: &Purging) -> Result<bool> {
+        if purging.is_empty() || purging.purges.iter().any(|purge| purge.tried_at.is_none()) {
+            return Ok(!purging.is_empty());
+        }
+        // Of all purges, the latest of those at home waits for the fewest objects.
+        let at_home = purging.purges.iter().filter(|purge| purging.at_home.contains(&purge.id));
+        self.are_objects_deleted(at_home.map(|purge| purge.removed_at).max()).await
+    }
+
     /// Closes the purges whose bytes are gone. Call it when all objects were deleted that can be.
     /// `is_listed` says that all objects without a row are known.
     pub(super) async fn end_purges(

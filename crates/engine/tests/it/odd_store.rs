@@ -20,6 +20,7 @@ pub(crate) struct OddStore {
     deletions: Mutex<Vec<BlobKey>>,
     refuses_puts: AtomicBool,
     puts: AtomicUsize,
+    lists: AtomicUsize,
     bad_sector: Mutex<Option<(BlobKey, u64)>>,
     pause: Duration,
 }
@@ -43,6 +44,7 @@ impl OddStore {
             deletions: Mutex::default(),
             refuses_puts: AtomicBool::new(false),
             puts: AtomicUsize::new(0),
+            lists: AtomicUsize::new(0),
         })
     }
 
@@ -68,6 +70,10 @@ impl OddStore {
     /// How many objects were to be stored.
     pub(crate) fn puts(&self) -> usize {
         self.puts.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn lists(&self) -> usize {
+        self.lists.load(Ordering::SeqCst)
     }
 }
 
@@ -115,6 +121,7 @@ impl Blobs for OddStore {
         self.inner.delete(key).await
     }
     async fn list(&self) -> Result<Vec<BlobKey>> {
+        self.lists.fetch_add(1, Ordering::SeqCst);
         self.inner.list().await
     }
     fn is_remote(&self) -> bool {
