@@ -124,7 +124,8 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
     let was_started = index.find_setting(FIRST_START_SETTING).await?.is_some();
     let role = if was_started { StoreRole::Server } else { StoreRole::FirstStart };
     let OpenStore { blobs, files } = open_store(settings, &*index, role, &mut warnings).await?;
-    let collector = collector(settings, collect, Arc::clone(&blobs)).with_journal(files.clone());
+    let collector =
+        collector(settings, collect, Arc::clone(&blobs)).with_journal(files.clone(), Arc::clone(&journal));
     let scrubber = Scrubber::new(Arc::clone(&index), scrub, Arc::clone(&blobs), Arc::new(SystemClock));
     let journal_settings =
         JournalSettings { interval: settings.journal_interval, ..JournalSettings::default() };
@@ -275,7 +276,8 @@ pub(crate) struct Collection {
 /// `reads_only`, no lock is taken.
 pub(crate) async fn open_collection(settings: &Settings, reads_only: bool) -> Result<Collection> {
     let (opened, store, is_served) = open_to_work(settings, reads_only).await?;
-    let collector = collector(settings, Arc::clone(&opened.collect), store.blobs).with_journal(store.files);
+    let collector = collector(settings, Arc::clone(&opened.collect), store.blobs)
+        .with_journal(store.files, Arc::clone(&opened.journal));
     Ok(Collection { opened, collector, is_served })
 }
 
@@ -299,13 +301,15 @@ pub(crate) async fn open_scrub(settings: &Settings) -> Result<OpenScrub> {
 async fn open_to_work(settings: &Settings, reads_only: bool) -> Result<(OpenIndex, OpenStore, bool)> {
     let path = &settings.database_path;
     let (opened, is_served) = if settings.postgres.is_some() || reads_only {
-        (open_jobs(settings).await?, false)
+        (open_index_beside(settings).await?, false)
     } else if !path.exists() {
         return Err(Error::NoInstallation { path: path.clone() });
     } else {
         match open_index(settings).await {
             Ok(opened) => (opened, false),
-            Err(Error::Index(dormer_index::Error::Locked { .. })) => (open_jobs(settings).await?, true),
+            Err(Error::Index(dormer_index::Error::Locked { .. })) => {
+                (open_index_beside(settings).await?, true)
+            }
             Err(error) => return Err(error),
         }
     };
@@ -325,28 +329,20 @@ pub(crate) async fn open_index(settings: &Settings) -> Result<OpenIndex> {
     })
 }
 
-/// Opens the index beside a server that may have it open. Makes none.
+/// Opens the index beside a server that may have it open. Makes none, and refuses an older schema:
+/// only `serve`, `migrate` and what stands in for a server bring it up to date. A command that
+/// looks at a database must not keep an older server from starting again.
 pub(crate) async fn open_index_beside(settings: &Settings) -> Result<OpenIndex> {
     let path = &settings.database_path;
-    match &settings.postgres {
-        Some(_) => open_index(settings).await,
-        None if !path.exists() => Err(Error::NoInstallation { path: path.clone() }),
-        None => Ok(SqliteIndex::open_beside(path, SqliteOptions::default()).await?.into()),
-    }
-}
-
-/// Opens the index to look at its jobs, for commands that only read. Refuses an older schema
-/// without upgrading it.
-///
-pub(crate) async fn open_jobs(settings: &Settings) -> Result<OpenIndex> {
     let plan = match &settings.postgres {
         Some(server) => PostgresIndex::plan_migration(server.url.expose(), &server.options).await?,
-        None => SqliteIndex::plan_migration(&settings.database_path).await?,
+        None => SqliteIndex::plan_migration(path).await?,
     };
-    match plan.pending.last() {
-        None => open_index_beside(settings).await,
-        Some(_) if plan.found == 0 => Err(Error::NoInstallation { path: settings.database_path.clone() }),
-        Some(newest) => {
+    match (plan.pending.last(), &settings.postgres) {
+        (None, Some(_)) => open_index(settings).await,
+        (None, None) => Ok(SqliteIndex::open_beside(path, SqliteOptions::default()).await?.into()),
+        (Some(_), _) if plan.found == 0 => Err(Error::NoInstallation { path: path.clone() }),
+        (Some(newest), _) => {
             let (found, known) = (plan.found, newest.version);
             Err(dormer_index::Error::SchemaTooOld { found, known }.into())
         }

@@ -24,11 +24,12 @@ use dormer_index::{
 use dormer_nix::with_causes;
 use prometheus::core::{Collector as MetricSource, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{IntGaugeVec, Opts};
+use prometheus::{IntCounter, IntGaugeVec, Opts};
 
 use crate::activity::Activity;
 use crate::collect::Collector;
 use crate::pace::{StepSize, pause_after};
+use crate::restarting::restarting;
 use crate::scrub::Scrubber;
 use crate::stored_metrics::StoredMetrics;
 use crate::{Clock, Error, Result};
@@ -215,7 +216,12 @@ impl JobRunner {
         tokio::select! {
             biased;
             () = shutdown => {}
-            ((), ()) = async { tokio::join!(self.work(), self.tend()) } => {}
+            ((), ()) = async {
+                tokio::join!(
+                    restarting("jobs", &self.metrics.restarts, || self.work()),
+                    restarting("upkeep", &self.metrics.restarts, || self.tend()),
+                )
+            } => {}
         }
         self.finish().await;
         let held = self.hold(None);
@@ -611,6 +617,7 @@ pub struct JobMetrics {
     rows: IntGaugeVec,
     oldest: IntGaugeVec,
     failures: IntGaugeVec,
+    restarts: IntCounter,
 }
 
 impl JobMetrics {
@@ -635,12 +642,17 @@ impl JobMetrics {
                 "Steps of an open job that failed in a row, of the job with the most; a good step ends the row",
                 &["kind"],
             ),
+            restarts: IntCounter::new(
+                "dormer_job_runner_restarts_total",
+                "Panics of the job runner or of its upkeep, after which it started again: a defect",
+            )
+            .expect("well-formed names"),
         }
     }
 
     fn write(&self, backlog: &[dormer_index::JobBacklog], now: UnixSeconds, is_known: bool) {
         if !is_known {
-            self.all().into_iter().for_each(IntGaugeVec::reset);
+            [&self.jobs, &self.rows, &self.oldest, &self.failures].into_iter().for_each(IntGaugeVec::reset);
             return;
         }
         let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
@@ -658,8 +670,8 @@ impl JobMetrics {
         }
     }
 
-    fn all(&self) -> [&IntGaugeVec; 4] {
-        [&self.jobs, &self.rows, &self.oldest, &self.failures]
+    fn all(&self) -> [&dyn MetricSource; 5] {
+        [&self.jobs, &self.rows, &self.oldest, &self.failures, &self.restarts]
     }
 }
 

@@ -29,6 +29,7 @@ mod pace;
 mod packer;
 mod read;
 mod rekey;
+mod restarting;
 mod retention;
 mod scrub;
 mod seal_plan;

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::publish::ago;
 use crate::context::{Context, SettingsArgs};
 use crate::error::Result;
-use crate::installation::open_jobs;
+use crate::installation::open_index_beside;
 use crate::settings::Settings;
 
 /// List the work over whole caches that is not done yet
@@ -32,7 +32,7 @@ const PAGE: u32 = 1_000;
 
 pub(super) async fn run(args: JobsArgs, context: &Context) -> Result<()> {
     let (settings, _) = Settings::load(&context.environment, &args.settings.to_flags())?;
-    let opened = open_jobs(&settings).await?;
+    let opened = open_index_beside(&settings).await?;
     let (now, printer) = (SystemClock.now(), &context.printer);
     let mut last = None;
     loop {

@@ -36,8 +36,8 @@ use std::time::{Duration, Instant};
 use dormer_blobs::{BlobKey, Blobs, Store};
 use dormer_format::PackId;
 use dormer_index::{
-    CollectIndex, DoomedPack, ExpiryDefaults, JobIndex, JobKind, JobLease, LastCollection, NarId, PackFate,
-    PackNumber, PackRow, UnixSeconds,
+    CollectIndex, DoomedPack, ExpiryDefaults, JobIndex, JobKind, JobLease, JournalIndex, LastCollection,
+    NarId, PackFate, PackNumber, PackRow, UnixSeconds,
 };
 use dormer_nix::with_causes;
 use serde::{Deserialize, Serialize};
@@ -239,8 +239,8 @@ impl EndedCollection {
 pub struct Collector {
     index: Arc<dyn CollectIndex>,
     blobs: Arc<dyn Blobs>,
-    /// Where the journal is, if there is one.
-    journal: Option<Store>,
+    /// Where the journal is, and what the database knows of it, if there is one.
+    journal: Option<(Store, Arc<dyn JournalIndex>)>,
     clock: Arc<dyn Clock>,
     settings: CollectSettings,
     metrics: CollectMetrics,
@@ -329,8 +329,8 @@ impl Collector {
 
     /// Leaves what a journal in this store may need, if one is kept there.
     #[must_use]
-    pub fn with_journal(self, store: Store) -> Self {
-        Self { journal: Some(store), ..self }
+    pub fn with_journal(self, store: Store, memory: Arc<dyn JournalIndex>) -> Self {
+        Self { journal: Some((store, memory)), ..self }
     }
 
     /// Where the collection or the plan is that this collector, or a clone of it, makes now.
@@ -560,8 +560,8 @@ impl Collector {
 
     /// The packs that were there by then stay, because the store keeps a journal of another past.
     async fn kept_before(&self) -> Option<UnixSeconds> {
-        let Some(store) = &self.journal else { return None };
-        match kept_before(store, self.clock.now()).await {
+        let Some((store, memory)) = &self.journal else { return None };
+        match kept_before(&**memory, store, self.clock.now()).await {
             Ok(before) => before,
             Err(error) => {
                 let error = with_causes(&error);

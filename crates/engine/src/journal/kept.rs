@@ -52,8 +52,16 @@ pub async fn kept_journals(store: &Store) -> Result<Vec<KeptJournal>> {
     Ok(kept)
 }
 
-/// When the last of the marks that count was made.
-pub(crate) async fn kept_before(store: &Store, now: UnixSeconds) -> Result<Option<UnixSeconds>> {
+/// When the last of the marks that count was made; `UnixSeconds::MAX` if one is due: a database that
+/// went back in time collects before its journal has had a turn.
+pub(crate) async fn kept_before(
+    memory: &dyn JournalIndex,
+    store: &Store,
+    now: UnixSeconds,
+) -> Result<Option<UnixSeconds>> {
+    if ComparedPasts::read(memory, store).await?.is_database_older {
+        return Ok(Some(UnixSeconds::MAX));
+    }
     let kept = kept_journals(store).await?;
     Ok(kept.iter().filter(|kept| is_live(kept, now)).map(|kept| kept.since).max())
 }

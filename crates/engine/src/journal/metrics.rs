@@ -13,6 +13,7 @@ pub struct JournalMetrics {
     bytes: IntCounterVec,
     failures: IntCounter,
     lag: IntGauge,
+    pub(super) restarts: IntCounter,
 }
 
 impl Default for JournalMetrics {
@@ -33,6 +34,11 @@ impl Default for JournalMetrics {
             lag: IntGauge::new(
                 "dormer_journal_lag_seconds",
                 "How old the oldest change may be that is not in the journal; 0 if every change is",
+            )
+            .expect("well-formed names"),
+            restarts: IntCounter::new(
+                "dormer_journal_restarts_total",
+                "Panics of the task that writes the journal, after which it started again: a defect",
             )
             .expect("well-formed names"),
         };
@@ -59,8 +65,8 @@ impl JournalMetrics {
         self.lag.set(seconds.max(0));
     }
 
-    fn all(&self) -> [&dyn MetricSource; 4] {
-        [&self.files, &self.bytes, &self.failures, &self.lag]
+    fn all(&self) -> [&dyn MetricSource; 5] {
+        [&self.files, &self.bytes, &self.failures, &self.lag, &self.restarts]
     }
 }
 

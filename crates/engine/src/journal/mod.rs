@@ -59,6 +59,7 @@ use self::kept::{ends_at, is_live};
 pub use self::metrics::JournalMetrics;
 pub use self::recover::{Recovered, Recovery, RecoveryEvent, RecoveryIndex};
 use crate::pace::pause_after;
+use crate::restarting::restarting;
 use crate::{Clock, Result};
 
 /// Outbox rows in a segment.
@@ -209,7 +210,7 @@ impl Journal {
         tokio::select! {
             biased;
             () = shutdown => {}
-            () = self.work() => {}
+            () = restarting("journal", &self.metrics.restarts, || self.work()) => {}
         }
         match tokio::time::timeout(LAST_WRITE_MAX, self.write_turn(false)).await {
             Ok(Ok(_)) => {}
@@ -228,6 +229,7 @@ impl Journal {
     }
 
     async fn work(&self) {
+        self.note_lag();
         // What is forgotten has to be marked before anything deletes it. If the store does not
         // answer, the first turn asks again.
         let is_other = self.look_back().await.is_ok() && self.is_past_other.load(Ordering::Relaxed);
@@ -327,8 +329,12 @@ impl Journal {
                 }
             }
         }
-        self.metrics.set_lag(self.clock.now() - self.complete_at.load(Ordering::Relaxed));
+        self.note_lag();
         written
+    }
+
+    fn note_lag(&self) {
+        self.metrics.set_lag(self.clock.now() - self.complete_at.load(Ordering::Relaxed));
     }
 
     /// Tells how far the journal is behind while a turn lasts: the first snapshot of a large cache
@@ -340,7 +346,7 @@ impl Journal {
                 biased;
                 done = &mut turn => return done,
                 () = tokio::time::sleep(LAG_LOOK) => {
-                    self.metrics.set_lag(self.clock.now() - self.complete_at.load(Ordering::Relaxed));
+                    self.note_lag();
                 }
             }
         }

@@ -190,7 +190,7 @@ impl Lab {
         let faults = Faults::crash_at(u64::MAX, false);
         let collect = Arc::new(FaultCollect::new(collect, Arc::clone(&self.blobs), faults));
         let collector = Collector::new(collect, Arc::clone(&self.blobs), Arc::new(At(at)), settings)
-            .with_journal(self.files.store());
+            .with_journal(self.files.store(), Arc::clone(&self.database.contracts.journal));
         collector
             .run_now(&*self.database.jobs, "test", 30)
             .await
@@ -907,6 +907,7 @@ async fn what_a_database_that_went_back_in_time_has_forgotten_can_be_recovered_f
     let copy = folder.path().join("index.sqlite");
     let original = lab.database.folder.as_ref().expect("it is on SQLite").path().join("index.sqlite");
     SqliteIndex::back_up(&original, &copy).await.expect(ANSWERS);
+    let packs_then = lab.blobs.list().await.expect(ANSWERS);
     for number in 1..=3 {
         push(&lab.engine, &cache, &path(number), &nar(number)).await.expect(ANSWERS);
         journal.write().await.expect(ANSWERS);
@@ -922,6 +923,18 @@ async fn what_a_database_that_went_back_in_time_has_forgotten_can_be_recovered_f
     let engine = engine_over(database.contracts.index.clone(), Arc::clone(&lab.blobs), settings());
     let (files, blobs) = (lab.files.clone(), Arc::clone(&lab.blobs));
     let old = Lab { database, engine, files, blobs, on_postgres: false };
+    // A compaction had noted a new pack when the copy was made, and moved chunks there afterwards. A
+    // collection comes before the journal's first turn.
+    let packs_now = lab.blobs.list().await.expect(ANSWERS);
+    let BlobKey::Pack(moved_to) =
+        *packs_now.iter().find(|key| !packs_then.contains(key)).expect("a new pack");
+    old.database.contracts.collect.doom_new_pack(moved_to, 1).await.expect(ANSWERS);
+    old.collect(SystemClock.now()).await;
+    assert_eq!(
+        lab.blobs.list().await.expect(ANSWERS),
+        packs_now,
+        "nothing goes while no mark says what may go"
+    );
     assert!(old.journal(JournalSettings::default()).write().await.expect(ANSWERS) >= 2, "a snapshot");
     let journals = stored_journals(&store).await.expect(ANSWERS);
     let kept = journals[1];

@@ -86,7 +86,7 @@ pub(crate) const EXPIRE_ALIASES: Sql = Sql {
         ON CONFLICT (cache, kind, name) DO UPDATE SET changes = journal_notes.changes + 1",
 };
 
-/// Ended graces and aliases that are counted for a plan.
+/// Ended graces and aliases, and old logs, that are counted for a plan.
 const ENDED_COUNTED: i64 = 100_000;
 
 /// Counts no further than a limit: millions of graces may end together.
@@ -95,8 +95,9 @@ const COUNT_ENDED: Sql = both!(
          (SELECT count(*) FROM (SELECT 1 FROM aliases WHERE used_at + 0 <= $2 LIMIT $3) AS a)"
 );
 
-/// Reads all documents, without their bodies: for commands.
-const COUNT_LOGS: Sql = both!("SELECT count(*) FROM documents WHERE kind = 1 AND written_at < $1");
+/// Counts no further than a limit, and reads no bodies.
+const COUNT_LOGS: Sql =
+    both!("SELECT count(*) FROM (SELECT 1 FROM documents WHERE kind = 1 AND written_at < $1 LIMIT $2) AS d");
 
 /// Bytes of recipes in one page of NARs to mark. A recipe has 1 MiB at most.
 const MARK_BYTES_MAX: i64 = 2 << 20;
@@ -471,7 +472,9 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
         self.read("count logs", async |mut tx| {
             unsigned(
                 "documents",
-                tx.one(COUNT_LOGS, &[Number(written_before)]).await?.column(0, "documents")?,
+                tx.one(COUNT_LOGS, &[Number(written_before), Number(ENDED_COUNTED)])
+                    .await?
+                    .column(0, "documents")?,
             )
         })
         .await

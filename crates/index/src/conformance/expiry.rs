@@ -398,6 +398,30 @@ pub(super) async fn a_quota_takes_the_least_recently_used(both: Both) -> Result<
     Ok(())
 }
 
+/// An operator who wrote a zero too few corrects it while paths go.
+pub(super) async fn a_quota_that_is_raised_ends_the_removals(both: Both) -> Result<()> {
+    for (name, corrected) in [("raised", Some(9 * FILE_SIZE)), ("none", None)] {
+        let quota = CachePatch { quota_bytes: Some(Some(1)), ..CachePatch::default() };
+        let main = cache(&both.index, name).await?;
+        both.index.update_cache(main, &quota, NOW).await?;
+        for number in 1..=6 {
+            both.push_referring(main, number, &[]).await?;
+        }
+        let now = NOW + DAY;
+        both.jobs.open_expire_jobs(&DEFAULTS, now, now - HOUR).await?;
+        let lease = both.take(now).await?.expect("a job is open");
+        let mut removed = 0;
+        while removed == 0 {
+            removed = both.jobs.expire_cache_step(&lease, &DEFAULTS, 1, now, now + 60).await?.rows;
+        }
+        let patch = CachePatch { quota_bytes: Some(corrected), ..CachePatch::default() };
+        both.index.update_cache(main, &patch, now).await?;
+        while !both.jobs.expire_cache_step(&lease, &DEFAULTS, 1, now, now + 60).await?.is_last {}
+        assert_eq!(both.live(main).await?.len() as u64, 6 - removed, "{name}: no other goes");
+    }
+    Ok(())
+}
+
 pub(super) async fn a_quota_counts_logs_and_traces(both: Both) -> Result<()> {
     let quota = CachePatch { quota_bytes: Some(Some(25_000)), ..CachePatch::default() };
     let main = both.kept_cache(quota).await?;

@@ -313,7 +313,8 @@ struct Cursor {
     phase: Phase,
     /// Whether a step of this pass left objects behind that it freed.
     again: bool,
-    /// Bytes so far while they are added up, and after that those that are too many.
+    /// Bytes that count for the quota: so far while they are added up, and after that those that are
+    /// left. How many are too much, each step asks the rules: they may change while the job runs.
     bytes: u64,
     /// Last use of the last object, or NAR of the last grace.
     number: i64,
@@ -616,7 +617,7 @@ impl Step {
         let mut candidates = page;
         let most = (self.limit as usize).saturating_mul(CASCADE_FACTOR).min(REMOVED_MAX);
         loop {
-            let mut going = self.choose(candidates, phase, bytes);
+            let mut going = self.choose(candidates, phase, self.excess(bytes));
             if rows == 0 && going.len() > most {
                 // In the order of the page: the next step goes on behind the last one of them.
                 going.truncate(most);
@@ -631,7 +632,7 @@ impl Step {
             let mut freed: Vec<_> = gone.into_iter().flat_map(|gone| gone.references).collect();
             freed.sort_unstable();
             freed.dedup();
-            if freed.is_empty() || phase == Phase::Quota && bytes == 0 {
+            if freed.is_empty() || phase == Phase::Quota && self.excess(bytes) == 0 {
                 break;
             }
             if rows >= most {
@@ -651,7 +652,7 @@ impl Step {
             tx.announce(Change::Cache(self.cache)).await?;
         }
         let next = match last {
-            _ if phase == Phase::Quota && bytes == 0 => None,
+            _ if phase == Phase::Quota && self.excess(bytes) == 0 => None,
             Some((number, id)) if is_cut || !is_last_page => {
                 Some(Cursor { phase, again, bytes, number, id, hash: None })
             }
@@ -746,16 +747,20 @@ impl Step {
         if next.hash.is_some() {
             return Ok(Outcome { next: Some(next), rows: 0 });
         }
-        let excess = next.bytes.saturating_sub(self.policy.quota_bytes.unwrap_or(u64::MAX));
-        let next = (excess > 0).then_some(Cursor::at(Phase::CutGraces, excess));
+        let next = (self.excess(next.bytes) > 0).then_some(Cursor::at(Phase::CutGraces, next.bytes));
         Ok(Outcome { next, rows: 0 })
+    }
+
+    /// Bytes over the quota, if so many are left.
+    fn excess(&self, left: u64) -> u64 {
+        left.saturating_sub(self.policy.quota_bytes.unwrap_or(u64::MAX))
     }
 
     async fn cut_graces(&self, tx: &mut impl Transaction, cursor: Cursor) -> Result<Outcome> {
         let (page, mut next) = self.graces(tx, cursor).await?;
         let (mut cut, mut rows) = (Records::default(), 0);
         for (hash, nar, file_size) in page {
-            if next.bytes > 0 {
+            if self.excess(next.bytes) > 0 {
                 cut.row().bytes(hash.as_bytes()).number(nar);
                 next.bytes = next.bytes.saturating_sub(file_size);
                 rows += 1;
@@ -766,7 +771,7 @@ impl Step {
             tx.run(CUT_GRACES, &[Number(self.cache.0), ends_at, Text(&cut.finish())]).await?;
         }
         let next = match next.hash {
-            _ if next.bytes == 0 => None,
+            _ if self.excess(next.bytes) == 0 => None,
             Some(_) => Some(next),
             None => Some(Cursor::at(Phase::Quota, next.bytes)),
         };

@@ -16,7 +16,7 @@ pub(super) async fn check(settings: &Settings) -> Vec<Finding> {
 }
 
 async fn compare(settings: &Settings) -> Result<Finding> {
-    let opened = installation::open_jobs(settings).await?;
+    let opened = installation::open_index_beside(settings).await?;
     let store = installation::open_files(settings)?;
     let pasts = ComparedPasts::read(&*opened.journal, &store).await?;
     let kept = kept_journals(&store).await?;

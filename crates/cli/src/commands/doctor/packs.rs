@@ -26,7 +26,7 @@ pub(super) async fn check(settings: &Settings) -> Vec<Finding> {
 }
 
 async fn compare(settings: &Settings) -> Result<Finding> {
-    let opened = installation::open_jobs(settings).await?;
+    let opened = installation::open_index_beside(settings).await?;
     let store = installation::open_files(settings)?;
     let missing =
         find_missing(&installation::for_recovery(&opened), &store, Instant::now() + LOOK_MAX).await?;
