@@ -2,6 +2,7 @@
 
 use maud::html;
 
+use crate::SignInView;
 use crate::frame::{Frame, Visitor};
 use crate::text::shortened;
 
@@ -17,6 +18,15 @@ pub struct ProblemView {
 }
 
 impl ProblemView {
+    /// A form came without a token that counts: its session has ended meanwhile.
+    pub fn session_ended() -> Self {
+        Self {
+            title: "Your session has ended".to_owned(),
+            text: "Nothing was changed. Sign in again, and repeat it.".to_owned(),
+            request: None,
+        }
+    }
+
     /// There is no such page, or not for this visitor: the one page for both.
     pub fn nothing_here() -> Self {
         Self {
@@ -32,7 +42,7 @@ impl ProblemView {
             h1 { (shortened(&self.title, 100)) }
             p { (shortened(&self.text, 600)) }
             @if let Visitor::Anybody { may_sign_in: true } = frame.visitor {
-                p { a href=(frame.link("_dormer/sign-in")) { "Sign in" } " with a token that may read more." }
+                p { a href=(frame.link(&SignInView::address(&frame.here))) { "Sign in" } " with a token that may read more." }
             }
             @if let Some(request) = &self.request { p.quiet { "Request " code { (shortened(request, 130)) } } }
             p { a href=(frame.root) { "All caches" } }

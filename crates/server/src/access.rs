@@ -147,13 +147,15 @@ impl App {
         self.authenticator.authenticate(call, self.engine.now())
     }
 
-    /// The token of a page's visitor with its claims, if it counts: from the headers, else from the
-    /// cookie of the session.
+    /// The token of a page's visitor with its claims, if one counts: from the headers, else from the
+    /// cookie of the session. A browser may send a proxy's password in the headers.
     pub(crate) fn presented(&self, call: &Call) -> Option<(String, Arc<TokenClaims>)> {
-        let from_cookie = || cookie_token(self, call);
-        let token = header_token(call.headers()).or_else(from_cookie)?;
-        let claims = self.authenticator.verify(call, &token, self.engine.now())?;
-        Some((token, claims))
+        let verify = |token: String| {
+            let claims = self.authenticator.verify(call, &token, self.engine.now())?;
+            Some((token, claims))
+        };
+        let from_cookie = || cookie_token(self, call).and_then(verify);
+        header_token(call.headers()).and_then(verify).or_else(from_cookie)
     }
 
     /// The parts that operators look at, for a caller that operates the installation. Looks nothing

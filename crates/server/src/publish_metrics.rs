@@ -2,9 +2,8 @@
 //! process, and gone most of the time.
 //!
 //! Invariants
-//! - However many read the page, the database is asked by one question at a time, and for a
-//!   twentieth of the time at most: it counts what is published, which takes as long as there is
-//!   much of it.
+//! - However many read the page, the database is asked by one question at a time, and while it
+//!   answers for a twentieth of the time at most.
 //! - The page waits for it no longer than [`ASK_TIMEOUT`]. What could not be asked for is not
 //!   shown: an old lag would look like a small one.
 
@@ -117,8 +116,10 @@ impl PublishMetrics {
         // A task of its own: a reader that leaves does not make the next one ask again.
         let asked = tokio::spawn(async move {
             let begin = Instant::now();
-            inner.ask().await;
-            let remembered = (begin.elapsed() * REMEMBERED_FACTOR).max(REMEMBERED_MIN);
+            let is_known = inner.ask().await;
+            // A failure is no reason to show nothing for long after the database answers again.
+            let factor = if is_known { REMEMBERED_FACTOR } else { 0 };
+            let remembered = (begin.elapsed() * factor).max(REMEMBERED_MIN);
             *last = Some(Answer { at: Instant::now(), remembered });
         });
         // It neither panics nor is it aborted, unless the run time ends.
@@ -127,7 +128,8 @@ impl PublishMetrics {
 }
 
 impl Inner {
-    async fn ask(&self) {
+    /// Returns whether the database answered.
+    async fn ask(&self) -> bool {
         let found = match tokio::time::timeout(ASK_TIMEOUT, self.read()).await {
             Ok(Ok(targets)) => Some(targets),
             Ok(Err(error)) => {
@@ -146,7 +148,9 @@ impl Inner {
             }
         };
         self.write(found.as_deref().unwrap_or_default());
+        let is_known = found.is_some();
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = found.map(Arc::new);
+        is_known
     }
 
     /// Two statements, however many targets there are.

@@ -57,6 +57,13 @@ fn submit(server: &Server, token: &str, address: &str, fields: &str, more: &[(&s
     server.request("POST", address, &headers, fields.as_bytes())
 }
 
+/// A token that was for a cache until a second ago.
+fn ended_token(cache: &str) -> String {
+    let claims = json!({"exp": now() - 1, "https://jwt.attic.rs/v1": {"caches": {cache: {"r": 1}}}});
+    let key = jsonwebtoken::EncodingKey::from_secret(crate::common::SECRET);
+    crate::common::sign(jsonwebtoken::Algorithm::HS256, &key, &claims)
+}
+
 /// The proof that the forms of this session bring.
 fn form_token(server: &Server, token: &str) -> String {
     let home = browse(server, Some(token), "/").text();
@@ -66,12 +73,13 @@ fn form_token(server: &Server, token: &str) -> String {
 
 /// A page leads back to the address that was asked for, be something there or not.
 fn without_way_back(mut reply: Reply) -> Reply {
-    let text = reply.text();
-    if let Some((before, rest)) = text.split_once("?back=") {
+    let mut text = reply.text();
+    while let Some((before, rest)) = text.split_once("?back=") {
         let (_, after) = rest.split_once('"').expect("the address ends");
-        reply.body = format!("{before}{after}").into_bytes();
-        reply.headers.retain(|(name, _)| name != "content-length");
+        text = format!("{before}\"{after}");
     }
+    reply.body = text.into_bytes();
+    reply.headers.retain(|(name, _)| name != "content-length");
     reply
 }
 
@@ -628,11 +636,7 @@ fn a_token_becomes_a_session_that_ends_with_it_and_is_no_token_elsewhere() {
     }
 
     assert_eq!(browse(&server, Some(&good), "/team-a/").status, 200);
-    let ended = {
-        let claims = json!({"exp": now() - 1, "https://jwt.attic.rs/v1": {"caches": {"team-a": {"r": 1}}}});
-        let key = jsonwebtoken::EncodingKey::from_secret(crate::common::SECRET);
-        crate::common::sign(jsonwebtoken::Algorithm::HS256, &key, &claims)
-    };
+    let ended = ended_token("team-a");
     assert_eq!(browse(&server, Some(&ended), "/team-a/").status, 404, "it has ended");
 
     // The protocols and the API know no cookies.
@@ -657,6 +661,47 @@ fn a_token_becomes_a_session_that_ends_with_it_and_is_no_token_elsewhere() {
         out.header("set-cookie").unwrap().starts_with("dormer=; ")
             && out.header("set-cookie").unwrap().contains("Max-Age=0")
     );
+}
+
+#[test]
+fn a_form_after_the_end_of_its_session_says_so_and_leads_back_to_its_page() {
+    let server = Server::start();
+    let path = path(1);
+    push(&server, "main", &path, &nar(1), &json!({}));
+    let ended = ended_token("main");
+    push(&server, "team-a", &path, &nar(1), &json!({}));
+    let page = format!("main/{}", path.hash());
+    for (form, back) in [("pin", &page), ("unpin", &page), ("remove", &page)] {
+        let reply = submit(&server, &ended, &format!("/{page}/{form}"), "form_token=x&name=a", &[]);
+        let text = reply.text();
+        assert!(reply.status == 403 && text.contains("Your session has ended"), "{form}: {text}");
+        let (_, way) = text.split_once("?back=").expect("a way to sign in, and back");
+        let (way, _) = way.split_once('"').expect("the address ends");
+        assert_eq!(&way.replace("%2F", "/"), back, "{form}");
+    }
+    let unseen = ["absent", "team-a"].map(|cache| {
+        let address = format!("/{cache}/{}/pin", path.hash());
+        without_way_back(submit(&server, &ended, &address, "form_token=x", &[]).without_noise())
+    });
+    assert!(unseen[0] == unseen[1] && unseen[0].text().contains("Your session has ended"), "{unseen:?}");
+    let out = submit(&server, &ended, "/_dormer/sign-out", "form_token=x", &[]);
+    assert!(out.status == 303 && out.header("set-cookie").unwrap().contains("Max-Age=0"), "{out:?}");
+    let foreign = [("Sec-Fetch-Site", "cross-site")];
+    assert_eq!(submit(&server, &ended, "/_dormer/sign-out", "", &foreign).status, 403);
+}
+
+/// A proxy with a password of its own: the browser sends it with every request.
+#[test]
+fn a_session_counts_beside_a_password_that_is_no_token() {
+    let server = Server::start();
+    let owner = token(&json!({"team-a": {"r": 1}}));
+    push(&server, "team-a", &path(1), &nar(1), &json!({}));
+    for password in ["Basic dXNlcjpwYXNzd29yZA==", "Bearer no-token"] {
+        let headers = [BROWSER, ("Cookie", &cookie(&owner)), ("Authorization", password)];
+        assert_eq!(server.request("GET", "/team-a/", &headers, b"").status, 200, "{password}");
+        let headers = [BROWSER, ("Authorization", password)];
+        assert_eq!(server.request("GET", "/team-a/", &headers, b"").status, 404, "{password}");
+    }
 }
 
 #[test]

@@ -117,7 +117,17 @@ pub(crate) fn shows_page(app: &App, call: &Call, route: Option<&Route<'_>>) -> b
 /// browser asks for a password.
 pub(crate) fn dress(app: &App, call: &Call, request: &str, mut response: Response<Body>) -> Response<Body> {
     let status = response.status();
+    // Forms are for sessions: this one's has ended since its page was shown.
+    let lost_session = call.method() == Method::POST
+        && !call.path().starts_with("/_dormer/sign-")
+        && app.presented(call).is_none();
     let view = match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if lost_session => {
+            if status == StatusCode::UNAUTHORIZED {
+                *response.status_mut() = StatusCode::NOT_FOUND;
+            }
+            ProblemView::session_ended()
+        }
         StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND => {
             *response.status_mut() = StatusCode::NOT_FOUND;
             ProblemView::nothing_here()
@@ -148,6 +158,11 @@ fn frame(app: &App, call: &Call) -> Frame {
         },
     };
     let path = call.path().strip_prefix('/').unwrap_or_default();
+    // The page that showed the form: the address of a form itself is for no reader.
+    let path = match path.rsplit_once('/') {
+        Some((page, _)) if call.method() == Method::POST && !path.starts_with("_dormer/sign-") => page,
+        _ => path,
+    };
     let here = match call.query_text() {
         "" => path.to_owned(),
         query => format!("{path}?{query}"),

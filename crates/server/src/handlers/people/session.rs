@@ -121,13 +121,17 @@ pub(super) async fn sign_in(
     Ok(with_cookie(app, call, see_other(&location), token, life))
 }
 
-/// Ends the session of this browser.
+/// Ends the session of this browser. A session whose token counts no more ends as well.
 pub(super) async fn sign_out(
     app: &App,
     call: &Call,
     body: &mut RequestBody,
 ) -> Result<Response<Body>, Failure> {
-    checked_form(app, call, body).await?;
+    if app.presented(call).is_some() {
+        checked_form(app, call, body).await?;
+    } else {
+        check_origin(app, call)?;
+    }
     Ok(with_cookie(app, call, see_other("../"), "", Some(0)))
 }
 

@@ -411,10 +411,11 @@ pub(super) async fn pins(app: &App, call: &Call, name: &CacheName) -> Result<Res
     };
     let after = after.as_ref().map(|(name, hash)| (*name, hash));
     let now = app.engine.now();
-    let found = app.engine.index().list_pins(opened.cache.id, after, now, PAGE_PINS).await.map_err(index)?;
-    let last = found.last().filter(|_| found.len() == PAGE_PINS as usize);
+    let found =
+        app.engine.index().list_pins(opened.cache.id, after, now, PAGE_PINS + 1).await.map_err(index)?;
+    let last = found.get(PAGE_PINS as usize - 1).filter(|_| found.len() > PAGE_PINS as usize);
     let next = last.map(|pin| format!("{}.{}", pin.path.hash(), pin.name));
-    let pins = found.into_iter().map(pin_row).collect();
+    let pins = found.into_iter().take(PAGE_PINS as usize).map(pin_row).collect();
     Ok(page(PinsView { cache: opened.cache.name.clone(), pins, next }.render(&frame(app, call))))
 }
 
