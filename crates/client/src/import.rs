@@ -594,6 +594,6 @@ mod tests {
         assert!(after("ours", 2, SIGNATURES_MAX - 1));
         assert!(!after("ours", 2, SIGNATURES_MAX));
         assert!(after("theirs", 2, 1_000), "those of other names do not count");
-        assert!(!is_signed_by(&[good.clone()], "other", &keys));
+        assert!(!is_signed_by(std::slice::from_ref(&good), "other", &keys));
     }
 }
