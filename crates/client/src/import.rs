@@ -54,6 +54,9 @@ const STANDINGS_MAX: usize = 2_000_000;
 /// Most failures that a summary names.
 const FAILURES_NAMED_MAX: usize = 10_000;
 
+/// Most signatures of a path or build trace that are tried: as many as the server takes.
+const SIGNATURES_MAX: usize = 64;
+
 /// Longest `nix-cache-info`.
 const CACHE_INFO_BYTES_MAX: usize = 64 * 1024;
 
@@ -355,12 +358,13 @@ impl Import<'_> {
             next.retain(|hash| lacking.contains(hash));
 
             let concurrency = (self.options.jobs * 4).clamp(4, 64);
-            let (source, store_dir) = (&*self.source, &self.store_dir);
-            let looks = futures::stream::iter(std::mem::take(&mut next))
+            let (source, store_dir) = (Arc::clone(&self.source), self.store_dir.clone());
+            let (source, store_dir) = (&*source, &store_dir);
+            let mut looks = futures::stream::iter(std::mem::take(&mut next))
                 .map(|hash| async move { (hash, read_narinfo(source, store_dir, &hash).await) })
                 .buffer_unordered(concurrency);
-            let found: Vec<(StorePathHash, Result<Option<NarInfo>, FetchError>)> = looks.collect().await;
-            for (hash, found) in found {
+            // Each narinfo is judged when it comes, so that those that are refused take no memory.
+            while let Some((hash, found)) = looks.next().await {
                 match found {
                     Ok(None) if wanted.contains(&hash) => {
                         let name = format!("{hash}.narinfo");
@@ -392,7 +396,9 @@ impl Import<'_> {
     /// refuse it.
     fn judge(&mut self, narinfo: NarInfo) -> Option<Planned> {
         let proof = content_proof(&narinfo, &self.store_dir);
-        let is_signed = is_signed_by(&narinfo, &self.store_dir, &self.options.trusted_keys);
+        let keys = &self.options.trusted_keys;
+        let is_signed =
+            !keys.is_empty() && is_signed_by(&narinfo.sigs, &narinfo.fingerprint(&self.store_dir), keys);
         let info = PathInfo {
             store_dir: self.store_dir.clone(),
             path: narinfo.store_path,
@@ -551,21 +557,43 @@ async fn read_narinfo(
     Ok(Some(narinfo))
 }
 
-/// Whether one of the keys made one of the signatures.
-fn is_signed_by(narinfo: &NarInfo, store_dir: &StoreDir, keys: &[PublicKey]) -> bool {
-    if keys.is_empty() {
-        return false;
-    }
-    let fingerprint = narinfo.fingerprint(store_dir);
-    narinfo
-        .sigs
-        .iter()
-        .filter_map(|sig| sig.parse::<Signature>().ok())
-        .any(|signature| keys.iter().any(|key| key.verify(&fingerprint, &signature).is_ok()))
+/// Whether one of the keys made one of the signatures. Only signatures that name one of the keys
+/// are tried, and at most [`SIGNATURES_MAX`] of them.
+fn is_signed_by(sigs: &[String], text: &str, keys: &[PublicKey]) -> bool {
+    let names_a_key = |sig: &Signature| keys.iter().any(|key| key.name() == sig.key_name());
+    sigs.iter()
+        .filter_map(|sig| sig.parse().ok())
+        .filter(names_a_key)
+        .take(SIGNATURES_MAX)
+        .any(|sig| keys.iter().any(|key| key.verify(text, &sig).is_ok()))
 }
 
 /// What proves the path's contents, if its name follows from them.
 fn content_proof(narinfo: &NarInfo, store_dir: &StoreDir) -> Option<ContentProof> {
     let address: ContentAddress = narinfo.ca.as_deref()?.parse().ok()?;
     address.makes(&narinfo.store_path, store_dir, &narinfo.references)
+}
+
+#[cfg(test)]
+mod tests {
+    use dormer_nix::SecretKey;
+
+    use super::*;
+
+    #[test]
+    fn a_bounded_number_of_signatures_is_tried() {
+        let ours = SecretKey::generate("ours", [1; 32]).unwrap();
+        let keys = [ours.public_key()];
+        let good = ours.sign("text").to_string();
+        let after = |name: &str, seed: u8, count: usize| {
+            let bad = SecretKey::generate(name, [seed; 32]).unwrap().sign("text").to_string();
+            let mut sigs = vec![bad; count];
+            sigs.push(good.clone());
+            is_signed_by(&sigs, "text", &keys)
+        };
+        assert!(after("ours", 2, SIGNATURES_MAX - 1));
+        assert!(!after("ours", 2, SIGNATURES_MAX));
+        assert!(after("theirs", 2, 1_000), "those of other names do not count");
+        assert!(!is_signed_by(std::slice::from_ref(&good), "other", &keys));
+    }
 }

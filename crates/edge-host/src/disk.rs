@@ -4,12 +4,14 @@
 //! Invariants
 //! - A file under its final name is whole: it is written under another name, and renamed after its
 //!   last byte.
-//! - A NAR counts from the moment that its writing begins, and its file is made after those that it
-//!   displaces are deleted. So the bound holds at every moment.
+//! - The bytes of a NAR count before they are written, and are written after the files that they
+//!   displace are deleted. So the bound holds at every moment, and a NAR displaces others only as
+//!   its bytes come.
+//! - One request writes a NAR. Others pass the same NAR on and keep nothing.
 //! - No file is touched while the lock is held, and none on a thread of the runtime.
 //! - A cache that fails costs a request to the bucket, and nothing else.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -52,9 +54,11 @@ struct Known {
     /// Sizes of files that are being deleted. Nothing is kept under such a name until its file is
     /// gone.
     leaving: HashMap<String, u64>,
+    /// Names of NARs that are being written.
+    writing: HashSet<String>,
     clock: u64,
-    /// Bytes of all files, those that are being written included, those that are being deleted
-    /// excluded.
+    /// Bytes of all files, with what came so far of those that are being written, and without those
+    /// that are being deleted.
     bytes: u64,
 }
 
@@ -161,28 +165,17 @@ impl DiskCache {
         if size == 0 || size > self.bytes_max / 2 {
             return None;
         }
-        let (number, leaving) = {
+        let number = {
             let mut known = self.lock();
-            if known.leaving.contains_key(&name) {
+            let is_known = known.leaving.contains_key(&name) || known.files.contains_key(&name);
+            if is_known || !known.writing.insert(name.clone()) {
                 return None;
             }
-            let elsewhere = known.leaving.values().sum::<u64>();
-            let leaving = known.displace(self.bytes_max, size + elsewhere);
-            let fits = known.bytes + elsewhere + size <= self.bytes_max;
-            known.bytes += if fits { size } else { 0 };
             known.clock += 1;
-            (fits.then_some(known.clock), leaving)
+            known.clock
         };
-        let reserved = number.map(|number| {
-            let partial = self.folder.join(format!("{name}.{number}{PARTIAL}"));
-            Reserved { cache: self.clone(), name, size, partial, is_kept: false }
-        });
-        if !leaving.is_empty() {
-            let cache = self.clone();
-            // The job runs to its end even if the reader leaves, and so does the accounting.
-            tokio::task::spawn_blocking(move || cache.delete(&leaving)).await.ok()?;
-        }
-        let reserved = reserved?;
+        let partial = self.folder.join(format!("{name}.{number}{PARTIAL}"));
+        let reserved = Reserved { cache: self.clone(), name, bytes: 0, partial, is_kept: false };
         let partial = reserved.partial.clone();
         match File::create_new(&partial).await {
             Ok(file) => Some(Writing { file, reserved, left: size }),
@@ -236,13 +229,37 @@ impl Known {
     }
 }
 
-/// Bytes that a file will take, given back unless the file becomes whole.
+/// The name of a file that is being written, and its bytes so far. Both are given back unless the
+/// file becomes whole.
 struct Reserved {
     cache: DiskCache,
     name: String,
-    size: u64,
+    bytes: u64,
     partial: PathBuf,
     is_kept: bool,
+}
+
+impl Reserved {
+    /// Makes room for more bytes. `None` if the files that are being written leave no room.
+    async fn grow(&mut self, more: u64) -> Option<()> {
+        let (fits, leaving) = {
+            let mut known = self.cache.lock();
+            let elsewhere = known.leaving.values().sum::<u64>();
+            let leaving = known.displace(self.cache.bytes_max, more + elsewhere);
+            let fits = known.bytes + elsewhere + more <= self.cache.bytes_max;
+            if fits {
+                known.bytes += more;
+                self.bytes += more;
+            }
+            (fits, leaving)
+        };
+        if !leaving.is_empty() {
+            let cache = self.cache.clone();
+            // The job runs to its end even if the reader leaves, and so does the accounting.
+            tokio::task::spawn_blocking(move || cache.delete(&leaving)).await.ok()?;
+        }
+        fits.then_some(())
+    }
 }
 
 impl Drop for Reserved {
@@ -250,11 +267,14 @@ impl Drop for Reserved {
         if self.is_kept {
             return;
         }
-        let (cache, size, partial) = (self.cache.clone(), self.size, std::mem::take(&mut self.partial));
+        let (cache, bytes) = (self.cache.clone(), self.bytes);
+        let (name, partial) = (std::mem::take(&mut self.name), std::mem::take(&mut self.partial));
         let give_back = move || {
             // The file may not exist, because it could not be made.
             let _ = std::fs::remove_file(partial);
-            cache.lock().bytes -= size;
+            let mut known = cache.lock();
+            known.bytes -= bytes;
+            known.writing.remove(&name);
         };
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn_blocking(give_back)),
@@ -272,9 +292,9 @@ struct Writing {
 impl Writing {
     /// Writes a piece. `None` after the last byte, or once writing has failed.
     async fn write(mut self, piece: &Bytes) -> Option<Self> {
-        let written = self.file.write_all(piece).await;
         self.left = self.left.checked_sub(piece.len() as u64)?;
-        match written {
+        self.reserved.grow(piece.len() as u64).await?;
+        match self.file.write_all(piece).await {
             Ok(()) if self.left > 0 => return Some(self),
             Ok(()) => {
                 if let Err(error) = self.finish().await {
@@ -295,11 +315,8 @@ impl Writing {
         tokio::fs::rename(&reserved.partial, reserved.cache.folder.join(&reserved.name)).await?;
         reserved.is_kept = true;
         let mut known = reserved.cache.lock();
-        // If another request was faster, the same bytes count once.
-        if known.files.contains_key(&reserved.name) {
-            known.bytes -= reserved.size;
-        }
-        known.touch(&reserved.name, reserved.size);
+        known.writing.remove(&reserved.name);
+        known.touch(&reserved.name, reserved.bytes);
         Ok(())
     }
 }
@@ -328,7 +345,8 @@ mod tests {
         let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
         let partial = || {
             let known = cache.lock();
-            known.bytes != known.files.values().map(|(size, _)| size).sum::<u64>()
+            !known.writing.is_empty()
+                || known.bytes != known.files.values().map(|(size, _)| size).sum::<u64>()
         };
         while std::fs::read_dir(folder).unwrap().count() != files || partial() {
             assert!(std::time::Instant::now() < end, "files are left over");
@@ -352,12 +370,17 @@ mod tests {
             let first = folder.path().join(DiskCache::name_of(&key(1)).unwrap());
             assert!(first.exists());
 
+            let bytes = stream::iter([Ok(Bytes::from(vec![3; 40]))]);
+            let mut third = cache.keep(&key(3), 40, Box::pin(bytes)).await;
+            assert_eq!(cache.lock().bytes, 80, "no byte has come");
+            assert_eq!(cache.lock().files.len(), 2);
+
             // The only blocking thread is taken: nothing can be deleted yet, and nothing may wait
             // with the lock.
             let (release, held) = std::sync::mpsc::channel::<()>();
             let taken = tokio::task::spawn_blocking(move || held.recv());
-            let mut third = std::pin::pin!(pass(&cache, 3, &[40], 40));
-            assert!(futures::poll!(third.as_mut()).is_pending());
+            let mut piece = third.next();
+            assert!(futures::poll!(&mut piece).is_pending());
             assert!(first.exists(), "deleted on a thread of the runtime");
             assert!(cache.known.try_lock().is_ok(), "the lock is held");
             assert_eq!(cache.lock().bytes, 80, "the displaced NAR gives its bytes to the new one");
@@ -369,7 +392,7 @@ mod tests {
 
             release.send(()).unwrap();
             taken.await.unwrap().unwrap();
-            third.await;
+            piece.await.unwrap().unwrap();
             assert!(!first.exists() && has(&cache, 3).await);
             pass(&cache, 1, &[10], 10).await;
             assert!(has(&cache, 1).await, "and then it can");
@@ -421,9 +444,39 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn two_that_bring_the_same_count_once() {
+    async fn requests_that_bring_no_bytes_displace_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let cache = DiskCache::open(folder.path(), 100).unwrap();
+        for number in [1, 2] {
+            pass(&cache, number, &[40], 40).await;
+        }
+        let mut open = Vec::new();
+        for number in 3..9 {
+            let pieces = stream::iter([Ok(Bytes::from_static(&[1; 3]))]).chain(stream::pending());
+            let mut kept = cache.keep(&key(number), 50, Box::pin(pieces)).await;
+            kept.next().await.unwrap().unwrap();
+            open.push(kept);
+        }
+        assert_eq!(cache.lock().bytes, 98);
+        drop(open);
+        settle(&cache, folder.path(), 2).await;
+        assert!(has(&cache, 1).await && has(&cache, 2).await);
+        pass(&cache, 3, &[50], 50).await;
+        assert!(has(&cache, 3).await, "a request that ended early does not keep the name");
+    }
+
+    #[tokio::test]
+    async fn one_of_two_that_bring_the_same_writes_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = DiskCache::open(folder.path(), 100).unwrap();
+        let pieces = || Box::pin(stream::iter([Ok(Bytes::from_static(&[1; 10]))]).chain(stream::pending()));
+        let first = cache.keep(&key(1), 20, pieces()).await;
+        let mut second = cache.keep(&key(1), 20, pieces()).await;
+        second.next().await.unwrap().unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(cache.lock().bytes, 0);
+        drop((first, second));
+        settle(&cache, folder.path(), 0).await;
         tokio::join!(pass(&cache, 1, &[10, 10], 20), pass(&cache, 1, &[10, 10], 20));
         settle(&cache, folder.path(), 1).await;
         assert_eq!(cache.lock().bytes, 20);

@@ -140,14 +140,12 @@ impl EdgeServer {
                 u32::try_from(bytes + 256).unwrap_or(u32::MAX)
             })
             .build();
-        // A state document may hold 1 MiB of revoked tokens. Names of no cache take next to
-        // nothing.
         let states = Memory::builder()
             .max_capacity(settings.document_bytes_max)
             .weigher(|_: &CacheName, known: &Until<Option<Arc<CacheState>>>| {
-                let revoked = known.value.as_ref().map_or(0, |state| state.revoked.len());
-                u32::try_from(512 + revoked * 64).unwrap_or(u32::MAX)
+                u32::try_from(state_weight(known.value.as_deref())).unwrap_or(u32::MAX)
             })
+            .time_to_live(Duration::from_secs(STATE_SECONDS.into()))
             .build();
         let asked = source.clone();
         let probes = Probes::new(move || Box::pin(check(asked.clone())));
@@ -223,25 +221,33 @@ impl EdgeServer {
         let token = visit.token().filter(|_| visit.needs_token(state));
         let claims = token.zip(self.verifier.as_ref()).and_then(|(token, verifier)| verifier.verify(token));
         let now = i64::try_from(now).unwrap_or(i64::MAX);
+        let is_head = visit.is_head();
         match visit.admit(state, claims.as_ref(), now) {
             Admission::Answer(answer) => Ok((answer, None)),
             Admission::Read(read) => self.read(&read).await,
-            Admission::Page(page) => Ok((self.page(page).await?, None)),
+            Admission::Page(page) => {
+                let Some(_turns) = self.page_turns(&page).await else {
+                    return Ok((Answer::busy(is_head), None));
+                };
+                Ok((self.page(page).await?, None))
+            }
         }
     }
 
-    async fn turn<'a>(&self, turns: &'a Semaphore) -> Result<Option<SemaphorePermit<'a>>, SourceError> {
-        self.within(async { Ok(turns.acquire().await.ok()) }).await
+    /// The turns that a page needs; `None` if they do not come in time. A page waits for a listing
+    /// before it takes one of the turns of all pages, and before it reads anything.
+    async fn page_turns(&self, page: &PageRead) -> Option<[Option<SemaphorePermit<'_>>; 2]> {
+        let turns = async {
+            let listing =
+                if page.needs_listing() { Some(self.listing_turns.acquire().await.ok()?) } else { None };
+            Some([listing, Some(self.page_turns.acquire().await.ok()?)])
+        };
+        tokio::time::timeout(self.settings.store_timeout, turns).await.ok()?
     }
 
     /// Makes a page of the objects that it needs.
     async fn page(&self, mut page: Box<PageRead>) -> Result<Answer, SourceError> {
-        let _turn = self.turn(&self.page_turns).await?;
         loop {
-            let _reading = match page.read().key() {
-                EdgeKey::Listing(..) => self.turn(&self.listing_turns).await?,
-                _ => None,
-            };
             let name = page.read().key().to_string();
             let (answer, bytes) = self.read(page.read()).await?;
             if let Some(mut bytes) = bytes {
@@ -378,6 +384,16 @@ async fn check(source: Source) -> Result<(), NotReady> {
     Err(NotReady("the store does not answer"))
 }
 
+/// What a remembered state document takes in memory, in bytes. Names of no cache take next to
+/// nothing.
+fn state_weight(state: Option<&CacheState>) -> usize {
+    // Beside its bytes, a text in a list takes its place in the list and that of an allocation.
+    let texts = |texts: &[String]| texts.iter().map(|text| 64 + text.len()).sum::<usize>();
+    let held =
+        state.map_or(0, |state| state.store_dir.len() + texts(&state.public_keys) + texts(&state.revoked));
+    512 + held
+}
+
 /// An answer, and where the bytes of its body come from.
 type Answered = (Answer, Option<ByteStream>);
 
@@ -455,6 +471,74 @@ mod tests {
             }
             assert_eq!(origin(&request).as_deref(), Some(expected), "{peer:?}");
         }
+    }
+
+    fn state() -> CacheState {
+        CacheState {
+            version: CacheState::VERSION,
+            cache: "main".parse().unwrap(),
+            public: true,
+            store_dir: "/nix/store".to_owned(),
+            priority: 40,
+            public_keys: Vec::new(),
+            object_count: 1,
+            file_bytes: 1,
+            published_at: 1,
+            revoked: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_remembered_state_weighs_no_less_than_its_document() {
+        let text = "x".repeat(100_000);
+        for state in [
+            state(),
+            CacheState { store_dir: text.clone(), ..state() },
+            CacheState { public_keys: vec![text.clone()], ..state() },
+            CacheState { revoked: vec![text], ..state() },
+            CacheState { revoked: vec![String::new(); 10_000], ..state() },
+            CacheState { public_keys: vec![String::new(); 10_000], ..state() },
+        ] {
+            let lists = (state.revoked.len() + state.public_keys.len()) * size_of::<String>();
+            let weight = state_weight(Some(&state));
+            assert!(weight >= state.to_json().len().max(lists), "{weight}");
+        }
+    }
+
+    #[tokio::test]
+    async fn pages_that_wait_for_a_listing_keep_no_other_page_waiting() {
+        const HASH: &str = "1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5";
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("main")).unwrap();
+        std::fs::write(folder.path().join("main/dormer-state.json"), state().to_json()).unwrap();
+        let nar = "0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73";
+        let narinfo = format!(
+            "StorePath: /nix/store/{HASH}-a\nURL: nar/{nar}-00000000000000000000000000.nar.zst\n\
+             Compression: zstd\nNarHash: sha256:{nar}\nNarSize: 120\nReferences: \n"
+        );
+        std::fs::write(folder.path().join(format!("main/{HASH}.narinfo")), narinfo).unwrap();
+        let settings = EdgeSettings { store_timeout: Duration::from_secs(2), ..EdgeSettings::default() };
+        let server = EdgeServer::new(Source::folder(folder.path()).unwrap(), None, None, settings);
+        let visit = async |rest: &str| {
+            let path = format!("/main/{HASH}{rest}");
+            let request =
+                EdgeRequest { method: "GET", path: &path, shows_pages: true, ..EdgeRequest::default() };
+            let RequestPlan::Visit(visit) = plan(&request) else { panic!("{path} is no page") };
+            server.visit(*visit).await.unwrap().0
+        };
+        let others = server.listing_turns.acquire_many(u32::try_from(LISTINGS_AT_ONCE).unwrap()).await;
+        let mut waiting: Vec<_> = (0..PAGES_AT_ONCE).map(|_| Box::pin(visit("/files/"))).collect();
+        let waits =
+            tokio::time::timeout(Duration::from_millis(500), futures::future::select_all(waiting.iter_mut()));
+        assert!(waits.await.is_err(), "a page of files did not wait");
+        assert_eq!(server.page_turns.available_permits(), PAGES_AT_ONCE);
+        assert_eq!(visit("").await.status, 200);
+        for answer in futures::future::join_all(waiting).await {
+            assert_eq!(answer.status, 503);
+            assert_eq!(answer.body, Answer::busy(false).body);
+        }
+        drop(others);
+        assert_eq!(visit("/files/").await.status, 404, "there is no listing");
     }
 
     #[tokio::test]

@@ -126,8 +126,17 @@ impl Answer {
 
     /// The bucket does not answer. Never the answer for "not here".
     pub fn unavailable(is_head: bool) -> Self {
+        Self::later("the store of this cache does not answer\n", is_head)
+    }
+
+    /// The host makes too many pages.
+    pub fn busy(is_head: bool) -> Self {
+        Self::later("this host is busy with other pages\n", is_head)
+    }
+
+    fn later(text: &str, is_head: bool) -> Self {
         Self::new(503, AnswerKind::Document, Visibility::Private)
-            .text("text/plain", "the store of this cache does not answer\n".to_owned(), is_head)
+            .text("text/plain", text.to_owned(), is_head)
             .with("retry-after", "5")
     }
 }

@@ -444,6 +444,11 @@ impl PageRead {
         &self.read
     }
 
+    /// Whether the page is made of a listing, now or after its narinfo.
+    pub fn needs_listing(&self) -> bool {
+        matches!(self.wanted, Wanted::Listing { .. } | Wanted::Narinfo { page: PathPage::Files { .. }, .. })
+    }
+
     /// Takes the next piece of the object. Returns whether the page needs no more of it.
     pub fn feed(&mut self, piece: &[u8]) -> bool {
         match &mut self.wanted {

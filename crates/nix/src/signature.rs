@@ -139,9 +139,9 @@ impl PublicKey {
     /// Verifies that this key made `signature` for `message`. The names must match too, as in Nix.
     pub fn verify(&self, message: &str, signature: &Signature) -> Result<()> {
         let bytes = ed25519_dalek::Signature::from_bytes(&signature.bytes);
-        // Strict, like libsodium, which Nix uses: keys and points of small order verify nothing.
-        let verified = self.key.verify_strict(message.as_bytes(), &bytes).is_ok();
-        if verified && self.name == signature.key_name {
+        // The names come first, because the other check hashes the message. Strict, like libsodium,
+        // which Nix uses: keys and points of small order verify nothing.
+        if self.name == signature.key_name && self.key.verify_strict(message.as_bytes(), &bytes).is_ok() {
             return Ok(());
         }
         Err(Error::SignatureMismatch { key_name: signature.key_name.clone() })

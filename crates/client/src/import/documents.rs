@@ -11,12 +11,10 @@ use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 
 use dormer_format::Compression;
-use dormer_nix::{
-    BUILD_TRACE_BYTES_MAX, BuildTrace, DocumentName, Signature, StorePath, StorePathHash, TraceKey,
-};
+use dormer_nix::{BUILD_TRACE_BYTES_MAX, BuildTrace, DocumentName, StorePath, StorePathHash, TraceKey};
 use futures::{Stream, StreamExt as _};
 
-use super::{Flow, Import, Standing};
+use super::{Flow, Import, Standing, is_signed_by};
 use crate::build_logs::BuildLog;
 use crate::error::{Error, Result};
 use crate::fetch_error::FetchError;
@@ -209,10 +207,7 @@ impl Import<'_> {
         // The first text has all that the trace says; another leaves out what it depends on, which
         // the cache's own key would then vouch for.
         let Some(text) = trace.fingerprints().into_iter().next() else { return false };
-        let mut signatures = trace.sigs.iter().filter_map(|sig| sig.parse::<Signature>().ok());
-        signatures.any(|signature| {
-            self.options.trusted_keys.iter().any(|key| key.verify(&text, &signature).is_ok())
-        })
+        is_signed_by(&trace.sigs, &text, &self.options.trusted_keys)
     }
 
     /// The derivers of paths that are about to be uploaded, if their logs are wanted.

@@ -53,6 +53,8 @@ pub(crate) async fn find_object(
     hash: &StorePathHash,
 ) -> Result<Response<Body>, Failure> {
     let cache = app.open_cache(call, name, Permission::Pull).await?;
+    // A request that waits holds no narinfo: one may have thousands of references.
+    let _turn = app.search_turn(call).await?;
     let text = app.engine.narinfo(&cache, hash).await?.ok_or(Failure::NoSuchObject)?;
     let store_dir = store_dir(&cache)?;
     let corrupt = |what: String| dormer_index::Error::Corrupt { table: "objects", what };
@@ -60,7 +62,7 @@ pub(crate) async fn find_object(
         .map_err(|error| corrupt(error.to_string()))
         .and_then(|text| NarInfo::parse(text, &store_dir).map_err(|error| corrupt(with_causes(&error))))
         .map_err(dormer_engine::Error::from)?;
-    let closure = look_through_closure(app, call, &cache, &narinfo.store_path).await?;
+    let closure = look_through_closure(app, &cache, &narinfo.store_path).await?;
     let own = app.permissions(call, name);
     let referrers = if OWNER.into_iter().any(|permission| own.allows(permission)) {
         Some(page_of_referrers(app, &cache, hash, None).await?)
@@ -94,14 +96,12 @@ pub(crate) async fn find_object(
 }
 
 /// Walks through the closure of a path. Anybody may ask for that, and it takes up to 64 look-ups,
-/// so a caller walks through one closure at a time.
+/// so the request holds a search turn.
 pub(super) async fn look_through_closure(
     app: &App,
-    call: &Call,
     cache: &Cache,
     path: &StorePath,
 ) -> Result<Closure, Failure> {
-    let _turn = app.search_turn(call).await?;
     Ok(app.engine.closure(cache, path, CLOSURE_PATHS_MAX).await?)
 }
 
@@ -182,7 +182,9 @@ pub(crate) async fn get_file(
 ) -> Result<Response<Body>, Failure> {
     let names = call.file_names();
     let cache = app.open_cache(call, name, Permission::Pull).await?;
-    let (nar, search) = search_listing(app, call, &cache, hash, ListingSearch::new(names)).await?;
+    let turn = app.search_turn(call).await?;
+    let (nar, search) = search_listing(app, &cache, hash, ListingSearch::new(names)).await?;
+    drop(turn);
     let is_none = |what: &str| Failure::BadRequest(format!("{} is {what}", names.join("/")));
     let (size, start) = match search.finish() {
         Some(ListedNode::File { size, nar_offset, .. }) => (size, nar_offset),
@@ -209,15 +211,13 @@ pub(crate) async fn get_file(
 }
 
 /// Looks through the listing of a path, in jobs of the CPU pool: a listing may have 64 MiB. Returns
-/// the NAR that it lists.
+/// the NAR that it lists. The request holds a search turn.
 pub(super) async fn search_listing(
     app: &App,
-    call: &Call,
     cache: &Cache,
     hash: &StorePathHash,
     mut search: ListingSearch,
 ) -> Result<(NarHash, ListingSearch), Failure> {
-    let _turn = app.search_turn(call).await?;
     let mut listing = app.engine.listing(cache, hash).await?.ok_or(Failure::NoSuchObject)?;
     let nar = listing.nar;
     while let Some(piece) = listing.try_next().await? {

@@ -620,7 +620,8 @@ fn metadata_with_the_most_signatures_stops_no_probe_and_with_more_is_refused() {
     }
 }
 
-/// Each of these reads thousands of rows, or a long listing.
+/// Each of these reads thousands of rows, or a long listing. Nothing is read before the turn: also
+/// a request for a path that is not there waits.
 #[test]
 fn whatever_searches_waits_for_the_turn_of_its_caller() {
     let server = Server::start_with(|options| options.engine.cpu_threads = 1);
@@ -637,6 +638,13 @@ fn whatever_searches_waits_for_the_turn_of_its_caller() {
     ];
     let of_anybody =
         [object.clone(), format!("{object}/file/a"), format!("/main/{hash}/closure"), files.clone()];
+    let absent = path(2).hash();
+    let of_no_path = [
+        format!("/_api/v2/caches/main/objects/{absent}"),
+        format!("/_api/v2/caches/main/objects/{absent}/file/a"),
+        format!("/main/{absent}/closure"),
+        format!("/main/{absent}/files/"),
+    ];
     let cpu = server.engine.cpu().clone();
     std::thread::scope(|scope| {
         // Within the scope, so that a failure ends the job.
@@ -662,10 +670,15 @@ fn whatever_searches_waits_for_the_turn_of_its_caller() {
         for address in &of_anybody {
             waiting.push(scope.spawn(|| server.get(address)));
         }
-        until_waiting(&server, "searches", |count| count == waiting.len());
+        let of_no_path = of_no_path.each_ref().map(|address| scope.spawn(|| server.get(address)));
+        let all = waiting.len() + of_no_path.len();
+        until_waiting(&server, "searches", |count| count == all);
         end.send(()).unwrap();
         for reply in held.into_iter().chain(waiting) {
             assert_eq!(reply.join().unwrap().status, 200);
+        }
+        for reply in of_no_path {
+            assert_eq!(reply.join().unwrap().status, 404);
         }
     });
     let long = format!("/_api/v2/caches/main/objects?name={}", "x".repeat(301));

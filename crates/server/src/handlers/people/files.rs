@@ -50,13 +50,17 @@ pub(super) async fn files(
         return Err(Failure::BadRequest(format!("`at` has at most {BEGIN_BYTES_MAX} bytes")));
     }
     let opened = open(app, call, name).await?;
-    let found = find(app, &opened, hash).await?;
-    if found.nar.damaged {
-        return Ok(damaged(app, call));
-    }
-    let path = found.object.path;
-    let search = ListingSearch::new(names).with_entries(first, PAGE_ENTRIES).beginning_at(&begin);
-    let (nar, search) = search_listing(app, call, &opened.cache, hash, search).await?;
+    let (path, nar, search) = {
+        // A request that waits holds no object: one may have thousands of references.
+        let _turn = app.search_turn(call).await?;
+        let found = find(app, &opened, hash).await?;
+        if found.nar.damaged {
+            return Ok(damaged(app, call));
+        }
+        let search = ListingSearch::new(names).with_entries(first, PAGE_ENTRIES).beginning_at(&begin);
+        let (nar, search) = search_listing(app, &opened.cache, hash, search).await?;
+        (found.object.path, nar, search)
+    };
     let (node, page_of_folder) = search.finish_with_entries().ok_or(Failure::NoSuchObject)?;
     // The addresses in a folder are relative to it, so that it ends with a slash; no file does.
     let has_slash = call.path().ends_with('/');

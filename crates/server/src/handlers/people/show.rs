@@ -563,9 +563,10 @@ pub(super) async fn closure(
     hash: &StorePathHash,
 ) -> Result<Response<Body>, Failure> {
     let opened = open(app, call, name).await?;
-    let found = find(app, &opened, hash).await?;
-    let path = found.object.path;
-    let closure = look_through_closure(app, call, &opened.cache, &path).await?;
+    // A request that waits holds no object: one may have thousands of references.
+    let _turn = app.search_turn(call).await?;
+    let path = find(app, &opened, hash).await?.object.path;
+    let closure = look_through_closure(app, &opened.cache, &path).await?;
     let largest = closure.largest.into_iter();
     let view = ClosureView {
         cache: opened.cache.name.clone(),
