@@ -3,11 +3,11 @@
 # byte by byte. Both builds use the same folder, as builds of the image do: the messages of panics
 # name the files of the sources.
 #
-# SAME_BINARY_PROFILE is a profile of Cargo: release by default. `dev` takes less time, and
+# SAME_BINARY_PROFILE is a profile of Cargo: dist by default. `dev` takes less time, and
 # proves the same of build scripts, macros and the linker; only the optimiser is not asked.
 set -eu
 cd "$(dirname "$0")/.."
-profile=${SAME_BINARY_PROFILE:-release}
+profile=${SAME_BINARY_PROFILE:-dist}
 out=$(mktemp -d)
 CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}/same-binary
 export CARGO_TARGET_DIR

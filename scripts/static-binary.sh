@@ -1,6 +1,6 @@
 #!/bin/sh
 # static-binary.sh DIR [PROFILE [TARGET]]: builds `dormer` as one file that needs nothing else, not
-# even a C library, and puts it into DIR. PROFILE is Cargo's: release by default. TARGET is Rust's
+# even a C library, and puts it into DIR. PROFILE is Cargo's: dist by default. TARGET is Rust's
 # name of another kind of machine: this one by default. For aarch64-unknown-linux-gnu, the tools of
 # get-arm64-tools.sh link it.
 #
@@ -11,7 +11,7 @@
 # read /dev/urandom, which an empty root does not have.
 set -eu
 folder=$1
-profile=${2:-release}
+profile=${2:-dist}
 host=$(rustc -vV | sed -n 's/^host: //p')
 target=${3:-$host}
 mkdir -p "$folder"
