@@ -320,7 +320,7 @@ fn a_job_of_gitlab_pushes_what_it_built() {
     ] {
         variables.insert(name.to_owned(), value);
     }
-    // Another host does not get the job's token.
+    // Only the job's own GitLab is asked with its token.
     let mut elsewhere: Vec<(String, String)> = variables.clone().into_iter().collect();
     elsewhere.push(("CI_API_V4_URL".to_owned(), "https://git.example.org/api/v4".to_owned()));
     assert!(job.shell(&lines("/before_script"), &elsewhere).0.fails().contains("401"));
