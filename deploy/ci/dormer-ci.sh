@@ -55,6 +55,16 @@ answers() {
         --retry-connrefused "$1"
 }
 
+# fetch URL FILE. GitLab's own registry gets the job's token, by standard input: others can read
+# command lines.
+fetch() {
+    header=
+    case $1 in
+    "${CI_API_V4_URL:-none}"/*) header="header = \"JOB-TOKEN: ${CI_JOB_TOKEN:-}\"" ;;
+    esac
+    echo "$header" | curl -fsSL --retry 3 --connect-timeout 20 --config - -o "$2" "$1"
+}
+
 bring_dormer() {
     if [ -z "${DORMER_CI_VERSION:-}" ]; then
         command -v dormer > /dev/null && return
@@ -72,11 +82,11 @@ bring_dormer() {
     name=dormer-$DORMER_CI_VERSION-$machine
     from=${DORMER_CI_RELEASES:?name the address of the releases}/v$DORMER_CI_VERSION
     mkdir -p "$state/bin" "$state/download"
-    curl -fsSL --retry 3 --connect-timeout 20 -o "$state/download/$name.tar.gz" "$from/$name.tar.gz"
+    fetch "$from/$name.tar.gz" "$state/download/$name.tar.gz"
     if [ -n "${DORMER_CI_SHA256:-}" ]; then
         echo "$DORMER_CI_SHA256  $name.tar.gz" > "$state/download/sums"
     else
-        curl -fsSL --retry 3 --connect-timeout 20 -o "$state/download/all" "$from/SHA256SUMS"
+        fetch "$from/SHA256SUMS" "$state/download/all"
         grep "  $name.tar.gz\$" "$state/download/all" > "$state/download/sums"
     fi
     if ! (cd "$state/download" && sha256sum -c sums > /dev/null); then

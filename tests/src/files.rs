@@ -26,12 +26,21 @@ pub struct StaticServer {
 impl StaticServer {
     /// Serves a folder on a free port.
     pub fn start(root: &Path) -> Self {
+        Self::start_with(root, "")
+    }
+
+    /// The same for requests that have `JOB-TOKEN` with this value; others get 401.
+    pub fn for_job(root: &Path, token: &str) -> Self {
+        Self::start_with(root, &format!("if ($http_job_token != \"{token}\") {{ return 401; }}"))
+    }
+
+    fn start_with(root: &Path, rule: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("nginx-").tempdir_in(parts::scratch_folder());
         let folder = folder.expect("a folder");
         let address = format!("127.0.0.1:{}", free_port());
         let configuration = format!(
             "error_log error.log;\npid nginx.pid;\nevents {{}}\nhttp {{\n  access_log off;\n  \
-             server {{ listen {address}; root {}; }}\n  client_body_temp_path body; proxy_temp_path proxy;\n  \
+             server {{ listen {address}; root {}; {rule} }}\n  client_body_temp_path body; proxy_temp_path proxy;\n  \
              fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;\n}}\n",
             root.display()
         );

@@ -115,10 +115,12 @@ fn metrics() -> BTreeMap<String, BTreeSet<String>> {
         let words = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect();
         metrics.insert(cells[1].trim_matches('`').to_owned(), words(cells[2]));
     }
-    // kube-state-metrics has these of the CronJob.
+    // kube-state-metrics has these of the publisher.
     for name in ["kube_cronjob_created", "kube_cronjob_status_last_successful_time"] {
         metrics.insert(name.to_owned(), ["namespace", "cronjob"].map(str::to_owned).into());
     }
+    let of_deployment = ["namespace", "deployment"].map(str::to_owned).into();
+    metrics.insert("kube_deployment_status_replicas_available".to_owned(), of_deployment);
     assert!(metrics.len() > 50);
     metrics
 }

@@ -293,7 +293,9 @@ fn a_job_of_gitlab_pushes_what_it_built() {
         lines.join("\n").replace("/tmp/", &format!("{temp}/"))
     };
     let token = lab.token(&["--pull", "ci", "--push", "ci"]);
-    let releases_url = releases.server.url("example/dormer/releases/download");
+    // The registry of a private project.
+    let private = StaticServer::for_job(&lab.folder().join("releases"), "of-this-job");
+    let releases_url = private.url("example/dormer/releases/download");
     let mut variables: BTreeMap<String, String> = template["variables"]
         .as_object()
         .unwrap()
@@ -306,14 +308,22 @@ fn a_job_of_gitlab_pushes_what_it_built() {
         })
         .collect();
     assert_eq!(variables["DORMER_CI_VERSION"], VERSION);
+    // GitLab's default would end a long push after five minutes.
+    assert_eq!(variables["RUNNER_AFTER_SCRIPT_TIMEOUT"], "1h");
     for (name, value) in [
         ("DORMER_CI_ENDPOINT", lab.url()),
         ("DORMER_CI_CACHE", "ci".to_owned()),
         ("DORMER_CI_RELEASES", releases_url),
         ("DORMER_CI_TOKEN", token),
+        ("CI_API_V4_URL", private.url("example")),
+        ("CI_JOB_TOKEN", "of-this-job".to_owned()),
     ] {
         variables.insert(name.to_owned(), value);
     }
+    // Only the job's own GitLab is asked with its token.
+    let mut elsewhere: Vec<(String, String)> = variables.clone().into_iter().collect();
+    elsewhere.push(("CI_API_V4_URL".to_owned(), "https://git.example.org/api/v4".to_owned()));
+    assert!(job.shell(&lines("/before_script"), &elsewhere).0.fails().contains("401"));
     let variables: Vec<(String, String)> =
         variables.into_iter().chain([("GITHUB_ACTIONS".to_owned(), String::new())]).collect();
     let build = format!("nix-build {} --no-out-link --argstr salt gitlab -A tool", machine.expression());
@@ -416,6 +426,11 @@ fn every_workflow_passes_actionlint() {
         }
     }
     assert!(workflows.len() >= 5, "{workflows:?}");
+    // A registry refuses capitals, which an owner's name may have.
+    let release = fs::read_to_string(place.join(".github/workflows/release.yml")).unwrap();
+    for name in ["ghcr.io/${{ github.repository", "ghcr.io/$GITHUB_REPOSITORY"] {
+        assert!(!release.contains(name), "{name} may have capitals");
+    }
     let lint = |path: &Path| {
         let mut lint = Command::new(part("actionlint/bin/actionlint"));
         Run::of(lint.arg(path).current_dir(place))

@@ -327,6 +327,12 @@ fn the_network_is_closed_by_default() {
         let policies: Vec<&Value> =
             resources.iter().filter(|one| text(one, "/kind") == "NetworkPolicy").collect();
         assert_eq!(policies.iter().copied().filter(|one| denies_all(one)).count(), 1, "{name}");
+        // The server may ask for itself, by the address that leads to the Gateway.
+        let gateway = json!([{"namespaceSelector":
+            {"matchLabels": {"kubernetes.io/metadata.name": "gateway"}}}]);
+        let egress = policies.iter().find(|one| title(one) == "NetworkPolicy dormer-egress").unwrap();
+        let mut rules = items(egress, "/spec/egress");
+        assert!(rules.any(|rule| rule["to"] == gateway && rule["ports"].is_null()), "{name}");
         // No rule without a sender: it would let everybody in.
         for rule in policies.iter().flat_map(|policy| items(policy, "/spec/ingress")) {
             assert!(items(rule, "/from").count() > 0 && items(rule, "/ports").count() > 0, "{name}: {rule}");
@@ -514,6 +520,16 @@ fn the_fleet_bundles_name_overlays_that_exist_and_wait_for_each_other() {
         assert_eq!((&last["clusterSelector"], &last["doNotDeploy"]), (&json!({}), &Value::Bool(true)));
     }
     assert_eq!(publisher["dependsOn"][0]["selector"]["matchLabels"], lab["labels"]);
+    // A GitRepo without targets reaches only the clusters of the group `default`.
+    let comment = fs::read_to_string(folder().join("fleet-lab.yaml")).unwrap();
+    let comment: Vec<&str> = comment.lines().filter_map(|line| line.strip_prefix("#   ")).collect();
+    let page = fs::read_to_string(workspace_root().join("docs/DEPLOYING.md")).unwrap();
+    let block = page.split("```yaml\n").find(|block| block.starts_with("kind: GitRepo\n")).unwrap();
+    for repository in [comment.join("\n").as_str(), block.split("```").next().unwrap()] {
+        let repository = &parse(repository)[0];
+        assert_eq!(repository["spec"]["targets"], json!([{"clusterSelector": {}}]));
+        assert_eq!(items(repository, "/spec/bundles").count(), 2);
+    }
     // No two bundles own the same resource.
     let names = |bundle: &Value| -> Vec<String> {
         parse(&render(text(bundle, "/kustomize/dir"))).iter().map(title).collect()

@@ -155,11 +155,14 @@ fn values_reach_the_objects_and_nothing_names_what_is_not_there() {
         "serviceAccount.annotations.role=cache",
         "nodeSelector.disk=ssd",
         "tolerations[0].operator=Exists",
+        "priorityClassName=high",
         "imagePullSecrets[0].name=registry",
         "extraEnv[0].name=DORMER_STATS",
         "extraEnv[0].value=yes",
         "publisher.enabled=true",
         "publisher.edge=my-edge",
+        "monitoring.enabled=true",
+        "monitoring.labels.release=prometheus",
     ];
     let mut arguments = vec!["template", "cache", &path, "--namespace", "lab", "--set-file", &file];
     for one in set.iter().copied().chain([REPOSITORY, &digest]) {
@@ -181,7 +184,13 @@ fn values_reach_the_objects_and_nothing_names_what_is_not_there() {
     let map = objects.iter().find(|object| title(object) == "ConfigMap dormer").unwrap();
     assert_eq!(map["data"]["dormer.toml"], "listen = \"0.0.0.0:8080\"\n");
     assert!(objects.iter().all(|object| object["metadata"]["namespace"] == "lab"));
+    let monitor = objects.iter().find(|object| title(object) == "ServiceMonitor dormer").unwrap();
+    assert_eq!(monitor["metadata"]["labels"]["release"], "prometheus");
     let publisher = objects.iter().find(|object| text(object, "/kind") == "CronJob").unwrap();
+    let of_publisher = &pod_template(publisher).unwrap()["spec"];
+    for key in ["nodeSelector", "tolerations", "priorityClassName"] {
+        assert!(!pod[key].is_null() && of_publisher[key] == pod[key], "{key}");
+    }
     let variables = publisher.to_string();
     assert!(variables.contains("DORMER_EDGE_MY_EDGE_CREDENTIALS_SECRET_ACCESS_KEY"));
 

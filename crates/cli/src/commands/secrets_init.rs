@@ -27,10 +27,10 @@ const OPTIONAL_KEYS: [&str; 4] = [DATABASE_URL, POSTGRES_PASSWORD, S3_KEY_ID, S3
 
 /// Print a Kubernetes Secret with new secrets for a server
 ///
-/// The Secret has every key that the manifests in deploy/kubernetes use: the master key, the token
+/// The Secret has every key that a server in deploy/kubernetes uses: the master key, the token
 /// secret, a password and address for the PostgreSQL of the component `postgres`, and keys for the
-/// store of `storage-seaweedfs` or `storage-garage`. Each call makes new secrets. Encrypt them
-/// before they reach a disk:
+/// store of `storage-seaweedfs` or `storage-garage`. A publisher needs the keys of its edge too, by
+/// `--from-file`. Each call makes new secrets. Encrypt them before they reach a disk:
 ///
 ///   dormer secrets init --namespace dormer-lab | kubeseal --format yaml > sealed-secret.yaml
 ///   dormer secrets init --namespace dormer-lab |
