@@ -147,8 +147,8 @@ impl App {
         self.authenticator.authenticate(call, self.engine.now())
     }
 
-    /// The token of a page's visitor with its claims, if one counts: from the headers, else from the
-    /// cookie of the session. A browser may send a proxy's password in the headers.
+    /// The token of a page's visitor with its claims, if one counts: from the headers, else from
+    /// the cookie of the session. A browser may send a proxy's password in the headers.
     pub(crate) fn presented(&self, call: &Call) -> Option<(String, Arc<TokenClaims>)> {
         let verify = |token: String| {
             let claims = self.authenticator.verify(call, &token, self.engine.now())?;

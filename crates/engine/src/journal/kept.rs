@@ -52,8 +52,8 @@ pub async fn kept_journals(store: &Store) -> Result<Vec<KeptJournal>> {
     Ok(kept)
 }
 
-/// When the last of the marks that count was made; `UnixSeconds::MAX` if one is due: a database that
-/// went back in time collects before its journal has had a turn.
+/// When the last of the marks that count was made; `UnixSeconds::MAX` if one is due, because a
+/// database that went back in time collects before its journal has had a turn.
 pub(crate) async fn kept_before(
     memory: &dyn JournalIndex,
     store: &Store,

@@ -923,8 +923,8 @@ async fn what_a_database_that_went_back_in_time_has_forgotten_can_be_recovered_f
     let engine = engine_over(database.contracts.index.clone(), Arc::clone(&lab.blobs), settings());
     let (files, blobs) = (lab.files.clone(), Arc::clone(&lab.blobs));
     let old = Lab { database, engine, files, blobs, on_postgres: false };
-    // A compaction had noted a new pack when the copy was made, and moved chunks there afterwards. A
-    // collection comes before the journal's first turn.
+    // A compaction had noted a new pack when the copy was made, and moved chunks there afterwards.
+    // A collection comes before the journal's first turn.
     let packs_now = lab.blobs.list().await.expect(ANSWERS);
     let BlobKey::Pack(moved_to) =
         *packs_now.iter().find(|key| !packs_then.contains(key)).expect("a new pack");

@@ -398,7 +398,7 @@ pub(super) async fn a_quota_takes_the_least_recently_used(both: Both) -> Result<
     Ok(())
 }
 
-/// An operator who wrote a zero too few corrects it while paths go.
+/// A quota was too small by mistake, and is corrected while paths go.
 pub(super) async fn a_quota_that_is_raised_ends_the_removals(both: Both) -> Result<()> {
     for (name, corrected) in [("raised", Some(9 * FILE_SIZE)), ("none", None)] {
         let quota = CachePatch { quota_bytes: Some(Some(1)), ..CachePatch::default() };

@@ -313,8 +313,8 @@ struct Cursor {
     phase: Phase,
     /// Whether a step of this pass left objects behind that it freed.
     again: bool,
-    /// Bytes that count for the quota: so far while they are added up, and after that those that are
-    /// left. How many are too much, each step asks the rules: they may change while the job runs.
+    /// Bytes that count for the quota: so far while they are added up, and after that those that
+    /// are left. Each step asks the rules how many are too much: they may change meanwhile.
     bytes: u64,
     /// Last use of the last object, or NAR of the last grace.
     number: i64,
