@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 
-use dormer_api::CacheName;
+use dormer_api::{CacheName, ErrorName};
 use dormer_nix::{BuildTrace, DocumentName, StorePath};
 use futures::StreamExt as _;
 
@@ -81,7 +81,8 @@ pub async fn push_traces(
                 Err(error) if error.is_fatal_for_push() => return Err(error),
                 // Attic knows no build traces, and answers what it answers to any unknown address.
                 Err(
-                    Error::Refused { status: 404 | 405, name: None, .. } | Error::Refused { status: 501, .. },
+                    Error::Refused { status: 404 | 405, name: None | Some(ErrorName::NotFound), .. }
+                    | Error::Refused { status: 501, .. },
                 ) => {
                     summary.is_unsupported = true;
                     return Ok(summary);

@@ -58,18 +58,29 @@ pub(super) async fn run(args: LoginArgs, context: &Context) -> Result<()> {
     let known =
         old.filter(|known| known.endpoint.parse().is_ok_and(|endpoint: Endpoint| endpoint == args.endpoint));
     let mut server = known.cloned().unwrap_or_else(|| ServerSettings::new(&args.endpoint));
+    let mut is_given = true;
     if let Some(file) = &args.token_file {
         let file = std::path::absolute(file).map_err(Error::io("find", file))?;
         (server.token, server.token_file) = (None, Some(file));
     } else if let Some(token) = args.token.or(read_token(args.token_stdin)?) {
         (server.token, server.token_file) = (Some(token), None);
+    } else {
+        is_given = false;
     }
     loaded.settings.servers.insert(args.name.clone(), server);
     if args.set_default || loaded.settings.default_server.is_none() {
         loaded.settings.default_server = Some(args.name.clone());
     }
 
-    let resolved = loaded.resolve_server(Some(&args.name), &dormer_client::process_variables)?;
+    // The token that is stored is the one to try, not another one of the environment.
+    let variables = |name: &str| {
+        if is_given && name.starts_with("DORMER_TOKEN") {
+            None
+        } else {
+            dormer_client::process_variables(name)
+        }
+    };
+    let resolved = loaded.resolve_server(Some(&args.name), &variables)?;
     let caches = check(context, &resolved).await?;
     loaded.save()?;
 
