@@ -2,8 +2,10 @@
 //!
 //! A file is damaged when its size or the store's tag of it is not what was written down. Where a
 //! store gives no tags (a folder), narinfos are read and compared. What nobody wrote down is
-//! deleted only below the caches that are published, and only if it is named as the layout names
-//! things.
+//! deleted only below the caches that are published, only if it is named as the layout names
+//! things, and only if the lab's cache does not have it: a database that was recovered, or a target
+//! under a new name, knows nothing of what it published before. Such a file stays for its readers
+//! until it is written again.
 //!
 //! The listing and the rows are two streams in the same order, merged step by step, so the memory
 //! does not grow with the cache. A listing comes in the order of names. Names show a hash in Nix's
@@ -15,7 +17,7 @@ use std::collections::{HashMap, HashSet};
 use dormer_api::CacheName;
 use dormer_edge::EdgeKey;
 use dormer_format::EncodingTag;
-use dormer_index::{Cache, CacheScan, PublishState, PublishedDocument, PublishedFile};
+use dormer_index::{Cache, CacheScan, NarKey, PublishState, PublishedDocument, PublishedFile};
 use dormer_nix::{DocumentName, NarHash, StorePathHash, nix32};
 use dormer_stores::FileEntry;
 
@@ -105,8 +107,7 @@ impl Run<'_> {
                     .map(|hash| EdgeKey::Listing(name.clone(), hash)),
             )
             .collect();
-        let repaired = (drifted.len() + strangers.len()) as u64;
-        self.delete_strangers(strangers).await?;
+        let repaired = drifted.len() as u64 + self.delete_strangers(cache, strangers).await?;
         let next = CacheScan::Narinfos(Some(listed.through));
         self.state().note_drift(&self.lease(), cache.id, &drifted, &[], self.now(), next.clone()).await?;
         Ok((next, repaired))
@@ -136,6 +137,7 @@ impl Run<'_> {
             .await?;
         let mut files = listed.files;
         let mut drifted: Vec<(NarHash, EncodingTag)> = Vec::new();
+        let mut known: HashSet<NarHash> = HashSet::new();
         let mut row_after = None;
         loop {
             let rows = self
@@ -145,6 +147,7 @@ impl Run<'_> {
             let Some(last) = rows.last() else { break };
             row_after = Some(last.nar);
             for nar in rows {
+                known.insert(nar.nar.0);
                 let sound = files.remove(&nar.nar).is_some_and(|entry| {
                     entry.size == nar.file_size && same_etag(entry.etag.as_deref(), nar.etag.as_deref())
                 });
@@ -153,10 +156,12 @@ impl Run<'_> {
                 }
             }
         }
-        let strangers: Vec<EdgeKey> =
-            files.into_keys().map(|nar| EdgeKey::Nar(name.clone(), nar_file(nar))).collect();
-        let repaired = (drifted.len() + strangers.len()) as u64;
-        self.delete_strangers(strangers).await?;
+        // With another tag than the row's, it is what an earlier run left.
+        let (left, strangers): (Vec<_>, Vec<_>) = files.into_keys().partition(|nar| known.contains(&nar.0));
+        let of_name = |nar| EdgeKey::Nar(name.clone(), nar_file(nar));
+        let mut repaired = (drifted.len() + left.len()) as u64;
+        self.delete_all(left.into_iter().map(of_name).collect()).await?;
+        repaired += self.delete_strangers(cache, strangers.into_iter().map(of_name).collect()).await?;
         let next = CacheScan::Nars(Some(listed.through));
         self.state().note_drift(&self.lease(), cache.id, &[], &drifted, self.now(), next.clone()).await?;
         Ok((next, repaired))
@@ -230,8 +235,7 @@ impl Run<'_> {
         let strangers: Vec<EdgeKey> =
             files.into_keys().map(|document| EdgeKey::Document(name.clone(), document)).collect();
         let documents: HashSet<&DocumentName> = drifted.iter().map(|(_, document)| document).collect();
-        let repaired = (documents.len() + strangers.len()) as u64;
-        self.delete_strangers(strangers).await?;
+        let repaired = documents.len() as u64 + self.delete_strangers(cache, strangers).await?;
         let next = CacheScan::Documents(Some(next));
         let (lease, now) = (self.lease(), self.now());
         self.state().note_document_drift(&lease, cache.id, &drifted, now, Some(next.clone())).await?;
@@ -273,9 +277,34 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn delete_strangers(&self, strangers: Vec<EdgeKey>) -> Result<()> {
+    /// Deletes those files without a row that the lab's cache does not have either; returns how
+    /// many these are.
+    async fn delete_strangers(&self, cache: &Cache, files: Vec<EdgeKey>) -> Result<u64> {
+        let (index, now) = (self.publisher.index(), self.now());
+        let mut strangers = Vec::new();
+        for key in files {
+            let is_of_lab = match &key {
+                EdgeKey::Narinfo(_, hash) | EdgeKey::Listing(_, hash) => {
+                    index.find_object(cache.id, hash).await?.is_some()
+                }
+                EdgeKey::Nar(_, file) => {
+                    index.find_nar_in_cache(cache.id, &NarKey::Hash(file.hash), now).await?.is_some()
+                }
+                EdgeKey::Document(_, name) => index.has_document(cache.id, name).await?,
+                _ => false,
+            };
+            if !is_of_lab {
+                strangers.push(key);
+            }
+        }
+        let deleted = strangers.len() as u64;
+        self.delete_all(strangers).await?;
+        Ok(deleted)
+    }
+
+    async fn delete_all(&self, files: Vec<EdgeKey>) -> Result<()> {
         let deletions =
-            strangers.into_iter().map(|key| async move { Ok(self.store().delete(&key.to_string()).await?) });
+            files.into_iter().map(|key| async move { Ok(self.store().delete(&key.to_string()).await?) });
         self.in_flight.all(deletions).await.map(drop)
     }
 

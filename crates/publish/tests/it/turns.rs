@@ -114,6 +114,34 @@ async fn a_withdrawal_of_many_turns_is_noted_once() {
     assert!(lab.published().is_empty());
 }
 
+/// A database that was recovered, or a target under a new name, knows nothing of what is there.
+async fn a_comparison_without_rows_takes_away_only_what_the_lab_has_not() {
+    let mut lab = Lab::new().await;
+    for (number, references) in [(1, &[][..]), (2, &[1]), (3, &[1, 2]), (4, &[])] {
+        lab.push(number, number.into(), references).await;
+    }
+    lab.put_log("building").await;
+    lab.put_trace(1).await;
+    lab.publish().await.unwrap();
+    lab.remove_for_cause(4).await;
+    lab.settings.name = "another".to_owned();
+    let before = lab.target.events().len();
+    lab.publisher().run(Mode::Reconcile).await.unwrap();
+    let deleted = lab.target.events().split_off(before).into_iter().filter_map(|event| match event {
+        FileEvent::Delete(name) => Some(name),
+        FileEvent::Put(..) => None,
+    });
+    let deleted: Vec<String> = deleted.collect();
+    let narinfo = format!("main/{}.narinfo", path(4).hash());
+    assert!(deleted.contains(&narinfo), "{deleted:?}");
+    let is_of_it = |name: &String| *name == narinfo || name.contains("/nar/");
+    assert!(deleted.len() == 2 && deleted.iter().all(is_of_it), "{deleted:?}");
+    assert_eq!(lab.published(), [1, 2, 3].into());
+    lab.check_every_moment(&[], "while it is compared");
+    let again = lab.publisher().run(Mode::Reconcile).await.unwrap();
+    assert_eq!((again.caches[0].repaired, lab.nar_count()), (0, 3));
+}
+
 /// A comparison that ends in many turns is one comparison.
 async fn a_comparison_goes_on_from_turn_to_turn() {
     let mut lab = Lab::new().await;
@@ -249,6 +277,7 @@ on_both_databases! {
     a_path_whose_time_comes_waits_for_no_large_cache,
     a_withdrawal_of_many_turns_is_noted_once,
     a_comparison_goes_on_from_turn_to_turn,
+    a_comparison_without_rows_takes_away_only_what_the_lab_has_not,
     a_run_that_is_asked_to_stop_ends_soon,
     a_run_that_waits_for_a_dead_one_stops_at_once,
     a_cache_that_the_settings_no_longer_name_is_set_aside,
