@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use dormer_api::CacheName;
+use dormer_edge::CacheState;
 use dormer_index::{Cache, CacheId, CacheScan, OutboxPosition, PendingObject, PublishedCache, UnixSeconds};
 use dormer_nix::StorePathHash;
 
@@ -318,10 +319,15 @@ impl Run<'_> {
         // It is private now, and only a pattern fits it.
         let named =
             |cache: &Cache| cache.name.parse().is_ok_and(|name| self.publisher.settings.selects(&name, true));
+        // What the target shows to anybody goes when the cache becomes private, whatever the settings
+        // name.
+        let is_exposed = |cache: &Cache| {
+            !cache.is_public && CacheState::parse(&published.document).map_or(true, |state| state.public)
+        };
         let mut outcome = CacheOutcome::of(&published.name);
         let mut is_done = true;
         match cache {
-            Some(cache) if self.mode != Mode::Reconcile && !named(cache) => {
+            Some(cache) if self.mode != Mode::Reconcile && !named(cache) && !is_exposed(cache) => {
                 self.set_aside(published).await?;
                 outcome.note = Some(
                     "is not among the target's caches any more and is left as it is; --reconcile takes it away"

@@ -243,6 +243,21 @@ async fn a_cache_that_the_settings_no_longer_name_is_set_aside() {
     lab.check_counts("back again").await;
 }
 
+/// Nobody follows a cache that was set aside, but its access rule is not what is left as it is.
+async fn a_cache_that_was_set_aside_leaves_when_it_becomes_private() {
+    let mut lab = Lab::new().await;
+    lab.push(1, 1, &[]).await;
+    create_cache(&lab.engine, "other", true).await;
+    lab.publish().await.unwrap();
+    lab.settings.caches = vec!["other".parse().unwrap()];
+    lab.publish().await.unwrap();
+    assert_eq!(lab.published(), [1].into());
+    lab.set_public(false).await;
+    lab.publish().await.unwrap();
+    let left: Vec<String> = lab.target.files().into_keys().filter(|name| name.starts_with("main/")).collect();
+    assert_eq!(left, Vec::<String>::new());
+}
+
 /// Paths that wait cost a statement for thousands of them, unless what they wait for changes.
 async fn a_run_costs_what_changed_and_not_what_waits() {
     let lab = Lab::new().await;
@@ -281,5 +296,6 @@ on_both_databases! {
     a_run_that_is_asked_to_stop_ends_soon,
     a_run_that_waits_for_a_dead_one_stops_at_once,
     a_cache_that_the_settings_no_longer_name_is_set_aside,
+    a_cache_that_was_set_aside_leaves_when_it_becomes_private,
     a_run_costs_what_changed_and_not_what_waits,
 }
