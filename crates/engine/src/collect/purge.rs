@@ -150,12 +150,16 @@ impl Collector {
         Ok(())
     }
 
-    /// Whether a purge wants a listing of the store: one that no collection has tried, so that all
-    /// objects without a row begin to wait; and one that could end. A purge that waits for known
-    /// objects could not.
+    /// Whether a purge wants a listing of the store: one whose path was removed after the last
+    /// listing, so that all objects without a row begin to wait; and one that could end. A purge
+    /// that waits for known objects could not.
     pub(super) async fn wants_listing(&self, purging: &Purging) -> Result<bool> {
-        if purging.is_empty() || purging.purges.iter().any(|purge| purge.tried_at.is_none()) {
-            return Ok(!purging.is_empty());
+        if purging.is_empty() {
+            return Ok(false);
+        }
+        let listed_at = self.index.last_collection().await?.listed_at;
+        if purging.purges.iter().any(|purge| listed_at.is_none_or(|at| at <= purge.removed_at)) {
+            return Ok(true);
         }
         // Of all purges, the latest of those at home waits for the fewest objects.
         let at_home = purging.purges.iter().filter(|purge| purging.at_home.contains(&purge.id));

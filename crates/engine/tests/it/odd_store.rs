@@ -19,6 +19,7 @@ pub(crate) struct OddStore {
     kept: Mutex<HashSet<BlobKey>>,
     deletions: Mutex<Vec<BlobKey>>,
     refuses_puts: AtomicBool,
+    refuses_lists: AtomicBool,
     puts: AtomicUsize,
     lists: AtomicUsize,
     bad_sector: Mutex<Option<(BlobKey, u64)>>,
@@ -43,6 +44,7 @@ impl OddStore {
             kept: Mutex::default(),
             deletions: Mutex::default(),
             refuses_puts: AtomicBool::new(false),
+            refuses_lists: AtomicBool::new(false),
             puts: AtomicUsize::new(0),
             lists: AtomicUsize::new(0),
         })
@@ -55,6 +57,10 @@ impl OddStore {
 
     pub(crate) fn refuse_puts(&self, refuses: bool) {
         self.refuses_puts.store(refuses, Ordering::SeqCst);
+    }
+
+    pub(crate) fn refuse_lists(&self, refuses: bool) {
+        self.refuses_lists.store(refuses, Ordering::SeqCst);
     }
 
     /// No read of this byte succeeds.
@@ -81,7 +87,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn refused(attempt: &'static str, key: &BlobKey) -> Error {
+fn refused(attempt: &'static str, key: impl ToString) -> Error {
     let source = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
     Error::Io { attempt, key: key.to_string(), source }
 }
@@ -122,6 +128,9 @@ impl Blobs for OddStore {
     }
     async fn list(&self) -> Result<Vec<BlobKey>> {
         self.lists.fetch_add(1, Ordering::SeqCst);
+        if self.refuses_lists.load(Ordering::SeqCst) {
+            return Err(refused("list", "packs/"));
+        }
         self.inner.list().await
     }
     fn is_remote(&self) -> bool {

@@ -415,16 +415,19 @@ async fn a_purge_waits_for_copies_without_a_row() {
         let outcome = collector.run_now(&*process.contracts.jobs, "test", 30).await;
         outcome.expect(ANSWERS).expect("no other process collects")
     };
+    store.refuse_lists(true);
     let report = collect().await;
     assert_eq!((report.purged, report.purges_left, report.removed.packs), (0, 1, 1));
     assert_eq!((count_in_store(&lab, &own).await, store.lists()), (own.len(), 1));
+    store.refuse_lists(false);
+    lab.pass(1);
+    assert_eq!((collect().await.purges_left, store.lists()), (1, 2), "the first listing failed");
     copy(2).await;
     lab.pass(1);
-    let report = collect().await;
-    assert_eq!((report.purges_left, store.lists()), (1, 1), "it waits for an object that is known");
+    assert_eq!((collect().await.purges_left, store.lists()), (1, 2), "it waits for an object that is known");
     lab.pass(HOUR);
     let report = collect().await;
-    assert_eq!((report.objects_deleted, report.strays_found, store.lists()), (1, 1, 2));
+    assert_eq!((report.objects_deleted, report.strays_found, store.lists()), (1, 1, 3));
     assert_eq!((report.purged, report.purges_left), (0, 1), "an upload left a copy");
     assert_eq!(report.oldest_purge, Some(removed_at));
     assert_eq!(counts(&process, &cache).await, PurgeCounts { waiting: 1, untried: 0 });

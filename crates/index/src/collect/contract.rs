@@ -137,8 +137,6 @@ pub struct Purge {
     pub id: PurgeId,
     /// When its path was removed. Its chunks had their rows until then.
     pub removed_at: UnixSeconds,
-    /// When a collection last tried to end it.
-    pub tried_at: Option<UnixSeconds>,
     /// The chunks of the NAR, and those of its listing.
     pub runs: Vec<ChunkRun>,
 }

@@ -282,11 +282,11 @@ const CONDEMN_NOW: Sql = Sql {
 // Those that were never tried come first, then those that waited longest: no purge stays untried
 // because others have to wait.
 const OPEN_PURGES: Sql = both!(
-    "SELECT id, asked_at, recipe, listing, tried_at FROM purges WHERE is_asked = 1
+    "SELECT id, asked_at, recipe, listing FROM purges WHERE is_asked = 1
      ORDER BY coalesce(tried_at, 0), id LIMIT $1"
 );
 const PURGE_NOTES: Sql = both!(
-    "SELECT id, asked_at, recipe, listing, tried_at FROM purges WHERE is_asked = 0 AND id > $1 ORDER BY id LIMIT $2"
+    "SELECT id, asked_at, recipe, listing FROM purges WHERE is_asked = 0 AND id > $1 ORDER BY id LIMIT $2"
 );
 pub(crate) const FIND_PLACES: Sql =
     both!("SELECT number, pack FROM chunks WHERE number > $1 AND number <= $2 ORDER BY number LIMIT $3");
@@ -914,18 +914,13 @@ fn read_page(packed: &[u8]) -> Result<Vec<MarkedNar>> {
     Ok(page)
 }
 
-/// Columns: number, time, recipe, recipe of the listing, time of the last try.
+/// Columns: number, time, recipe, recipe of the listing.
 fn read_purge(row: &impl Row) -> Result<Purge> {
     let mut runs = recipe("purges", row.column(2, "purges")?)?.runs;
     if let Some(listing) = row.column::<Option<&[u8]>>(3, "purges")? {
         runs.extend(recipe("purges", listing)?.runs);
     }
-    Ok(Purge {
-        id: PurgeId(row.column(0, "purges")?),
-        removed_at: row.column(1, "purges")?,
-        tried_at: row.column(4, "purges")?,
-        runs,
-    })
+    Ok(Purge { id: PurgeId(row.column(0, "purges")?), removed_at: row.column(1, "purges")?, runs })
 }
 
 /// Columns: id, time.
