@@ -197,7 +197,9 @@ where
     expiry_cases! {
         what_is_unused_expires_with_a_grace, a_cache_that_keeps_everything_has_no_job, what_a_live_object_needs_stays,
         a_removed_referrer_frees_what_it_needed, new_references_replace_those_of_before, a_pull_and_a_push_are_uses,
-        the_newest_of_a_name_are_kept, a_quota_takes_the_least_recently_used, a_quota_that_is_raised_ends_the_removals, a_quota_counts_logs_and_traces, a_quota_cuts_graces_to_a_day_first,
+        the_newest_of_a_name_are_kept, a_quota_takes_the_least_recently_used,
+        a_quota_that_is_raised_ends_the_removals, a_quota_counts_logs_and_traces,
+        a_quota_cuts_graces_to_a_day_first,
         a_lost_lease_expires_nothing, a_policy_that_changes_counts_at_once, small_steps_remove_the_same,
         a_pin_keeps_its_path_and_closure, pins_come_by_name_and_the_newest_stay,
         references_are_found_in_both_directions, objects_are_listed_in_every_order,
