@@ -281,7 +281,7 @@ fn conclude(report: &Recovered, is_scrubbed: bool, context: &Context) {
     ));
     if report.cut_journal_files > 0 {
         printer.warn(&format!(
-            "{} files of the journal are damaged; what they said is missing",
+            "{} files of the journal are damaged or not there; what they said is missing",
             report.cut_journal_files
         ));
     }

@@ -80,7 +80,8 @@ pub struct Recovered {
     pub unreadable_packs: u64,
     /// Files of the journal that count.
     pub journal_files: u64,
-    /// Files that are missing their end, or could not be read at all.
+    /// Files that are missing their end, or could not be read at all, and segments that are not
+    /// there.
     pub cut_journal_files: u64,
     /// Files that do not count although they are newer: another lineage wrote them, and no snapshot
     /// of it is whole.
@@ -289,7 +290,23 @@ impl Recovery {
             }
         }
         self.lineage = lineage;
+        self.count_gaps(base.as_ref(), &of_lineage);
         Ok(of_lineage)
+    }
+
+    /// Counts segments that are not there: their numbers go up by one. The last one leaves no gap.
+    fn count_gaps(&mut self, base: Option<&JournalHeader>, files: &[JournalName]) {
+        let segments = files.iter().filter(|name| name.kind == JournalKind::Segment);
+        let numbers: BTreeSet<u64> = segments.map(|name| name.position.1).collect();
+        let mut before = base.map(|base| base.position.1);
+        for number in numbers {
+            let missing = before.map_or(0, |before| number.saturating_sub(before.saturating_add(1)));
+            if missing > 0 {
+                tracing::warn!(before = number, missing, "segments of the journal are not there");
+                self.report.cut_journal_files += missing;
+            }
+            before = Some(number);
+        }
     }
 
     /// Counts what another lineage wrote after a snapshot: a database that was recovered or

@@ -11,7 +11,7 @@ use dormer_engine::{
     MasterKey, Recovered, Recovery, RecoveryEvent, RecoveryIndex, Result, SystemClock, find_missing,
     keep_journal, kept_journals, rekey, release_kept_journals, stored_journals,
 };
-use dormer_format::{JournalFile, JournalRecord, PackBuilder, PackId, StoredChunk};
+use dormer_format::{JournalFile, JournalKind, JournalName, JournalRecord, PackBuilder, PackId, StoredChunk};
 use dormer_index::{
     Alias, Audit, Cache, CacheId, FoundObject, JobIndex, JournalIndex, JournaledDocument, MASTER_KEY_PROOF,
     ObjectOrder, Pin, PostgresIndex, PostgresOptions, SqliteIndex, SqliteOptions, StoredListing, UnixSeconds,
@@ -1031,6 +1031,34 @@ async fn collections_leave_the_packs_of_paths_that_a_recovery_lost() {
         second.collect(now + day * 86_400).await;
     }
     assert_eq!(lab.blobs.list().await.expect(ANSWERS), []);
+}
+
+/// A copy of a bucket that was interrupted: a file in the middle is not there.
+#[tokio::test]
+async fn a_segment_that_is_not_there_counts_as_a_loss() {
+    let lab = Lab::new(false).await;
+    let cache = create_main(&lab.engine).await;
+    let journal = lab.journal(JournalSettings::default());
+    for number in 0..5 {
+        push(&lab.engine, &cache, &path(number), &nar(number)).await.expect(ANSWERS);
+        journal.write().await.expect(ANSWERS);
+    }
+    let is_segment = |name: &JournalName| name.kind == JournalKind::Segment;
+    let mut segments: Vec<(JournalName, Bytes)> = journal_files(&lab.files)
+        .into_iter()
+        .filter_map(|(name, bytes)| Some((JournalName::parse(&name).filter(is_segment)?, bytes)))
+        .collect();
+    segments.sort_unstable_by_key(|(name, _)| name.position);
+    segments.pop().expect("the last one, which leaves no gap");
+    assert!(segments.len() >= 3, "{segments:?}");
+    let store = lab.files.store();
+    for (name, bytes) in segments {
+        store.delete(&name.to_string()).await.expect(ANSWERS);
+        let (_, report) = lab.recover().await;
+        assert!(report.has_losses() && report.cut_journal_files == 1, "{name}: {report:?}");
+        store.put(&name.to_string(), None, [bytes]).await.expect(ANSWERS);
+    }
+    lab.check("everything is back").await;
 }
 
 /// Two marks stay at most: the newest ones.
