@@ -49,5 +49,5 @@ pub use error::{Error, Result};
 pub use export::{ExportOutcome, ExportSettings, export};
 pub use publisher::{Mode, Publisher};
 pub use report::{CacheOutcome, Outcome, Preview, Reporter, Silent};
-pub use settings::TargetSettings;
+pub use settings::{REVOKED_BYTES_MAX, TargetSettings};
 pub use status::{CacheStatus, TargetStatus, WaitingPath, status};

@@ -7,6 +7,10 @@ use dormer_format::EncodingTag;
 
 use crate::recompress::recompressed_tag;
 
+/// Most bytes of the ids of revoked tokens: half of what an edge reads of a document, which holds
+/// keys and more besides.
+pub const REVOKED_BYTES_MAX: usize = dormer_edge::STATE_BYTES_MAX / 2;
+
 /// A target without its location.
 #[derive(Debug, Clone)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a setting of the target by itself")]
@@ -31,7 +35,7 @@ pub struct TargetSettings {
     /// How long a path waits for a reference that the cache lacks, before the reference counts as
     /// upstream.
     pub settle: Duration,
-    /// Ids (`jti`) of revoked tokens, for the state documents.
+    /// Ids (`jti`) of revoked tokens, for the state documents: at most [`REVOKED_BYTES_MAX`].
     pub revoked_tokens: Vec<String>,
     /// Most requests at once.
     pub concurrency: usize,

@@ -7,13 +7,13 @@
 use std::path::PathBuf;
 
 use dormer_api::RedactedUrl;
-use dormer_publish::TargetSettings;
+use dormer_publish::{REVOKED_BYTES_MAX, TargetSettings};
 use dormer_stores::{RemoteSettings, RetryPolicy};
 
 use super::error::{Error, Result};
 use super::keys::{self, EDGE_KEYS};
 use super::origin::Origin;
-use super::raw::{Environment, Raw};
+use super::raw::{Environment, Raw, Value};
 use super::storage::{StoreKeys, remote_store};
 use super::values::{boolean, count, duration, integer, list, path, size, text, wrong};
 
@@ -119,15 +119,33 @@ pub(super) fn variables(targets: &[Raw]) -> Vec<String> {
     targets.iter().flat_map(of).collect()
 }
 
+/// The keys that say where a target is.
+const PLACE_KEYS: [&keys::Key; 5] =
+    [&keys::EDGE_TYPE, &keys::EDGE_PATH, &keys::EDGE_BUCKET, &keys::EDGE_PREFIX, &keys::EDGE_ENDPOINT];
+
 /// Checks settings that depend on each other.
 pub(super) fn resolve_targets(targets: &[Raw], notes: &mut Vec<String>) -> Result<Vec<EdgeTarget>> {
-    targets
-        .iter()
-        .map(|raw| {
-            let name = text(raw, &keys::EDGE_NAME).to_owned();
-            resolve_target(raw, notes).map_err(|source| edge_target_error(&name, source))
-        })
-        .collect()
+    let mut resolved = Vec::new();
+    for (number, raw) in targets.iter().enumerate() {
+        let name = text(raw, &keys::EDGE_NAME).to_owned();
+        let is_same = |other: &&Raw| PLACE_KEYS.iter().all(|key| value(raw, key) == value(other, key));
+        let target = match targets[..number].iter().find(is_same) {
+            // Each would take the other's files for strangers, and delete them.
+            Some(other) => {
+                let other = text(other, &keys::EDGE_NAME);
+                let problem =
+                    format!("'{other}' has the same place; give each target its own prefix or path");
+                Err(wrong(raw, &keys::EDGE_NAME, problem))
+            }
+            None => resolve_target(raw, notes),
+        };
+        resolved.push(target.map_err(|source| edge_target_error(&name, source))?);
+    }
+    Ok(resolved)
+}
+
+fn value<'a>(raw: &'a Raw, key: &keys::Key) -> Option<&'a Value> {
+    raw.find(key).map(|setting| &setting.value)
 }
 
 fn resolve_target(raw: &Raw, notes: &mut Vec<String>) -> Result<EdgeTarget> {
@@ -156,6 +174,15 @@ fn resolve_target(raw: &Raw, notes: &mut Vec<String>) -> Result<EdgeTarget> {
             })
         })
         .collect::<Result<Vec<_>>>()?;
+    let revoked_tokens = list(raw, &keys::EDGE_REVOKED_TOKENS);
+    let revoked_bytes: usize = revoked_tokens.iter().map(|id| id.len() + 3).sum();
+    if revoked_bytes > REVOKED_BYTES_MAX {
+        let problem = format!(
+            "has {revoked_bytes} bytes, and an edge reads {REVOKED_BYTES_MAX} at most; change the key instead, or leave \
+             out tokens that have ended"
+        );
+        return Err(wrong(raw, &keys::EDGE_REVOKED_TOKENS, problem));
+    }
     let target = TargetSettings {
         name: text(raw, &keys::EDGE_NAME).to_owned(),
         caches,
@@ -169,7 +196,7 @@ fn resolve_target(raw: &Raw, notes: &mut Vec<String>) -> Result<EdgeTarget> {
         },
         nar_grace: duration(raw, &keys::EDGE_NAR_GRACE),
         settle: duration(raw, &keys::EDGE_SETTLE_TIME),
-        revoked_tokens: list(raw, &keys::EDGE_REVOKED_TOKENS),
+        revoked_tokens,
         concurrency: count(integer(raw, &keys::EDGE_CONCURRENCY).unsigned_abs()),
         bandwidth: size(raw, &keys::EDGE_BANDWIDTH),
         memory_bytes: size(raw, &keys::EDGE_MEMORY),
@@ -196,6 +223,37 @@ mod tests {
             ..TargetSettings::default()
         };
         assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
+    }
+
+    fn resolved(tables: &str) -> Result<Vec<EdgeTarget>> {
+        let tables: toml::Table = tables.parse().unwrap();
+        let read = read_targets(&tables["edge"], &Origin::Default, &Environment::default()).unwrap();
+        resolve_targets(&read, &mut Vec::new())
+    }
+
+    #[test]
+    fn two_targets_have_two_places() {
+        let folder = |name: &str, path: &str| {
+            format!("[[edge]]\nname = '{name}'\ntype = 'local'\npath = '{path}'\ncaches = ['main']\n")
+        };
+        assert_eq!(resolved(&format!("{}{}", folder("a", "/a"), folder("b", "/b"))).unwrap().len(), 2);
+        let refused = resolved(&format!("{}{}", folder("a", "/a"), folder("b", "/a"))).unwrap_err();
+        let Error::EdgeTarget { name, source } = refused else { panic!("{refused}") };
+        assert!(name == "b" && source.to_string().contains("'a' has the same place"), "{source}");
+    }
+
+    #[test]
+    fn revoked_tokens_fit_the_document_that_an_edge_reads() {
+        let with = |ids: usize| {
+            let ids = vec!["'0123456789abcdef0123456789abcdef0123'"; ids].join(", ");
+            format!(
+                "[[edge]]\nname = 'a'\ntype = 'local'\npath = '/a'\ncaches = ['main']\nrevoked-tokens = [{ids}]"
+            )
+        };
+        assert!(resolved(&with(13_000)).is_ok());
+        let refused = resolved(&with(14_000)).unwrap_err();
+        let Error::EdgeTarget { source, .. } = refused else { panic!("{refused}") };
+        assert!(source.to_string().contains("an edge reads 524288 at most"), "{source}");
     }
 
     #[test]
