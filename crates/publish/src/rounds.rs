@@ -319,8 +319,8 @@ impl Run<'_> {
         // It is private now, and only a pattern fits it.
         let named =
             |cache: &Cache| cache.name.parse().is_ok_and(|name| self.publisher.settings.selects(&name, true));
-        // What the target shows to anybody goes when the cache becomes private, whatever the settings
-        // name.
+        // What the target shows to anybody goes when the cache becomes private, whatever the
+        // settings name.
         let is_exposed = |cache: &Cache| {
             !cache.is_public && CacheState::parse(&published.document).map_or(true, |state| state.public)
         };

@@ -124,7 +124,7 @@ async fn a_comparison_without_rows_takes_away_only_what_the_lab_has_not() {
     lab.put_trace(1).await;
     lab.publish().await.unwrap();
     lab.remove_for_cause(4).await;
-    lab.settings.name = "another".to_owned();
+    "another".clone_into(&mut lab.settings.name);
     let before = lab.target.events().len();
     lab.publisher().run(Mode::Reconcile).await.unwrap();
     let deleted = lab.target.events().split_off(before).into_iter().filter_map(|event| match event {
