@@ -87,9 +87,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn refused(attempt: &'static str, key: impl ToString) -> Error {
+fn refused(attempt: &'static str, key: &str) -> Error {
     let source = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
-    Error::Io { attempt, key: key.to_string(), source }
+    Error::Io { attempt, key: key.to_owned(), source }
 }
 
 #[async_trait]
@@ -98,7 +98,7 @@ impl Blobs for OddStore {
     async fn put(&self, key: &BlobKey, parts: &[Bytes]) -> Result<()> {
         self.puts.fetch_add(1, Ordering::SeqCst);
         if self.refuses_puts.load(Ordering::SeqCst) {
-            return Err(refused("store", key));
+            return Err(refused("store", &key.to_string()));
         }
         tokio::time::sleep(self.pause).await;
         self.inner.put(key, parts).await
@@ -121,7 +121,7 @@ impl Blobs for OddStore {
     async fn delete(&self, key: &BlobKey) -> Result<()> {
         lock(&self.deletions).push(*key);
         if lock(&self.kept).contains(key) {
-            return Err(refused("delete", key));
+            return Err(refused("delete", &key.to_string()));
         }
         tokio::time::sleep(self.pause).await;
         self.inner.delete(key).await
