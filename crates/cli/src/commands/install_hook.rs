@@ -177,6 +177,12 @@ fn undo(args: &InstallHookArgs, places: &Places, context: &Context) -> Result<()
         (true, true) => "would take the hook and the service back",
         (true, false) => "Nix queues no builds any more; what is queued stays in the queue",
     });
+    if changed && !args.dry_run && args.system {
+        context.printer.hint(
+            "restart the daemon of Nix now: it reads nix.conf when it starts, and until then fails builds whose hook \
+             is gone: systemctl restart nix-daemon",
+        );
+    }
     if changed && !args.dry_run && args.service_manager == Manager::Systemd {
         let user = if args.system { "" } else { " --user" };
         context.printer.hint(&format!("stop the service: systemctl{user} disable --now dormer-queue"));
