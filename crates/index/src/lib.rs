@@ -1,8 +1,8 @@
 //! The index: what the cache knows, in SQL. Layer: port.
 //!
 //! ```text
-//! Index ◄── SqlIndex<Sqlite>     SqliteIndex: one file, one process that writes
-//!       ◄── SqlIndex<Postgres>   PostgresIndex: a server, any number of replicas
+//! Index ◄── SqliteIndex     SqliteIndex: one file, one process that writes
+//!       ◄── PostgresIndex   PostgresIndex: a server, any number of replicas
 //! ```
 //!
 //! The contract has one trait for each topic, and [`Index`] bundles them. `topics` holds each
@@ -43,8 +43,8 @@ pub use collect::{
     MarkedNar, PackFate, PackRow, PackedChunk, PacksRemoved, Purge, PurgeId, RowlessPack, StampLimits,
 };
 pub use contract::*;
-pub use dialects::postgres::{Postgres, PostgresIndex, PostgresOptions};
-pub use dialects::sqlite::{DatabaseCopy, Sqlite, SqliteIndex, SqliteOptions};
+pub use dialects::postgres::{PostgresIndex, PostgresOptions};
+pub use dialects::sqlite::{DatabaseCopy, SqliteIndex, SqliteOptions};
 pub use error::{Error, Result};
 pub use examination::Examination;
 pub use jobs::{ExpiryDefaults, Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep};

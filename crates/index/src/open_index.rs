@@ -1,15 +1,8 @@
 //! An open index, as each of its contracts.
-//!
-//! The compiler makes the code of a generic contract where a `dyn` is made of it. [`OpenIndex`] is
-//! therefore made here, once for each dialect: made by callers, all statements of both dialects
-//! would be compiled again in each program that opens an index (`docs/adr/0012-build-time.md`).
 
 use std::sync::Arc;
 
-use crate::sql_index::{Dialect, SqlIndex};
-use crate::{
-    CollectIndex, Index, JobIndex, JournalIndex, PostgresIndex, PublishIndex, ScrubIndex, SqliteIndex,
-};
+use crate::{CollectIndex, Index, JobIndex, JournalIndex, PublishIndex, ScrubIndex, SqlIndex};
 
 /// One index: what the layers above hold of it, whatever its dialect.
 #[derive(Clone)]
@@ -28,8 +21,18 @@ pub struct OpenIndex {
     pub journal: Arc<dyn JournalIndex>,
 }
 
-impl OpenIndex {
-    fn over<D: Dialect>(index: Arc<SqlIndex<D>>) -> Self {
+impl std::fmt::Debug for OpenIndex {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("OpenIndex").field("index", &self.index).finish_non_exhaustive()
+    }
+}
+
+impl From<SqlIndex> for OpenIndex {
+    // Made here: made by callers, all statements would be compiled again in each program that opens
+    // an index.
+    #[inline(never)]
+    fn from(index: SqlIndex) -> Self {
+        let index = Arc::new(index);
         Self {
             index: index.clone(),
             publish: index.clone(),
@@ -38,25 +41,5 @@ impl OpenIndex {
             scrub: index.clone(),
             journal: index,
         }
-    }
-}
-
-impl std::fmt::Debug for OpenIndex {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("OpenIndex").field("index", &self.index).finish_non_exhaustive()
-    }
-}
-
-impl From<SqliteIndex> for OpenIndex {
-    #[inline(never)]
-    fn from(index: SqliteIndex) -> Self {
-        Self::over(Arc::new(index))
-    }
-}
-
-impl From<PostgresIndex> for OpenIndex {
-    #[inline(never)]
-    fn from(index: PostgresIndex) -> Self {
-        Self::over(Arc::new(index))
     }
 }

@@ -22,10 +22,10 @@ use dormer_nix::{BuildId, DocumentName, NarHash, StorePathHash};
 
 use crate::Result;
 use crate::contract::{CacheId, FoundObject, UnixSeconds};
-use crate::sql_index::{Dialect, SqlIndex};
+use crate::sql_index::SqlIndex;
 
 #[async_trait]
-impl<D: Dialect> PublishIndex for SqlIndex<D> {
+impl PublishIndex for SqlIndex {
     async fn open_target(&self, name: &str, location: &str) -> Result<PublishTarget> {
         self.write("open a target", async |mut tx| work::open_target(&mut tx, name, location).await).await
     }

@@ -27,21 +27,21 @@ pub(crate) trait Value<'r>:
 impl<'r, T> Value<'r> for T where T: Decode<'r, Sqlite> + Type<Sqlite> + Decode<'r, Postgres> + Type<Postgres> {}
 
 /// A row of either database.
-pub(crate) trait Row {
+#[derive(Debug)]
+pub(crate) enum Row {
+    Sqlite(SqliteRow),
+    Postgres(PgRow),
+}
+
+impl Row {
     /// A column's value; [`Error::Corrupt`](crate::Error::Corrupt) names the table if it is of
     /// another kind.
-    fn column<'r, T: Value<'r>>(&'r self, column: usize, table: &'static str) -> Result<T>;
-}
-
-impl Row for SqliteRow {
-    fn column<'r, T: Value<'r>>(&'r self, column: usize, table: &'static str) -> Result<T> {
-        self.try_get(column).map_err(|error| corrupt(table, error))
-    }
-}
-
-impl Row for PgRow {
-    fn column<'r, T: Value<'r>>(&'r self, column: usize, table: &'static str) -> Result<T> {
-        self.try_get(column).map_err(|error| corrupt(table, error))
+    pub(crate) fn column<'r, T: Value<'r>>(&'r self, column: usize, table: &'static str) -> Result<T> {
+        let value = match self {
+            Self::Sqlite(row) => row.try_get(column),
+            Self::Postgres(row) => row.try_get(column),
+        };
+        value.map_err(|error| corrupt(table, error))
     }
 }
 
@@ -53,7 +53,7 @@ pub(crate) struct Look {
 }
 
 /// Columns: cache, NAR, its damage.
-pub(crate) fn read_look(row: &impl Row) -> Result<Look> {
+pub(crate) fn read_look(row: &Row) -> Result<Look> {
     let cache: Option<i64> = row.column(0, "caches")?;
     let nar: Option<i64> = row.column(1, "nars")?;
     let damaged_at: Option<i64> = row.column(2, "nars")?;
@@ -62,14 +62,14 @@ pub(crate) fn read_look(row: &impl Row) -> Result<Look> {
 
 /// The object in a row of the commit's first look. Columns from the fourth on: damage of its NAR,
 /// its NAR, the object.
-pub(crate) fn read_present(row: &impl Row) -> Result<Option<Present>> {
+pub(crate) fn read_present(row: &Row) -> Result<Option<Present>> {
     let Some(nar) = row.column::<Option<i64>>(4, "objects")? else { return Ok(None) };
     let nar_damaged_at: Option<i64> = row.column(3, "nars")?;
     Ok(Some(Present { object: read_object(row, 5)?, nar: NarId(nar), nar_damaged: nar_damaged_at.is_some() }))
 }
 
 /// Columns: those of a summary, last use, those of an object.
-pub(crate) fn read_found(row: &impl Row) -> Result<FoundObject> {
+pub(crate) fn read_found(row: &Row) -> Result<FoundObject> {
     Ok(FoundObject {
         nar: read_summary(row)?,
         last_used_at: row.column(6, "objects")?,
@@ -79,7 +79,7 @@ pub(crate) fn read_found(row: &impl Row) -> Result<FoundObject> {
 
 /// The eight columns of an object, from `first` on: hash, name, refs, deriver, ca, sigs, system,
 /// extra.
-pub(crate) fn read_object(row: &impl Row, first: usize) -> Result<Object> {
+pub(crate) fn read_object(row: &Row, first: usize) -> Result<Object> {
     let table = "objects";
     let path = store_path(row.column(first, table)?, row.column(first + 1, table)?)?;
     Ok(Object {
@@ -94,19 +94,19 @@ pub(crate) fn read_object(row: &impl Row, first: usize) -> Result<Object> {
 }
 
 /// Columns: hash, last use.
-pub(crate) fn read_use(row: &impl Row) -> Result<(StorePathHash, UnixSeconds)> {
+pub(crate) fn read_use(row: &Row) -> Result<(StorePathHash, UnixSeconds)> {
     let table = "objects";
     let hash = StorePathHash::from_bytes(array(table, row.column(0, table)?)?);
     Ok((hash, row.column(1, table)?))
 }
 
 /// Columns: those of a summary, compression.
-pub(crate) fn read_alias(row: &impl Row) -> Result<Alias> {
+pub(crate) fn read_alias(row: &Row) -> Result<Alias> {
     Ok(Alias { compression: row.column(6, "aliases")?, nar: read_summary(row)? })
 }
 
 /// Columns: id, hash, size, file_size, tag, damaged_at.
-pub(crate) fn read_summary(row: &impl Row) -> Result<NarSummary> {
+pub(crate) fn read_summary(row: &Row) -> Result<NarSummary> {
     let table = "nars";
     let damaged_at: Option<i64> = row.column(5, table)?;
     Ok(NarSummary {
@@ -120,20 +120,20 @@ pub(crate) fn read_summary(row: &impl Row) -> Result<NarSummary> {
 }
 
 /// Columns: those of a summary, recipe.
-pub(crate) fn read_nar(row: &impl Row) -> Result<Nar> {
+pub(crate) fn read_nar(row: &Row) -> Result<Nar> {
     let NarSummary { id, hash, size, file_size, tag, damaged } = read_summary(row)?;
     let recipe = recipe("nars", row.column(6, "nars")?)?;
     Ok(Nar { id, hash, size, file_size, tag, recipe, damaged })
 }
 
 /// The place of a row's key among those asked for.
-pub(crate) fn read_position(row: &impl Row) -> Result<usize> {
+pub(crate) fn read_position(row: &Row) -> Result<usize> {
     let key: i64 = row.column(0, "chunks")?;
     usize::try_from(key).map_err(|_| corrupt("chunks", "a negative key"))
 }
 
 /// Columns: place, number, id, pack, the pack's id, start, checksum, layout.
-pub(crate) fn read_chunk(row: &impl Row) -> Result<ChunkRow> {
+pub(crate) fn read_chunk(row: &Row) -> Result<ChunkRow> {
     let table = "chunks";
     ChunkColumns {
         number: row.column(1, table)?,
@@ -148,22 +148,22 @@ pub(crate) fn read_chunk(row: &impl Row) -> Result<ChunkRow> {
 }
 
 /// A chunk's number alone.
-pub(crate) fn read_chunk_number(row: &impl Row) -> Result<u64> {
+pub(crate) fn read_chunk_number(row: &Row) -> Result<u64> {
     unsigned("chunks", row.column(0, "chunks")?)
 }
 
 /// A pack's id alone.
-pub(crate) fn read_pack_id(row: &impl Row) -> Result<PackId> {
+pub(crate) fn read_pack_id(row: &Row) -> Result<PackId> {
     Ok(PackId::from_bytes(array("packs", row.column(0, "packs")?)?))
 }
 
 /// A NAR's hash alone.
-pub(crate) fn read_nar_hash(row: &impl Row) -> Result<NarHash> {
+pub(crate) fn read_nar_hash(row: &Row) -> Result<NarHash> {
     nar_hash(row.column(0, "nars")?)
 }
 
 /// Rows of caches with their keys; those of one cache are neighbours.
-pub(crate) fn read_caches(rows: &[impl Row]) -> Result<Vec<Cache>> {
+pub(crate) fn read_caches(rows: &[Row]) -> Result<Vec<Cache>> {
     let mut caches: Vec<Cache> = Vec::new();
     for row in rows {
         let id = CacheId(row.column(0, "caches")?);
@@ -179,7 +179,7 @@ pub(crate) fn read_caches(rows: &[impl Row]) -> Result<Vec<Cache>> {
     Ok(caches)
 }
 
-fn read_cache(id: CacheId, row: &impl Row) -> Result<Cache> {
+fn read_cache(id: CacheId, row: &Row) -> Result<Cache> {
     let table = "caches";
     let names: &str = row.column(5, table)?;
     let quota: Option<i64> = row.column(12, table)?;
@@ -201,7 +201,7 @@ fn read_cache(id: CacheId, row: &impl Row) -> Result<Cache> {
 }
 
 /// Columns: name, whether it is public.
-pub(crate) fn read_visibilities(rows: &[impl Row]) -> Result<Vec<CacheVisibility>> {
+pub(crate) fn read_visibilities(rows: &[Row]) -> Result<Vec<CacheVisibility>> {
     let read = |row| -> Result<CacheVisibility> {
         let row: &_ = row;
         Ok(CacheVisibility {
@@ -213,7 +213,7 @@ pub(crate) fn read_visibilities(rows: &[impl Row]) -> Result<Vec<CacheVisibility
 }
 
 /// Columns: count of objects, bytes of NARs.
-pub(crate) fn read_totals(row: &impl Row) -> Result<CacheTotals> {
+pub(crate) fn read_totals(row: &Row) -> Result<CacheTotals> {
     Ok(CacheTotals {
         object_count: unsigned("objects", row.column(0, "objects")?)?,
         nar_bytes: unsigned("nars", row.column(1, "nars")?)?,
@@ -221,7 +221,7 @@ pub(crate) fn read_totals(row: &impl Row) -> Result<CacheTotals> {
 }
 
 /// Columns: transaction, number, cache, hash, time.
-pub(crate) fn read_outbox(row: &impl Row) -> Result<OutboxRow> {
+pub(crate) fn read_outbox(row: &Row) -> Result<OutboxRow> {
     let table = "outbox";
     let hash: Option<&[u8]> = row.column(3, table)?;
     Ok(OutboxRow {

@@ -8,7 +8,7 @@
 //! - A call is repeated only if its failed try had no effect, or if the same effect twice is
 //!   harmless.
 
-use std::fmt;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,50 +16,14 @@ use std::time::{Duration, Instant};
 use dormer_nix::{NarHash, with_causes};
 
 use crate::backoff::Backoff;
-use crate::changes::{Change, Changes};
-use crate::contract::{CallCounts, PoolUse};
+use crate::contract::CallCounts;
+use crate::dialects::Database;
 use crate::known_keys::KnownKeys;
-use crate::sql::{Argument, Sql, Transaction};
+use crate::sql::{Sql, Transaction};
 use crate::{Error, Result};
 
 /// Most tries of one call.
 const TRIES_MAX: u32 = 10;
-
-/// What differs between the databases.
-pub(crate) trait Dialect: Send + Sync + fmt::Debug + 'static {
-    /// A connection in use. One that is dropped in the middle of a transaction rolls back.
-    type Session: Transaction + 'static;
-
-    /// Takes a connection, and begins what `access` asks for. `attempt` ends the sentence "failed
-    /// to …".
-    fn begin(
-        &self,
-        attempt: &'static str,
-        access: Access<'_>,
-    ) -> impl Future<Output = Result<Self::Session>> + Send;
-    /// Ends a session and makes durable what it wrote.
-    fn commit(&self, session: Self::Session) -> impl Future<Output = Result<()>> + Send;
-    /// Ends a session and undoes what it wrote.
-    fn roll_back(&self, session: Self::Session) -> impl Future<Output = ()> + Send;
-    /// Says what a failed try may have left, and notes what the failure says about other
-    /// connections.
-    fn effect(&self, error: &Error) -> Effect;
-    /// How long a call may go on trying.
-    fn patience(&self) -> Duration;
-
-    /// Reads all keys again, after many rows were removed: filters never forget a key.
-    fn reload(&self, known: &KnownKeys) -> impl Future<Output = Result<()>> + Send;
-    /// Closes all connections, waiting for those in use.
-    fn close(&self) -> impl Future<Output = Result<()>> + Send;
-    /// Changes from now on that other processes make.
-    fn changes(&self) -> Changes;
-    /// Statements sent since the start.
-    fn statement_count(&self) -> u64;
-    /// Statements that the database carried out.
-    fn answer_count(&self) -> u64;
-    /// How the connections are used now.
-    fn pool_use(&self) -> PoolUse;
-}
 
 /// What a session is for.
 #[derive(Debug, Clone, Copy)]
@@ -155,20 +119,31 @@ impl From<&'static str> for Write<'_> {
     }
 }
 
+/// The work of a call, its result left where the call finds it.
+type Work<'w> =
+    dyn Fn(Transaction) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'w>> + Send + Sync + 'w;
+
 /// An index in a SQL database.
 #[derive(Debug)]
-pub struct SqlIndex<D> {
-    pub(crate) database: D,
+pub struct SqlIndex {
+    pub(crate) database: Database,
     /// Keys that are stored, for look-ups that need no statement.
     pub(crate) known: KnownKeys,
     repeats: AtomicU64,
     failures: AtomicU64,
 }
 
-#[expect(private_bounds, reason = "the dialects are sealed: callers name SqliteIndex and PostgresIndex")]
-impl<D: Dialect> SqlIndex<D> {
-    pub(crate) fn over(database: D, known: KnownKeys) -> Self {
+impl SqlIndex {
+    pub(crate) fn over(database: Database, known: KnownKeys) -> Self {
         Self { database, known, repeats: AtomicU64::new(0), failures: AtomicU64::new(0) }
+    }
+
+    /// Waits until the keys in the database were read: from then on a look-up of an unknown key
+    /// costs no statement. PostgreSQL's are not read.
+    pub async fn keys_loaded(&self) {
+        if let Some(filters) = self.known.filters() {
+            filters.loaded().await;
+        }
     }
 
     /// Runs look-ups, again if the database was in the way. `attempt` ends the sentence "failed to
@@ -176,45 +151,67 @@ impl<D: Dialect> SqlIndex<D> {
     pub(crate) async fn read<T, Fut>(
         &self,
         attempt: &'static str,
-        work: impl Fn(Lent<D::Session>) -> Fut + Send + Sync,
+        work: impl Fn(Transaction) -> Fut + Send + Sync,
     ) -> Result<T>
     where
         Fut: Future<Output = Result<T>> + Send,
         T: Send,
     {
-        self.repeat(attempt, Access::Read, true, work).await
+        self.call(attempt, Access::Read, true, work).await
     }
 
     /// Runs a transaction, again if another transaction or a lost connection was in the way.
     pub(crate) async fn write<'w, T, Fut>(
         &self,
         write: impl Into<Write<'w>> + Send,
-        work: impl Fn(Lent<D::Session>) -> Fut + Send + Sync,
+        work: impl Fn(Transaction) -> Fut + Send + Sync,
     ) -> Result<T>
     where
         Fut: Future<Output = Result<T>> + Send,
         T: Send,
     {
         let Write { attempt, locks, same_twice } = write.into();
-        self.repeat(attempt, Access::Write(locks), same_twice, work).await
+        self.call(attempt, Access::Write(locks), same_twice, work).await
     }
 
-    async fn repeat<T, Fut>(
+    /// Boxes the work, so that [`repeat`](Self::repeat) is compiled once and not for each call.
+    async fn call<T, Fut>(
         &self,
         attempt: &'static str,
         access: Access<'_>,
         same_twice: bool,
-        work: impl Fn(Lent<D::Session>) -> Fut + Send + Sync,
+        work: impl Fn(Transaction) -> Fut + Send + Sync,
     ) -> Result<T>
     where
         Fut: Future<Output = Result<T>> + Send,
         T: Send,
     {
+        let result = Mutex::new(None);
+        self.repeat(attempt, access, same_twice, &|tx| {
+            let (work, result) = (work(tx), &result);
+            Box::pin(async move {
+                let done = work.await?;
+                *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
+                Ok(())
+            })
+        })
+        .await?;
+        let result = result.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok(result.expect("the work has ended well"))
+    }
+
+    async fn repeat(
+        &self,
+        attempt: &'static str,
+        access: Access<'_>,
+        same_twice: bool,
+        work: &Work<'_>,
+    ) -> Result<()> {
         let begun = Instant::now();
         let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
         let mut tries = 1;
         loop {
-            let error = match self.run_once(attempt, access, &work).await {
+            let error = match self.run_once(attempt, access, work).await {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
@@ -252,37 +249,19 @@ impl<D: Dialect> SqlIndex<D> {
         }
     }
 
-    async fn run_once<T, Fut>(
-        &self,
-        attempt: &'static str,
-        access: Access<'_>,
-        work: &(impl Fn(Lent<D::Session>) -> Fut + Send + Sync),
-    ) -> Result<T>
-    where
-        Fut: Future<Output = Result<T>> + Send,
-        T: Send,
-    {
+    async fn run_once(&self, attempt: &'static str, access: Access<'_>, work: &Work<'_>) -> Result<()> {
         let session = self.database.begin(attempt, access).await?;
         let home = Arc::new(Mutex::new(None));
-        let done = work(Lent { session: Some(session), home: Arc::clone(&home) }).await;
+        let done = work(Transaction::lend(session, &home)).await;
         let session = home.lock().unwrap_or_else(PoisonError::into_inner).take();
         let session = session.expect("the work has ended, which gives the session back");
         match done {
-            Ok(done) => {
-                self.database.commit(session).await?;
-                Ok(done)
-            }
+            Ok(()) => session.commit().await,
             Err(reason) => {
-                self.database.roll_back(session).await;
+                session.roll_back().await;
                 Err(reason)
             }
         }
-    }
-
-    /// A session for tests.
-    #[cfg(test)]
-    pub(crate) async fn session(&self, access: Access<'_>) -> D::Session {
-        self.database.begin("test", access).await.expect("the database answers")
     }
 
     /// How many calls were repeated and given up.
@@ -291,46 +270,5 @@ impl<D: Dialect> SqlIndex<D> {
             repeats: self.repeats.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
         }
-    }
-}
-
-/// A session that is lent to the work of one call. It goes back when it is dropped, so the work has
-/// nothing to return but its result.
-#[derive(Debug)]
-pub(crate) struct Lent<S> {
-    /// `None` only while this is dropped.
-    session: Option<S>,
-    home: Arc<Mutex<Option<S>>>,
-}
-
-impl<S> Lent<S> {
-    fn session(&mut self) -> &mut S {
-        self.session.as_mut().expect("taken only when dropped")
-    }
-}
-
-impl<S> Drop for Lent<S> {
-    fn drop(&mut self) {
-        *self.home.lock().unwrap_or_else(PoisonError::into_inner) = self.session.take();
-    }
-}
-
-impl<S: Transaction> Transaction for Lent<S> {
-    type Row = S::Row;
-
-    fn attempt(&self) -> &'static str {
-        self.session.as_ref().expect("taken only when dropped").attempt()
-    }
-
-    async fn run(&mut self, sql: Sql, arguments: &[Argument<'_>]) -> Result<u64> {
-        self.session().run(sql, arguments).await
-    }
-
-    async fn rows(&mut self, sql: Sql, arguments: &[Argument<'_>]) -> Result<Vec<S::Row>> {
-        self.session().rows(sql, arguments).await
-    }
-
-    async fn announce(&mut self, change: Change) -> Result<()> {
-        self.session().announce(change).await
     }
 }

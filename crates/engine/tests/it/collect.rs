@@ -13,7 +13,6 @@ use crate::common::{
 };
 use crate::jobs::until;
 use crate::odd_store::OddStore;
-use async_trait::async_trait;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_engine::{
     Clock, CollectSettings, CollectionReport, Collector, CompactionTotals, Engine, EngineSettings,
@@ -22,7 +21,7 @@ use dormer_engine::{
 use dormer_format::PackId;
 use dormer_index::{
     Audit, Cache, CollectIndex, Index, JobIndex, JournalIndex, NarKey, PackNumber, PostgresIndex,
-    PostgresOptions, Removal, ScrubIndex, SqliteIndex, UnixSeconds,
+    PostgresOptions, Removal, ScrubIndex, SqlIndex, UnixSeconds,
 };
 use dormer_nix::{NarHash, StorePath};
 use dormer_testkit::{
@@ -75,34 +74,11 @@ pub(crate) struct Contracts {
     pub(crate) jobs: Arc<dyn JobIndex>,
     pub(crate) journal: Arc<dyn JournalIndex>,
     pub(crate) scrub: Arc<dyn ScrubIndex>,
-    audited: Arc<dyn Audited>,
-}
-
-/// A database that shows everything it holds.
-#[async_trait]
-trait Audited: Send + Sync {
-    async fn audit(&self) -> dormer_index::Result<Audit>;
-}
-
-#[async_trait]
-impl Audited for SqliteIndex {
-    async fn audit(&self) -> dormer_index::Result<Audit> {
-        self.audit().await
-    }
-}
-
-#[async_trait]
-impl Audited for PostgresIndex {
-    async fn audit(&self) -> dormer_index::Result<Audit> {
-        self.audit().await
-    }
+    audited: Arc<SqlIndex>,
 }
 
 impl Contracts {
-    fn new<I>(index: I) -> Self
-    where
-        I: Index + CollectIndex + JobIndex + JournalIndex + ScrubIndex + Audited,
-    {
+    fn new(index: SqlIndex) -> Self {
         let index = Arc::new(index);
         Self {
             index: index.clone(),
@@ -140,12 +116,12 @@ impl Lab {
         }
     }
 
-    async fn postgres(url: &str) -> PostgresIndex {
+    async fn postgres(url: &str) -> SqlIndex {
         let options = PostgresOptions { connections_max: 4, ..PostgresOptions::default() };
         PostgresIndex::open(url, options).await.expect(ANSWERS)
     }
 
-    async fn sqlite(&self) -> SqliteIndex {
+    async fn sqlite(&self) -> SqlIndex {
         self.installation.index().await
     }
 

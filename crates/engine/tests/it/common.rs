@@ -9,7 +9,7 @@ use dormer_blobs::{Blobs, StoreBlobs};
 use dormer_engine::{
     CreateCache, Engine, EngineSettings, IngestRequest, Ingested, MasterKey, Result, SystemClock,
 };
-use dormer_index::{Cache, Index, NarKey, SqliteIndex, SqliteOptions};
+use dormer_index::{Cache, Index, NarKey, SqlIndex, SqliteIndex, SqliteOptions};
 use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{NarHash, NarHasher, StorePath};
 use dormer_testkit::services::Postgres;
@@ -40,7 +40,7 @@ impl Installation {
         }
     }
 
-    pub(crate) async fn index(&self) -> SqliteIndex {
+    pub(crate) async fn index(&self) -> SqlIndex {
         let path = self.folder.path().join("index.sqlite");
         place_sqlite_index(&path).await;
         // The process before may still be going: its packing task ends a moment after its last

@@ -13,7 +13,7 @@ use crate::common::{
     path, push, served, settings,
 };
 use dormer_engine::{Engine, Result};
-use dormer_index::{Audit, Cache, CommitOutcome, Index, PostgresIndex, PostgresOptions};
+use dormer_index::{Audit, Cache, CommitOutcome, Index, PostgresIndex, PostgresOptions, SqlIndex};
 use dormer_nix::nar::{NarLimits, NarReader, Node, encode_tree};
 use dormer_nix::{BuildTrace, DocumentName, NarHash, StorePath, TraceKey};
 use dormer_testkit::{
@@ -225,7 +225,7 @@ impl Site {
         Self { installation: Installation::new(), postgres }
     }
 
-    async fn postgres(url: &str) -> PostgresIndex {
+    async fn postgres(url: &str) -> SqlIndex {
         let options = PostgresOptions { connections_max: 2, ..PostgresOptions::default() };
         PostgresIndex::open(url, options).await.expect("the database answers")
     }

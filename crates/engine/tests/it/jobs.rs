@@ -13,7 +13,7 @@ use dormer_engine::{Clock, JobRunner, JobSettings, OutboxLimits, SystemClock};
 use dormer_index::{
     CacheActivity, CacheId, CounterIndex as _, Day, Error, ExpiryDefaults, HistoryDay, Index, Job,
     JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep, OutboxIndex as _, OutboxPosition, Result,
-    SqliteIndex, TargetId, UnixSeconds,
+    SqlIndex, TargetId, UnixSeconds,
 };
 use dormer_testkit::{Random, check_invariants, package_nar};
 use prometheus::core::Collector as _;
@@ -36,7 +36,7 @@ pub(crate) fn clock_at(now: UnixSeconds) -> Arc<TestClock> {
 /// dropped.
 #[derive(Debug)]
 pub(crate) struct FaultJobs {
-    inner: Arc<SqliteIndex>,
+    inner: Arc<SqlIndex>,
     calls: AtomicU64,
     crash_at: u64,
     effect_kept: bool,
@@ -44,7 +44,7 @@ pub(crate) struct FaultJobs {
 }
 
 impl FaultJobs {
-    pub(crate) fn crash_at(inner: Arc<SqliteIndex>, crash_at: u64, effect_kept: bool) -> Arc<Self> {
+    pub(crate) fn crash_at(inner: Arc<SqlIndex>, crash_at: u64, effect_kept: bool) -> Arc<Self> {
         Arc::new(Self {
             inner,
             calls: AtomicU64::new(0),
@@ -195,15 +195,13 @@ pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     }
 }
 
-pub(crate) async fn has_no_job(jobs: &SqliteIndex) -> bool {
+pub(crate) async fn has_no_job(jobs: &SqlIndex) -> bool {
     jobs.list_jobs(None, 1).await.expect("the index answers").is_empty()
 }
 
 /// The cache `main` with 5 paths and an upload alias, deleted; the cache `other` with one of the
 /// paths.
-async fn deleted_cache(
-    installation: &Installation,
-) -> (Arc<SqliteIndex>, dormer_engine::Engine, Vec<Vec<u8>>) {
+async fn deleted_cache(installation: &Installation) -> (Arc<SqlIndex>, dormer_engine::Engine, Vec<Vec<u8>>) {
     let index = Arc::new(installation.index().await);
     let engine =
         engine_over(Arc::clone(&index) as Arc<dyn Index>, Arc::clone(&installation.blobs), settings());

@@ -14,7 +14,8 @@ use dormer_engine::{
 use dormer_format::{JournalFile, JournalKind, JournalName, JournalRecord, PackBuilder, PackId, StoredChunk};
 use dormer_index::{
     Alias, Audit, Cache, CacheId, FoundObject, JobIndex, JournalIndex, JournaledDocument, MASTER_KEY_PROOF,
-    ObjectOrder, Pin, PostgresIndex, PostgresOptions, SqliteIndex, SqliteOptions, StoredListing, UnixSeconds,
+    ObjectOrder, Pin, PostgresIndex, PostgresOptions, SqlIndex, SqliteIndex, SqliteOptions, StoredListing,
+    UnixSeconds,
 };
 use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{BuildTrace, NarHash, StorePath, TraceKey};
@@ -38,13 +39,8 @@ const ANSWERS: &str = "nothing is wrong";
 struct Database {
     contracts: RecoveryIndex,
     jobs: Arc<dyn JobIndex>,
-    kind: Kind,
+    opened: Arc<SqlIndex>,
     folder: Option<TempDir>,
-}
-
-enum Kind {
-    Sqlite(Arc<SqliteIndex>),
-    Postgres(Arc<PostgresIndex>),
 }
 
 impl Database {
@@ -55,7 +51,7 @@ impl Database {
             let index = Arc::new(PostgresIndex::open(&url, options).await.expect(ANSWERS));
             let contracts =
                 RecoveryIndex { index: index.clone(), journal: index.clone(), collect: index.clone() };
-            return Self { contracts, jobs: index.clone(), kind: Kind::Postgres(index), folder: None };
+            return Self { contracts, jobs: index.clone(), opened: index, folder: None };
         }
         let folder = TempDir::new().expect("a temporary folder");
         let path = folder.path().join("index.sqlite");
@@ -64,18 +60,14 @@ impl Database {
         Self::over_sqlite(index, folder)
     }
 
-    fn over_sqlite(index: Arc<SqliteIndex>, folder: TempDir) -> Self {
+    fn over_sqlite(index: Arc<SqlIndex>, folder: TempDir) -> Self {
         let contracts =
             RecoveryIndex { index: index.clone(), journal: index.clone(), collect: index.clone() };
-        Self { contracts, jobs: index.clone(), kind: Kind::Sqlite(index), folder: Some(folder) }
+        Self { contracts, jobs: index.clone(), opened: index, folder: Some(folder) }
     }
 
     async fn audit(&self) -> Audit {
-        match &self.kind {
-            Kind::Sqlite(index) => index.audit().await,
-            Kind::Postgres(index) => index.audit().await,
-        }
-        .expect(ANSWERS)
+        self.opened.audit().await.expect(ANSWERS)
     }
 }
 

@@ -10,7 +10,7 @@ use dormer_engine::{
 };
 use dormer_index::{
     Cache, ExpiryDefaults, Index, JobIndex, JobKind, Object, ObjectIndex as _, Pin, RetentionIndex as _,
-    SqliteIndex,
+    SqlIndex,
 };
 use dormer_nix::{StorePath, StorePathHash};
 use dormer_testkit::{Random, check_invariants, object_for, package_nar};
@@ -25,7 +25,7 @@ const DAY: i64 = 86_400;
 const REFERENCES: [&[u8]; 7] = [&[1], &[2], &[], &[2], &[5], &[], &[]];
 
 /// The cache `main`, which keeps an unused path for a day, with all paths; 3 was used a day later.
-async fn daily_cache(installation: &Installation) -> (Arc<SqliteIndex>, Engine, Arc<Cache>, Vec<Vec<u8>>) {
+async fn daily_cache(installation: &Installation) -> (Arc<SqlIndex>, Engine, Arc<Cache>, Vec<Vec<u8>>) {
     let index = Arc::new(installation.index().await);
     let clock: Arc<dyn Clock> = clock_at(START);
     let blobs = Arc::clone(&installation.blobs);
@@ -66,13 +66,13 @@ fn runner(jobs: Arc<dyn JobIndex>, clock: Arc<dyn Clock>) -> JobRunner {
 }
 
 /// What a plan says.
-async fn plan(installation: &Installation, index: &Arc<SqliteIndex>, now: i64) -> ExpiryTotals {
+async fn plan(installation: &Installation, index: &Arc<SqlIndex>, now: i64) -> ExpiryTotals {
     let blobs = Arc::clone(&installation.blobs);
     let collector = Collector::new(index.clone(), blobs, clock_at(now), CollectSettings::default());
     collector.plan_expiry().await.expect("nothing crashes")
 }
 
-async fn live(index: &SqliteIndex, cache: &Cache) -> Vec<u8> {
+async fn live(index: &SqlIndex, cache: &Cache) -> Vec<u8> {
     let mut live = Vec::new();
     for number in 0..7 {
         if index.find_object(cache.id, &path(number).hash()).await.expect("the index answers").is_some() {

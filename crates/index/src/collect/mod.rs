@@ -34,7 +34,7 @@ use crate::jobs::{ExpiryDefaults, JobId, JobKind, JobLease, expire_cache, work};
 use crate::rows::{Row, read_chunk, read_pack_id};
 use crate::sql::Argument::{Bytes, Flag, List, Number, Numbers, Table, Text};
 use crate::sql::{Column, Sql, Transaction, both};
-use crate::sql_index::{Dialect, SqlIndex, Write};
+use crate::sql_index::{SqlIndex, Write};
 use crate::topics::chunks::{PackRowValues, insert_pack};
 use crate::topics::damage;
 
@@ -373,7 +373,7 @@ const RELEASE: Sql = both!(
 const FORGET_DOOMED: Sql = both!("DELETE FROM doomed_packs WHERE id IN (SELECT k.item FROM", list 1, "AS k)");
 
 #[async_trait]
-impl<D: Dialect> CollectIndex for SqlIndex<D> {
+impl CollectIndex for SqlIndex {
     async fn open_collection(&self, due_before: UnixSeconds, at: UnixSeconds) -> Result<Option<JobId>> {
         self.write(Write::from("open a collection").unless_done(), async |mut tx| {
             if tx.run(TAKE_TURN, &[Number(due_before), Number(at)]).await? == 0 {
@@ -869,7 +869,7 @@ fn keys(packs: &[PackId]) -> Vec<&[u8]> {
 
 /// The last NAR of the page after one: of at most `limit` NARs, or fewer if their recipes are
 /// large. `None` at the end.
-pub(crate) async fn page_end(tx: &mut impl Transaction, after: i64, limit: u32) -> Result<Option<i64>> {
+pub(crate) async fn page_end(tx: &mut Transaction, after: i64, limit: u32) -> Result<Option<i64>> {
     let end = tx.one(MARK_END, &[Number(after), Number(i64::from(limit) - 1)]).await?;
     let Some(last) = end.column::<Option<i64>>(0, "nars")? else { return Ok(None) };
     let bytes: i64 = tx.one(MARK_BYTES, &[Number(after), Number(last)]).await?.column(0, "nars")?;
@@ -915,7 +915,7 @@ fn read_page(packed: &[u8]) -> Result<Vec<MarkedNar>> {
 }
 
 /// Columns: number, time, recipe, recipe of the listing.
-fn read_purge(row: &impl Row) -> Result<Purge> {
+fn read_purge(row: &Row) -> Result<Purge> {
     let mut runs = recipe("purges", row.column(2, "purges")?)?.runs;
     if let Some(listing) = row.column::<Option<&[u8]>>(3, "purges")? {
         runs.extend(recipe("purges", listing)?.runs);
@@ -924,7 +924,7 @@ fn read_purge(row: &impl Row) -> Result<Purge> {
 }
 
 /// Columns: id, time.
-fn read_doomed(row: &impl Row) -> Result<DoomedPack> {
+fn read_doomed(row: &Row) -> Result<DoomedPack> {
     let table = "doomed_packs";
     // A compaction may have moved chunks into a pack that it noted after this database was copied.
     let is_stray = row.column::<i64>(2, table)? != LOST_ROW;
@@ -932,18 +932,18 @@ fn read_doomed(row: &impl Row) -> Result<DoomedPack> {
 }
 
 /// Columns: number of a chunk, its pack.
-fn read_place(row: &impl Row) -> Result<(u64, PackNumber)> {
+fn read_place(row: &Row) -> Result<(u64, PackNumber)> {
     Ok((unsigned("chunks", row.column(0, "chunks")?)?, PackNumber(row.column(1, "chunks")?)))
 }
 
 /// Columns: those of a chunk, and its damage.
-fn read_packed(row: &impl Row) -> Result<PackedChunk> {
+fn read_packed(row: &Row) -> Result<PackedChunk> {
     let is_damaged = row.column::<Option<i64>>(8, "chunks")?.is_some();
     Ok(PackedChunk { row: read_chunk(row)?, is_damaged })
 }
 
 /// Columns: id, number, size, created_at, used_at, condemned_at, chunks, recompressed_level.
-pub(crate) fn read_pack(row: &impl Row) -> Result<PackRow> {
+pub(crate) fn read_pack(row: &Row) -> Result<PackRow> {
     let table = "packs";
     Ok(PackRow {
         id: PackId::from_bytes(array(table, row.column(0, table)?)?),

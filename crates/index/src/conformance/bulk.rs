@@ -15,8 +15,8 @@ use super::fixtures::{NOW, new_cache};
 use crate::columns::{pack_references, pack_signatures};
 use crate::contract::{CacheId, CacheIndex as _, ObjectIndex as _, OutboxIndex as _, OutboxPosition};
 use crate::sql::Argument::{Bytes, Number};
-use crate::sql::{Sql, Transaction as _, both};
-use crate::sql_index::{Dialect, SqlIndex};
+use crate::sql::{Sql, both};
+use crate::sql_index::SqlIndex;
 use crate::{CacheTotals, JobIndex as _, JobKind, Result};
 
 /// Longest that a call may take. The index under test is opened with the same limit for a
@@ -75,7 +75,7 @@ pub(crate) fn path_hash(number: u64) -> StorePathHash {
 }
 
 /// Creates a cache and loads it with objects, by statements that write many rows at once.
-pub(crate) async fn load<D: Dialect>(index: &SqlIndex<D>, name: &str, objects: u64) -> Result<CacheId> {
+pub(crate) async fn load(index: &SqlIndex, name: &str, objects: u64) -> Result<CacheId> {
     let cache = index.create_cache(&new_cache(name)).await?;
     let mut recipe = RecipeBuilder::new();
     recipe.push_chunk(65_536);
@@ -117,7 +117,7 @@ pub(crate) async fn in_time<T>(what: &str, call: impl Future<Output = Result<T>>
 
 /// Runs every case on an empty index, which is opened with [`CALL_MAX`] as its limit for a
 /// statement.
-pub(crate) async fn run_bulk<D: Dialect>(index: &SqlIndex<D>) -> Result<()> {
+pub(crate) async fn run_bulk(index: &SqlIndex) -> Result<()> {
     let count = object_count();
     let begun = Instant::now();
     let cache = load(index, "bulk", count).await?;
@@ -129,17 +129,13 @@ pub(crate) async fn run_bulk<D: Dialect>(index: &SqlIndex<D>) -> Result<()> {
     a_deleted_cache_goes_in_steps_beside_writes(index, cache, count).await
 }
 
-async fn totals_are_counted<D: Dialect>(index: &SqlIndex<D>, cache: CacheId, count: u64) -> Result<()> {
+async fn totals_are_counted(index: &SqlIndex, cache: CacheId, count: u64) -> Result<()> {
     let totals = in_time("counting", index.cache_totals(cache)).await?;
     assert_eq!(totals, CacheTotals { object_count: count, nar_bytes: count * NAR_BYTES });
     Ok(())
 }
 
-async fn the_outbox_is_read_in_pages<D: Dialect>(
-    index: &SqlIndex<D>,
-    cache: CacheId,
-    count: u64,
-) -> Result<()> {
+async fn the_outbox_is_read_in_pages(index: &SqlIndex, cache: CacheId, count: u64) -> Result<()> {
     let mut position = OutboxPosition::START;
     let mut rows = 0;
     while rows < count {
@@ -157,11 +153,7 @@ async fn the_outbox_is_read_in_pages<D: Dialect>(
     Ok(())
 }
 
-async fn present_objects_are_found_in_pages<D: Dialect>(
-    index: &SqlIndex<D>,
-    cache: CacheId,
-    count: u64,
-) -> Result<()> {
+async fn present_objects_are_found_in_pages(index: &SqlIndex, cache: CacheId, count: u64) -> Result<()> {
     for first in (1..=count).step_by(16_384) {
         let hashes: Vec<StorePathHash> = (first..first + 16_384).map(path_hash).collect();
         let found = in_time("which paths are present", index.present_objects(cache, &hashes)).await?;
@@ -171,8 +163,8 @@ async fn present_objects_are_found_in_pages<D: Dialect>(
 }
 
 /// Each step runs under a lease of one second, and writes and look-ups beside them end in time too.
-async fn a_deleted_cache_goes_in_steps_beside_writes<D: Dialect>(
-    index: &SqlIndex<D>,
+async fn a_deleted_cache_goes_in_steps_beside_writes(
+    index: &SqlIndex,
     cache: CacheId,
     count: u64,
 ) -> Result<()> {

@@ -13,7 +13,6 @@ use super::work::{advance_job, finish_job, hold_job};
 use crate::Result;
 use crate::columns::corrupt;
 use crate::contract::UnixSeconds;
-use crate::rows::Row as _;
 use crate::sql::{Argument, Sql, Transaction, both};
 use crate::topics::history::DELETE_HISTORY;
 
@@ -125,7 +124,7 @@ const TABLES: [Table; 7] = [
 
 /// Removes one page of one table. The step that empties the last table is the last one.
 pub(crate) async fn delete_cache_step(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &JobLease,
     limit: u32,
     at: UnixSeconds,

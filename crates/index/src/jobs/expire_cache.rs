@@ -229,7 +229,7 @@ const OPEN_DUE: Sql = both!(
 
 /// Opens a job for each cache that was not expired since `since`; returns how many it opened.
 pub(crate) async fn open_due(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     defaults: &ExpiryDefaults,
     at: UnixSeconds,
     since: UnixSeconds,
@@ -240,7 +240,7 @@ pub(crate) async fn open_due(
 
 /// Caches after one, by number, with rules by which something may expire.
 pub(crate) async fn caches_with_rules(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     defaults: &ExpiryDefaults,
     after: CacheId,
     limit: u32,
@@ -252,7 +252,7 @@ pub(crate) async fn caches_with_rules(
 
 /// A page of objects in the order of their last use, with what the rules say of each. Reads only.
 pub(crate) async fn examine_page(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     cache: CacheId,
     defaults: &ExpiryDefaults,
     after: Option<ObjectPlace>,
@@ -287,7 +287,7 @@ pub(crate) async fn examine_page(
 /// What the rules say of one object. One statement, which reads only; `None` if it is not there.
 /// `cache` need not be current: its rules are those that the caller shows.
 pub(crate) async fn examine_one(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     cache: &Cache,
     hash: &StorePathHash,
     defaults: &ExpiryDefaults,
@@ -391,7 +391,7 @@ struct Policy {
     is_published: bool,
 }
 
-fn read_policy(row: &impl Row, defaults: &ExpiryDefaults) -> Result<Policy> {
+fn read_policy(row: &Row, defaults: &ExpiryDefaults) -> Result<Policy> {
     let table = "caches";
     let own: Option<i64> = row.column(0, table)?;
     let quota: Option<i64> = row.column(1, table)?;
@@ -503,7 +503,7 @@ struct Examined {
     newer: i64,
 }
 
-fn read_examined(row: &impl Row) -> Result<Examined> {
+fn read_examined(row: &Row) -> Result<Examined> {
     let table = "objects";
     let path = store_path(row.column(0, table)?, row.column(1, table)?)?;
     let references = unpack_references(&path, row.column(2, table)?)?;
@@ -554,7 +554,7 @@ impl Outcome {
 
 /// Runs one step. The caller holds the cache's lock.
 pub(crate) async fn expire_cache_step(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &JobLease,
     defaults: &ExpiryDefaults,
     limit: u32,
@@ -591,7 +591,7 @@ pub(crate) async fn expire_cache_step(
 
 impl Step {
     /// Removes what may go of a page, and what that frees.
-    async fn remove_page(&self, tx: &mut impl Transaction, cursor: Cursor) -> Result<Outcome> {
+    async fn remove_page(&self, tx: &mut Transaction, cursor: Cursor) -> Result<Outcome> {
         let Cursor { phase, mut again, mut bytes, .. } = cursor;
         let has_rules = self.policy.retention_seconds.is_some() || self.policy.keep_latest.is_some();
         if phase == Phase::Rules && !has_rules {
@@ -686,7 +686,7 @@ impl Step {
     /// Removes objects, with graces and outbox rows; returns those that went.
     async fn remove(
         &self,
-        tx: &mut impl Transaction,
+        tx: &mut Transaction,
         mut going: Vec<Examined>,
         phase: Phase,
     ) -> Result<Vec<Examined>> {
@@ -725,7 +725,7 @@ impl Step {
         Ok(going)
     }
 
-    async fn sum_objects(&self, tx: &mut impl Transaction, cursor: Cursor) -> Result<Outcome> {
+    async fn sum_objects(&self, tx: &mut Transaction, cursor: Cursor) -> Result<Outcome> {
         let page = [Number(self.cache.0), Bytes(cursor.after()), Number(i64::from(self.limit))];
         let page = tx.rows(SUM_OBJECTS, &page).await?;
         let mut next = cursor;
@@ -741,7 +741,7 @@ impl Step {
 
     /// Adds up the bytes in graces that last longer than a day. When all are added up, only what is
     /// too much is kept.
-    async fn sum_graces(&self, tx: &mut impl Transaction, cursor: Cursor) -> Result<Outcome> {
+    async fn sum_graces(&self, tx: &mut Transaction, cursor: Cursor) -> Result<Outcome> {
         let (page, mut next) = self.graces(tx, cursor).await?;
         next.bytes = next.bytes.saturating_add(page.iter().map(|grace| grace.2).sum());
         if next.hash.is_some() {
@@ -756,7 +756,7 @@ impl Step {
         left.saturating_sub(self.policy.quota_bytes.unwrap_or(u64::MAX))
     }
 
-    async fn cut_graces(&self, tx: &mut impl Transaction, cursor: Cursor) -> Result<Outcome> {
+    async fn cut_graces(&self, tx: &mut Transaction, cursor: Cursor) -> Result<Outcome> {
         let (page, mut next) = self.graces(tx, cursor).await?;
         let (mut cut, mut rows) = (Records::default(), 0);
         for (hash, nar, file_size) in page {
@@ -780,7 +780,7 @@ impl Step {
 
     /// Removes those of a page of documents that belong to no object, and logs that are too old. A
     /// document that was written within the grace stays: its path may still be on the way.
-    async fn remove_documents(&self, tx: &mut impl Transaction, cursor: Cursor) -> Result<Outcome> {
+    async fn remove_documents(&self, tx: &mut Transaction, cursor: Cursor) -> Result<Outcome> {
         let table = "documents";
         let page = [Number(self.cache.0), Number(cursor.id), Number(i64::from(self.limit))];
         let page = tx.rows(EXAMINE_DOCUMENTS, &page).await?;
@@ -821,7 +821,7 @@ impl Step {
     /// has no hash after the last page.
     async fn graces(
         &self,
-        tx: &mut impl Transaction,
+        tx: &mut Transaction,
         cursor: Cursor,
     ) -> Result<(Vec<(StorePathHash, i64, u64)>, Cursor)> {
         let table = "graces";

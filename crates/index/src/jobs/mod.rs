@@ -21,11 +21,11 @@ use async_trait::async_trait;
 use crate::Result;
 use crate::contract::{CacheActivity, CacheId, Day, OutboxIndex as _, OutboxPosition, UnixSeconds};
 use crate::publish::TargetId;
-use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
+use crate::sql_index::{Lock, SqlIndex, Write};
 use crate::topics::{counters, history, outbox, sessions};
 
 #[async_trait]
-impl<D: Dialect> JobIndex for SqlIndex<D> {
+impl JobIndex for SqlIndex {
     async fn open_job(
         &self,
         kind: JobKind,

@@ -25,7 +25,7 @@ use crate::Result;
 use crate::columns::{array, corrupt, recipe, signed};
 use crate::contract::UnixSeconds;
 use crate::publish::records::{Records, records};
-use crate::rows::{Row, read_chunk};
+use crate::rows::read_chunk;
 use crate::sql::Argument::{Number, Table, Text};
 use crate::sql::{Column, Sql, Transaction, both};
 use crate::topics::chunks::{LAYOUTS_OF_PACK, LOAD_CHUNKS};
@@ -110,7 +110,7 @@ fn encode(phase: Phase, after: i64) -> Vec<u8> {
 
 /// Runs one step.
 pub(crate) async fn recount_step(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &JobLease,
     limit: u32,
     at: UnixSeconds,
@@ -151,7 +151,7 @@ pub(crate) async fn recount_step(
 /// The last row of a page and how many rows it has; `None` at the end.
 type Moved = Option<(i64, u64)>;
 
-async fn move_objects(tx: &mut impl Transaction, after: i64, limit: u32) -> Result<Moved> {
+async fn move_objects(tx: &mut Transaction, after: i64, limit: u32) -> Result<Moved> {
     let last: i64 =
         tx.one(LAST_OBJECT, &[Number(after), Number(limit.into())]).await?.column(0, "objects")?;
     if last == 0 {
@@ -161,7 +161,7 @@ async fn move_objects(tx: &mut impl Transaction, after: i64, limit: u32) -> Resu
     Ok(Some((last, rows)))
 }
 
-async fn move_nars(tx: &mut impl Transaction, after: i64, limit: u32) -> Result<Moved> {
+async fn move_nars(tx: &mut Transaction, after: i64, limit: u32) -> Result<Moved> {
     let page = tx.rows(NARS, &[Number(after), Number(limit.into())]).await?;
     let (mut moved, mut chunks) = (Records::default(), 0);
     let (mut last, mut rows) = (None, 0);
@@ -186,7 +186,7 @@ async fn move_nars(tx: &mut impl Transaction, after: i64, limit: u32) -> Result<
 }
 
 /// Bytes of a NAR in chunks with holes.
-async fn holed_bytes(tx: &mut impl Transaction, runs: &[ChunkRun]) -> Result<i64> {
+async fn holed_bytes(tx: &mut Transaction, runs: &[ChunkRun]) -> Result<i64> {
     let mut holed = 0;
     for run in runs {
         let mut first = run.first;
@@ -203,7 +203,7 @@ async fn holed_bytes(tx: &mut impl Transaction, runs: &[ChunkRun]) -> Result<i64
     Ok(signed(holed))
 }
 
-async fn move_packs(tx: &mut impl Transaction, after: i64, limit: u32) -> Result<Moved> {
+async fn move_packs(tx: &mut Transaction, after: i64, limit: u32) -> Result<Moved> {
     let page = tx.rows(PACKS, &[Number(after), Number(limit.into())]).await?;
     let (mut moved, mut chunks) = (Records::default(), 0);
     let (mut last, mut rows) = (None, 0);

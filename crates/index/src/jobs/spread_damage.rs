@@ -133,7 +133,7 @@ impl Cursor {
 
 /// Runs one step.
 pub(crate) async fn spread_damage_step(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &JobLease,
     limit: u32,
     at: UnixSeconds,
@@ -153,7 +153,7 @@ pub(crate) async fn spread_damage_step(
     Ok(JobStep { rows, is_last: next.is_none() })
 }
 
-async fn begin_pass(tx: &mut impl Transaction) -> Result<Cursor> {
+async fn begin_pass(tx: &mut Transaction) -> Result<Cursor> {
     tx.rows(WAIT_FOR_COMMITS, &[Number(PASS_CHUNKS_MAX)]).await?;
     let chunks = tx.run(BEGIN_PASS, &[Number(PASS_CHUNKS_MAX)]).await?;
     Ok(if chunks == 0 { Cursor::Forget(0, 0) } else { Cursor::Walk(0) })
@@ -166,7 +166,7 @@ struct Needy {
     listing: bool,
 }
 
-async fn walk(tx: &mut impl Transaction, after: i64, limit: u32) -> Result<(Option<Cursor>, u64)> {
+async fn walk(tx: &mut Transaction, after: i64, limit: u32) -> Result<(Option<Cursor>, u64)> {
     let damaged = tx.rows(PASS_CHUNKS, &[]).await?;
     let damaged = damaged.iter().map(|row| unsigned("damaged_chunks", row.column(0, "damaged_chunks")?));
     let damaged: BTreeSet<u64> = damaged.collect::<Result<_>>()?;
@@ -196,7 +196,7 @@ async fn walk(tx: &mut impl Transaction, after: i64, limit: u32) -> Result<(Opti
 }
 
 /// The NARs of a page that need a damaged chunk. Columns: id, recipe, recipe of its listing.
-fn needy(page: &[impl Row], damaged: &BTreeSet<u64>) -> Result<Vec<Needy>> {
+fn needy(page: &[Row], damaged: &BTreeSet<u64>) -> Result<Vec<Needy>> {
     let in_runs = |runs: Vec<ChunkRun>| -> Vec<u64> {
         let mut found: Vec<u64> = runs
             .iter()
@@ -222,7 +222,7 @@ fn needy(page: &[impl Row], damaged: &BTreeSet<u64>) -> Result<Vec<Needy>> {
 }
 
 async fn forget_healed(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     nar: i64,
     chunk: i64,
     limit: u32,

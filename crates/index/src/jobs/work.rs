@@ -10,7 +10,7 @@ use super::contract::{Job, JobBacklog, JobId, JobKind, JobLease};
 use crate::columns::{corrupt, signed, unsigned};
 use crate::contract::{CacheId, UnixSeconds};
 use crate::publish::TargetId;
-use crate::rows::Row as _;
+use crate::rows::Row;
 use crate::sql::{Argument, Sql, Transaction, both};
 use crate::{Error, Result};
 
@@ -83,7 +83,7 @@ pub(crate) struct JobProgress {
 
 /// Opens a job, or finds the open one of the same kind, cache and target.
 pub(crate) async fn open_job(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     kind: JobKind,
     cache: Option<CacheId>,
     target: Option<TargetId>,
@@ -101,30 +101,26 @@ pub(crate) async fn open_job(
 }
 
 /// Forgets the failures of a job, and lets it be taken up at once, unless it is held.
-pub(crate) async fn try_now(tx: &mut impl Transaction, job: JobId) -> Result<()> {
+pub(crate) async fn try_now(tx: &mut Transaction, job: JobId) -> Result<()> {
     tx.run(TRY_NOW, &[Number(job.0)]).await.map(drop)
 }
 
-pub(crate) async fn list_jobs(
-    tx: &mut impl Transaction,
-    after: Option<JobId>,
-    limit: u32,
-) -> Result<Vec<Job>> {
+pub(crate) async fn list_jobs(tx: &mut Transaction, after: Option<JobId>, limit: u32) -> Result<Vec<Job>> {
     let arguments = [Number(after.map_or(0, |job| job.0)), Number(i64::from(limit))];
     tx.rows(LIST, &arguments).await?.iter().map(read_job).collect()
 }
 
-pub(crate) async fn find_job(tx: &mut impl Transaction, kind: JobKind) -> Result<Option<JobId>> {
+pub(crate) async fn find_job(tx: &mut Transaction, kind: JobKind) -> Result<Option<JobId>> {
     let row = tx.optional(FIND, &[Text(kind.as_str())]).await?;
     row.map(|row| Ok(JobId(row.column(0, TABLE)?))).transpose()
 }
 
-pub(crate) async fn job_backlog(tx: &mut impl Transaction, now: UnixSeconds) -> Result<Vec<JobBacklog>> {
+pub(crate) async fn job_backlog(tx: &mut Transaction, now: UnixSeconds) -> Result<Vec<JobBacklog>> {
     tx.rows(BACKLOG, &[Number(now)]).await?.iter().map(read_backlog).collect()
 }
 
 pub(crate) async fn lease_job(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     kind: JobKind,
     holder: &str,
     now: UnixSeconds,
@@ -142,13 +138,13 @@ pub(crate) async fn lease_job(
     }))
 }
 
-pub(crate) async fn release_job(tx: &mut impl Transaction, lease: &JobLease) -> Result<()> {
+pub(crate) async fn release_job(tx: &mut Transaction, lease: &JobLease) -> Result<()> {
     let released = tx.run(RELEASE, &[Number(lease.job.0), Number(lease.fence)]).await?;
     if released == 1 { Ok(()) } else { Err(Error::JobLeaseLost) }
 }
 
 pub(crate) async fn fail_job(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &JobLease,
     error: &str,
     retry_at: UnixSeconds,
@@ -160,7 +156,7 @@ pub(crate) async fn fail_job(
 
 /// Begins a step: fails with [`Error::JobLeaseLost`] unless the lease is the one that counts, and
 /// keeps it so until the transaction ends.
-pub(crate) async fn hold_job(tx: &mut impl Transaction, lease: &JobLease) -> Result<JobProgress> {
+pub(crate) async fn hold_job(tx: &mut Transaction, lease: &JobLease) -> Result<JobProgress> {
     let rows = tx.rows(HOLD, &[Number(lease.job.0), Number(lease.fence)]).await?;
     let row = rows.first().ok_or(Error::JobLeaseLost)?;
     Ok(JobProgress {
@@ -173,7 +169,7 @@ pub(crate) async fn hold_job(tx: &mut impl Transaction, lease: &JobLease) -> Res
 /// Ends a step that is not the last one: moves the cursor, counts `rows` and renews the lease until
 /// `ends_at`. Only after [`hold_job`] in the same transaction.
 pub(crate) async fn advance_job(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &JobLease,
     cursor: &[u8],
     rows: u64,
@@ -185,11 +181,11 @@ pub(crate) async fn advance_job(
 }
 
 /// Ends the last step: the job is no more. Only after [`hold_job`] in the same transaction.
-pub(crate) async fn finish_job(tx: &mut impl Transaction, lease: &JobLease) -> Result<()> {
+pub(crate) async fn finish_job(tx: &mut Transaction, lease: &JobLease) -> Result<()> {
     tx.run(FINISH, &[Number(lease.job.0)]).await.map(drop)
 }
 
-fn read_job(row: &impl crate::rows::Row) -> Result<Job> {
+fn read_job(row: &Row) -> Result<Job> {
     Ok(Job {
         id: JobId(row.column(0, TABLE)?),
         kind: row.column(1, TABLE)?,
@@ -207,7 +203,7 @@ fn read_job(row: &impl crate::rows::Row) -> Result<Job> {
     })
 }
 
-fn read_backlog(row: &impl crate::rows::Row) -> Result<JobBacklog> {
+fn read_backlog(row: &Row) -> Result<JobBacklog> {
     let (running, all) = (unsigned(TABLE, row.column(1, TABLE)?)?, unsigned(TABLE, row.column(2, TABLE)?)?);
     Ok(JobBacklog {
         kind: row.column(0, TABLE)?,

@@ -16,10 +16,10 @@ use crate::changes::Change;
 use crate::collect::{PackRow, read_pack};
 use crate::contract::{ChunkRow, Nar, NarId, PackNumber, UnixSeconds};
 use crate::jobs::{JobId, JobKind, JobLease, work};
-use crate::rows::{Row as _, read_chunk, read_nar};
+use crate::rows::{read_chunk, read_nar};
 use crate::sql::Argument::{Bytes, Number, Text};
-use crate::sql::{Sql, Transaction as _, both, damaged};
-use crate::sql_index::{Dialect, SqlIndex, Write};
+use crate::sql::{Sql, both, damaged};
+use crate::sql_index::{SqlIndex, Write};
 use crate::topics::damage;
 
 const BEGIN: Sql = both!("UPDATE jobs SET cursor = $2 WHERE id = $1 AND cursor IS NULL");
@@ -44,7 +44,7 @@ const MARK_NAR_OF_TAG: Sql =
     both!("UPDATE nars SET damaged_at = $2 WHERE id = $1 AND tag = $3 AND damaged_at IS NULL");
 
 #[async_trait]
-impl<D: Dialect> ScrubIndex for SqlIndex<D> {
+impl ScrubIndex for SqlIndex {
     async fn open_scrub(&self, cursor: &[u8], at: UnixSeconds) -> Result<(JobId, bool)> {
         self.write(Write::from("open a scrub").unless_done(), async |mut tx| {
             let job = work::open_job(&mut tx, JobKind::Scrub, None, None, at).await?;

@@ -8,9 +8,9 @@ use dormer_nix::NarHash;
 
 use crate::Result;
 use crate::contract::{ChunkRow, Nar};
-use crate::rows::{Row as _, read_chunk, read_chunk_number, read_nar, read_nar_hash, read_pack_id};
-use crate::sql::{Sql, Transaction as _, both, damaged};
-use crate::sql_index::{Dialect, SqlIndex};
+use crate::rows::{read_chunk, read_chunk_number, read_nar, read_nar_hash, read_pack_id};
+use crate::sql::{Sql, both, damaged};
+use crate::sql_index::SqlIndex;
 
 const CHUNKS: Sql = both!(
     "SELECT CAST(0 AS BIGINT), c.number, c.id, c.pack, p.id, c.start, c.checksum, c.layout
@@ -70,8 +70,7 @@ pub struct Audit {
     pub leftovers: BTreeMap<String, i64>,
 }
 
-#[expect(private_bounds, reason = "the dialects are sealed: callers name SqliteIndex and PostgresIndex")]
-impl<D: Dialect> SqlIndex<D> {
+impl SqlIndex {
     /// Reads all packs, chunks and NARs. For checks and tests: it needs memory for all of them.
     pub async fn audit(&self) -> Result<Audit> {
         self.read("read everything", async |mut tx| {

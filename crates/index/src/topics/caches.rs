@@ -13,12 +13,12 @@ use crate::contract::{
     CacheVisibility, NarId, NewCache, UnixSeconds,
 };
 use crate::publish::records::Records;
-use crate::rows::{Row as _, names_column, read_caches, read_totals, read_visibilities};
+use crate::rows::{names_column, read_caches, read_totals, read_visibilities};
 use crate::sql::Argument::{
     Bytes, Flag, Number, OptionalBytes, OptionalFlag, OptionalNumber, OptionalText, Text,
 };
 use crate::sql::{Sql, Transaction, both};
-use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
+use crate::sql_index::{Lock, SqlIndex, Write};
 use crate::{Error, JobKind, Result, jobs};
 
 const INSERT_CACHE: Sql = both!(
@@ -170,7 +170,7 @@ const DELETE_CACHE: Sql = both!("UPDATE caches SET deleted_at = $2 WHERE id = $1
 const DELETE_KEYS: Sql = both!("DELETE FROM cache_keys WHERE cache = $1");
 
 #[async_trait]
-impl<D: Dialect> CacheIndex for SqlIndex<D> {
+impl CacheIndex for SqlIndex {
     async fn create_cache(&self, cache: &NewCache) -> Result<CacheId> {
         let names = names_column(&cache.upstream_cache_key_names);
         let row = [
@@ -319,7 +319,7 @@ impl<D: Dialect> CacheIndex for SqlIndex<D> {
     }
 }
 
-async fn insert_key(tx: &mut impl Transaction, cache: CacheId, key: &CacheKey) -> Result<()> {
+async fn insert_key(tx: &mut Transaction, cache: CacheId, key: &CacheKey) -> Result<()> {
     let row = [Number(cache.0), Text(&key.public_key), Bytes(&key.sealed_secret), Flag(key.active)];
     tx.run(INSERT_KEY, &row).await.map(drop)
 }

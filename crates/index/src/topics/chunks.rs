@@ -19,7 +19,7 @@ use crate::contract::{ChunkIndex, ChunkRow, NarId, NewChunk, NewNar, NewPack, Pa
 use crate::rows::{Row, read_chunk, read_position};
 use crate::sql::Argument::{Bytes, List, Number, Numbers, Table};
 use crate::sql::{Column, Sql, Transaction, both};
-use crate::sql_index::{Dialect, SqlIndex};
+use crate::sql_index::SqlIndex;
 use crate::{Error, Result};
 
 /// Chunks that a pack's numbers have room for.
@@ -143,7 +143,7 @@ pub(crate) const STAMP_PACKS: Sql = Sql {
 
 /// Stamps a new NAR's packs. Fails with [`Error::PackGone`] if one of them, or a chunk that the NAR
 /// needs, may no longer be reused.
-pub(crate) async fn stamp_packs(tx: &mut impl Transaction, nar: &NewNar, at: UnixSeconds) -> Result<()> {
+pub(crate) async fn stamp_packs(tx: &mut Transaction, nar: &NewNar, at: UnixSeconds) -> Result<()> {
     let packs = nar.pack_numbers();
     let rows = tx.rows(STAMP_PACKS, &[Number(at), Numbers(&packs)]).await?;
     let mut damaged: Vec<u64> = Vec::new();
@@ -155,7 +155,7 @@ pub(crate) async fn stamp_packs(tx: &mut impl Transaction, nar: &NewNar, at: Uni
 }
 
 #[async_trait]
-impl<D: Dialect> ChunkIndex for SqlIndex<D> {
+impl ChunkIndex for SqlIndex {
     async fn find_chunks(&self, ids: &[ChunkId]) -> Result<Vec<Option<ChunkRow>>> {
         assert!(ids.len() <= KEYS_MAX, "too many chunks in one look-up");
         let possible: Vec<usize> = (0..ids.len()).filter(|n| self.known.may_have_chunk(&ids[*n])).collect();
@@ -270,7 +270,7 @@ pub(crate) struct PackRowValues {
 }
 
 /// Adds the row of a pack; returns its number.
-pub(crate) async fn insert_pack(tx: &mut impl Transaction, pack: &PackRowValues) -> Result<i64> {
+pub(crate) async fn insert_pack(tx: &mut Transaction, pack: &PackRowValues) -> Result<i64> {
     let chunks = i64::try_from(pack.chunks).expect("a pack has at most 65,536 chunks");
     let row = [
         Bytes(pack.id.as_bytes()),
@@ -286,7 +286,7 @@ pub(crate) async fn insert_pack(tx: &mut impl Transaction, pack: &PackRowValues)
 
 /// The rows that now lie in this pack, by place, and whether one of them was in another pack
 /// before. The rows that stayed elsewhere are `None`.
-fn own_rows(pack: &NewPack, number: i64, inserted: &[impl Row]) -> Result<(Vec<Option<ChunkRow>>, bool)> {
+fn own_rows(pack: &NewPack, number: i64, inserted: &[Row]) -> Result<(Vec<Option<ChunkRow>>, bool)> {
     let mut numbers: HashMap<&[u8], u64> = HashMap::with_capacity(inserted.len());
     for row in inserted {
         numbers.insert(row.column(1, "chunks")?, unsigned("chunks", row.column(0, "chunks")?)?);

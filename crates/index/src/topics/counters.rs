@@ -19,7 +19,7 @@ use crate::contract::{
 use crate::rows::Row;
 use crate::sql::Argument::{Number, Numbers};
 use crate::sql::{Sql, Transaction, both};
-use crate::sql_index::{Dialect, SqlIndex};
+use crate::sql_index::SqlIndex;
 
 /// The generation that new rows are counted in. On PostgreSQL it stays so until the transaction
 /// ends.
@@ -115,7 +115,7 @@ const OPEN_DUE: Sql = both!(
 );
 
 /// Sums up changes of counters, at most [`FOLD_ROWS`]. Returns whether more of them may be left.
-pub(crate) async fn fold(tx: &mut impl Transaction) -> Result<bool> {
+pub(crate) async fn fold(tx: &mut Transaction) -> Result<bool> {
     if tx.rows(HAS_CHANGES, &[]).await?.is_empty() {
         return Ok(false);
     }
@@ -125,7 +125,7 @@ pub(crate) async fn fold(tx: &mut impl Transaction) -> Result<bool> {
 
 /// Opens a recount if the last one ended at `since` or before.
 pub(crate) async fn open_recount_if_due(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     at: UnixSeconds,
     since: UnixSeconds,
 ) -> Result<()> {
@@ -133,7 +133,7 @@ pub(crate) async fn open_recount_if_due(
 }
 
 #[async_trait]
-impl<D: Dialect> CounterIndex for SqlIndex<D> {
+impl CounterIndex for SqlIndex {
     async fn path_counts(&self, cache: CacheId) -> Result<PathCounts> {
         self.read("look up what a cache holds", async |mut tx| {
             let row = tx.one(PATHS_OF_CACHE, &[Number(cache.0)]).await?;
@@ -187,7 +187,7 @@ impl<D: Dialect> CounterIndex for SqlIndex<D> {
 }
 
 /// A counter that somebody changed by hand may be negative until the next recount.
-fn counter(row: &impl Row, column: usize) -> Result<u64> {
+fn counter(row: &Row, column: usize) -> Result<u64> {
     let value: i64 = row.column(column, "counters")?;
     Ok(u64::try_from(value).unwrap_or(0))
 }

@@ -18,6 +18,7 @@ use crate::changes::Change;
 use crate::columns::signed;
 use crate::contract::{NarId, PackNumber, UnixSeconds};
 use crate::jobs::{JobKind, work};
+use crate::rows::Row;
 use crate::sql::Argument::{Number, Numbers};
 use crate::sql::{Sql, Transaction, both};
 
@@ -86,7 +87,7 @@ const NOTE_HEALED: Sql = both!(
 
 /// Marks chunks damaged, and opens the job that looks which NARs need them. Comes before any NAR
 /// in its transaction.
-pub(crate) async fn mark_chunks(tx: &mut impl Transaction, chunks: &[u64], at: UnixSeconds) -> Result<u64> {
+pub(crate) async fn mark_chunks(tx: &mut Transaction, chunks: &[u64], at: UnixSeconds) -> Result<u64> {
     if chunks.is_empty() {
         return Ok(0);
     }
@@ -100,7 +101,7 @@ pub(crate) async fn mark_chunks(tx: &mut impl Transaction, chunks: &[u64], at: U
 /// Marks those of these chunks that lie in a pack still, where their bytes were read. Meanwhile a
 /// push may have stored a chunk again, or a collection may have moved it: then it is sound.
 pub(crate) async fn mark_chunks_of_pack(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     pack: PackNumber,
     chunks: &[u64],
     at: UnixSeconds,
@@ -118,8 +119,7 @@ pub(crate) async fn mark_chunks_of_pack(
 }
 
 /// Notes chunks that a statement just marked: their numbers are the first column.
-pub(crate) async fn note_chunks<T: Transaction>(tx: &mut T, marked: &[T::Row]) -> Result<u64> {
-    use crate::rows::Row as _;
+pub(crate) async fn note_chunks(tx: &mut Transaction, marked: &[Row]) -> Result<u64> {
     let marked = marked.iter().map(|row| row.column(0, "chunks")).collect::<Result<Vec<i64>>>()?;
     if !marked.is_empty() {
         tx.run(NOTE_CHUNKS, &[Numbers(&marked)]).await?;
@@ -129,7 +129,7 @@ pub(crate) async fn note_chunks<T: Transaction>(tx: &mut T, marked: &[T::Row]) -
 
 /// Marks those chunks of a NAR damaged that could not be read; without any, the NAR itself.
 pub(crate) async fn mark_nar(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     nar: NarId,
     chunks: &[u64],
     at: UnixSeconds,
@@ -144,24 +144,24 @@ pub(crate) async fn mark_nar(
 }
 
 /// Notes that a NAR needs these chunks, some of which are damaged.
-pub(crate) async fn note_nar(tx: &mut impl Transaction, nar: NarId, chunks: &[u64]) -> Result<()> {
+pub(crate) async fn note_nar(tx: &mut Transaction, nar: NarId, chunks: &[u64]) -> Result<()> {
     let numbers: Vec<i64> = chunks.iter().map(|number| signed(*number)).collect();
     tx.run(NOTE_NAR, &[Number(nar.0), Numbers(&numbers)]).await.map(drop)
 }
 
 /// Forgets the damage of a NAR that was just stored again.
-pub(crate) async fn forget_nar(tx: &mut impl Transaction, nar: NarId) -> Result<()> {
+pub(crate) async fn forget_nar(tx: &mut Transaction, nar: NarId) -> Result<()> {
     tx.run(FORGET_NAR, &[Number(nar.0)]).await.map(drop)
 }
 
 /// Forgets listings that cannot be read.
-pub(crate) async fn forget_listings(tx: &mut impl Transaction, nars: &[NarId]) -> Result<()> {
+pub(crate) async fn forget_listings(tx: &mut Transaction, nars: &[NarId]) -> Result<()> {
     let nars: Vec<i64> = nars.iter().map(|nar| nar.0).collect();
     tx.run(FORGET_LISTINGS, &[Numbers(&nars)]).await.map(drop)
 }
 
 /// After chunks were stored again, or have gone: opens the job that tells followers of the NARs
 /// that this healed, and that forgets the chunks.
-pub(crate) async fn note_healed(tx: &mut impl Transaction, at: UnixSeconds) -> Result<()> {
+pub(crate) async fn note_healed(tx: &mut Transaction, at: UnixSeconds) -> Result<()> {
     tx.run(NOTE_HEALED, &[Number(at)]).await.map(drop)
 }

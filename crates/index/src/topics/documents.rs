@@ -14,10 +14,9 @@ use super::{journal, outbox};
 use crate::columns::{corrupt, nar_hash, signed, tag, unsigned};
 use crate::contract::{CacheId, DocumentIndex, NewDocument, StoredDocument, TraceOutcome, UnixSeconds};
 use crate::object_conflict::merge_signatures;
-use crate::rows::Row as _;
 use crate::sql::Argument::{Bytes, Number, OptionalBytes, OptionalText, Text};
 use crate::sql::{Sql, Transaction, both, damaged};
-use crate::sql_index::{Dialect, LOCK_LOG, Lock, SqlIndex, Write, log_key};
+use crate::sql_index::{LOCK_LOG, Lock, SqlIndex, Write, log_key};
 use crate::{Error, Result};
 
 const TABLE: &str = "documents";
@@ -109,7 +108,7 @@ pub(crate) const DEBUG_LOOKS: [i64; 17] = {
 };
 
 #[async_trait]
-impl<D: Dialect> DocumentIndex for SqlIndex<D> {
+impl DocumentIndex for SqlIndex {
     async fn put_document(&self, cache: CacheId, document: &NewDocument, at: UnixSeconds) -> Result<()> {
         let locks = [Lock::CacheShared(cache.0)];
         self.write(Write::from("store a document").with_locks(&locks), async |mut tx| {
@@ -236,7 +235,7 @@ fn name_lock(cache: CacheId, name: &str) -> Lock {
 /// Writes a document by [`WRITE`] or [`ADD`]; returns whether it did. Triggers note it for the
 /// journal, and its objects in the outbox.
 async fn write(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     sql: Sql,
     cache: CacheId,
     document: &NewDocument,
@@ -266,7 +265,7 @@ async fn write(
 /// Forgets what belonged to an object alone that is no longer there. The caller holds the locks of
 /// the cache and the object.
 pub(crate) async fn forget(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     cache: CacheId,
     hash: &StorePathHash,
     deriver: Option<&str>,
@@ -291,7 +290,7 @@ pub(crate) async fn forget(
 /// A log that is being put meanwhile stays, as if it came a moment later. A lock for its writer
 /// would change nothing: the writer would wait, and then store the log all the same.
 pub(crate) async fn forget_logs(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     cache: CacheId,
     derivation: &StorePathHash,
     at: UnixSeconds,
@@ -318,7 +317,7 @@ pub(crate) async fn forget_logs(
 
 /// Tells followers of the objects whose logs go: targets have these logs too.
 pub(crate) async fn tell_outputs(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     cache: CacheId,
     logs: &[String],
     at: UnixSeconds,

@@ -90,11 +90,7 @@ pub(crate) const TRIM: Sql = both!(
 pub(crate) const DELETE_HISTORY: Sql = both!("DELETE FROM cache_days WHERE cache = $1");
 
 /// Adds pushes and pulls to a day, for each cache and for the installation.
-pub(crate) async fn add_activity(
-    tx: &mut impl Transaction,
-    day: Day,
-    activity: &[CacheActivity],
-) -> Result<()> {
+pub(crate) async fn add_activity(tx: &mut Transaction, day: Day, activity: &[CacheActivity]) -> Result<()> {
     let sum = |of: fn(&CacheActivity) -> u64| activity.iter().map(of).fold(0, u64::saturating_add);
     let mut rows = Records::default();
     rows.row().number(INSTALLATION).number(signed(sum(|of| of.pushes))).number(signed(sum(|of| of.pulls)));
@@ -107,7 +103,7 @@ pub(crate) async fn add_activity(
 /// Writes down what a page of caches holds, and with the first page what the installation holds.
 /// Returns the last cache of the page.
 pub(crate) async fn record_sizes(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     day: Day,
     after: CacheId,
     limit: u32,
@@ -130,14 +126,14 @@ pub(crate) async fn record_sizes(
 }
 
 /// Deletes days from before the history, at most `limit` rows.
-pub(crate) async fn trim(tx: &mut impl Transaction, day: Day, limit: u32) -> Result<u64> {
+pub(crate) async fn trim(tx: &mut Transaction, day: Day, limit: u32) -> Result<u64> {
     let before = day.0.saturating_sub(HISTORY_DAYS);
     tx.run(TRIM, &[Number(before), Number(limit.into())]).await
 }
 
 /// The days of a cache, or of the installation, after a day.
 pub(crate) async fn read(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     cache: Option<CacheId>,
     after: Day,
 ) -> Result<Vec<HistoryDay>> {
@@ -146,7 +142,7 @@ pub(crate) async fn read(
     rows.iter().map(read_day).collect()
 }
 
-fn read_day(row: &impl Row) -> Result<HistoryDay> {
+fn read_day(row: &Row) -> Result<HistoryDay> {
     let count = |column: usize| row.column::<Option<i64>>(column, "cache_days");
     // A counter that somebody changed by hand may have been negative.
     let unsigned = |value: i64| u64::try_from(value).unwrap_or(0);

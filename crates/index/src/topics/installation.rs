@@ -5,8 +5,8 @@ use tokio::time::timeout;
 
 use crate::contract::{CallCounts, Index, PING_MAX, PoolUse};
 use crate::sql::Argument::Bytes;
-use crate::sql::{Sql, Transaction as _, both};
-use crate::sql_index::{Dialect, SqlIndex};
+use crate::sql::{Sql, both};
+use crate::sql_index::SqlIndex;
 use crate::{Error, Result};
 
 const PING: &str = "ask the database for a sign of life";
@@ -20,7 +20,7 @@ const CHECK_READY: Sql = both!(
 );
 
 #[async_trait]
-impl<D: Dialect> Index for SqlIndex<D> {
+impl Index for SqlIndex {
     async fn ping(&self) -> Result<()> {
         let before = self.database.answer_count();
         // A standby answers as well: what is stored can be read from it.

@@ -15,7 +15,7 @@ use crate::contract::{Cache, CacheId, CacheIndex as _, Object, OutboxPosition, S
 use crate::rows::{Row, read_caches, read_object};
 use crate::sql::Argument::{Bytes, Flag, List, Number, OptionalBytes, OptionalNumber, Text};
 use crate::sql::{Sql, Transaction, both};
-use crate::sql_index::{Dialect, SqlIndex, Write};
+use crate::sql_index::{SqlIndex, Write};
 use crate::{Error, Result};
 
 /// A NAR with all that its row and listing say.
@@ -274,13 +274,13 @@ const IS_EMPTY: Sql = both!(
 const SETTINGS: Sql = both!("SELECT name, value FROM settings ORDER BY name");
 
 /// Notes that something besides an object changed.
-pub(crate) async fn note(tx: &mut impl Transaction, subject: &JournalSubject) -> Result<()> {
+pub(crate) async fn note(tx: &mut Transaction, subject: &JournalSubject) -> Result<()> {
     let (cache, kind, name) = subject.columns();
     tx.run(NOTE, &[Number(cache), Number(kind), Text(name)]).await.map(drop)
 }
 
 /// Notes that a cache or its pins changed.
-pub(crate) async fn note_cache(tx: &mut impl Transaction, cache: CacheId) -> Result<()> {
+pub(crate) async fn note_cache(tx: &mut Transaction, cache: CacheId) -> Result<()> {
     note(tx, &JournalSubject::Cache(cache)).await
 }
 
@@ -357,7 +357,7 @@ pub trait JournalIndex: Send + Sync + std::fmt::Debug + 'static {
 }
 
 #[async_trait]
-impl<D: Dialect> JournalIndex for SqlIndex<D> {
+impl JournalIndex for SqlIndex {
     async fn journal_state(&self) -> Result<JournalState> {
         self.read("read how far the journal is", async |mut tx| read_state(&tx.one(STATE, &[]).await?)).await
     }
@@ -588,12 +588,12 @@ impl<D: Dialect> JournalIndex for SqlIndex<D> {
 const TABLE: &str = "journal";
 
 /// Asks the journal's next turn for a snapshot, after which all older files go.
-pub(crate) async fn ask_for_snapshot(tx: &mut impl Transaction) -> Result<()> {
+pub(crate) async fn ask_for_snapshot(tx: &mut Transaction) -> Result<()> {
     tx.run(ASK_FOR_SNAPSHOT, &[]).await.map(drop)
 }
 
 /// Columns: those of [`STATE`].
-fn read_state(row: &impl Row) -> Result<JournalState> {
+fn read_state(row: &Row) -> Result<JournalState> {
     Ok(JournalState {
         lineage: row.column(0, TABLE)?,
         generation: row.column(1, TABLE)?,
@@ -609,7 +609,7 @@ fn read_state(row: &impl Row) -> Result<JournalState> {
 }
 
 /// Columns: cache, kind, name, changes.
-fn read_note(row: &impl Row) -> Result<JournalNote> {
+fn read_note(row: &Row) -> Result<JournalNote> {
     let table = "journal_notes";
     let (cache, name) = (CacheId(row.column(0, table)?), row.column(2, table)?);
     let subject = match row.column::<i64>(1, table)? {
@@ -623,7 +623,7 @@ fn read_note(row: &impl Row) -> Result<JournalNote> {
 }
 
 /// Columns: cache, row number, name, owner, time, size, encoding, body.
-fn read_document(row: &impl Row) -> Result<JournaledDocument> {
+fn read_document(row: &Row) -> Result<JournaledDocument> {
     let table = "documents";
     Ok(JournaledDocument {
         cache: CacheId(row.column(0, table)?),
@@ -638,7 +638,7 @@ fn read_document(row: &impl Row) -> Result<JournaledDocument> {
 }
 
 /// Columns: those of an object, cache, creation, those of a NAR.
-fn read_journaled(row: &impl Row) -> Result<JournaledObject> {
+fn read_journaled(row: &Row) -> Result<JournaledObject> {
     Ok(JournaledObject {
         cache: CacheId(row.column(8, "objects")?),
         object: read_object(row, 0)?,
@@ -648,7 +648,7 @@ fn read_journaled(row: &impl Row) -> Result<JournaledObject> {
 }
 
 /// Columns: cache, file name, compression, use, those of a NAR.
-fn read_journaled_alias(row: &impl Row) -> Result<JournaledAlias> {
+fn read_journaled_alias(row: &Row) -> Result<JournaledAlias> {
     let table = "aliases";
     Ok(JournaledAlias {
         cache: CacheId(row.column(0, table)?),
@@ -660,7 +660,7 @@ fn read_journaled_alias(row: &impl Row) -> Result<JournaledAlias> {
 }
 
 /// Columns from `first` on: hash, size, recipe, the listing's NAR, size and body.
-fn read_journaled_nar(row: &impl Row, first: usize) -> Result<JournaledNar> {
+fn read_journaled_nar(row: &Row, first: usize) -> Result<JournaledNar> {
     let has_listing: Option<i64> = row.column(first + 3, "listings")?;
     let listing = match has_listing {
         Some(_) => {

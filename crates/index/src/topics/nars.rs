@@ -21,10 +21,10 @@ use crate::contract::{
 };
 use crate::object_conflict::{ObjectChange, change_object};
 use crate::publish::records::{Records, records};
-use crate::rows::{Row as _, read_look, read_nar, read_present, read_summary};
+use crate::rows::{read_look, read_nar, read_present, read_summary};
 use crate::sql::Argument::{Bytes, Number, OptionalBytes, OptionalNumber, Text};
 use crate::sql::{Sql, Transaction, both, damaged};
-use crate::sql_index::{Dialect, Lock, SqlIndex, Write, log_key};
+use crate::sql_index::{Lock, SqlIndex, Write, log_key};
 use crate::{Error, Result};
 
 // A NAR without its listing counts as damaged for uploads, which can store it again.
@@ -143,7 +143,7 @@ const WRITE_ALIAS: Sql = both!(
 );
 
 #[async_trait]
-impl<D: Dialect> NarIndex for SqlIndex<D> {
+impl NarIndex for SqlIndex {
     async fn find_nar(&self, hash: &NarHash) -> Result<Option<NarSummary>> {
         if !self.known.may_have_nar(hash) {
             return Ok(None);
@@ -293,7 +293,7 @@ fn locks(commit: &NarCommit) -> Vec<Lock> {
     locks
 }
 
-async fn write_nar(tx: &mut impl Transaction, nar: &NewNar, at: UnixSeconds) -> Result<NarId> {
+async fn write_nar(tx: &mut Transaction, nar: &NewNar, at: UnixSeconds) -> Result<NarId> {
     chunks::stamp_packs(tx, nar, at).await?;
     let (recipe, (listing_size, listing)) = (nar.recipe.encode(), listing_columns(&nar.listing));
     let (listing_size, listing) = (OptionalNumber(listing_size), Bytes(&listing));

@@ -14,10 +14,10 @@ use crate::contract::{
 };
 use crate::object_conflict::ObjectChange;
 use crate::publish::records::{Records, records};
-use crate::rows::{Row as _, read_alias, read_found, read_use};
+use crate::rows::{read_alias, read_found, read_use};
 use crate::sql::Argument::{Bytes, Flag, List, Number, OptionalText, Text};
 use crate::sql::{Sql, Transaction, both, damaged};
-use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
+use crate::sql_index::{Lock, SqlIndex, Write};
 
 pub(crate) const FIND_OBJECT: Sql = both!(concat!(
     "SELECT n.id, n.hash, n.size, n.file_size, n.tag, ",
@@ -130,7 +130,7 @@ pub(crate) const FIND_ALIAS: Sql = both!(concat!(
 ));
 
 #[async_trait]
-impl<D: Dialect> ObjectIndex for SqlIndex<D> {
+impl ObjectIndex for SqlIndex {
     async fn find_object(&self, cache: CacheId, hash: &StorePathHash) -> Result<Option<FoundObject>> {
         if !self.known.may_have_object(cache, hash) {
             return Ok(None);
@@ -202,7 +202,7 @@ impl<D: Dialect> ObjectIndex for SqlIndex<D> {
 
 /// Removes an object; returns whether it was there. The caller holds the locks.
 pub(crate) async fn remove(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     cache: CacheId,
     hash: &StorePathHash,
     removal: Removal,
@@ -250,7 +250,7 @@ pub(crate) async fn remove(
 
 /// Forgets that paths refer to others: pairs of the path referred to and its referrer.
 pub(crate) async fn drop_refs(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     cache: CacheId,
     pairs: &[(StorePathHash, StorePathHash)],
 ) -> Result<()> {
@@ -266,7 +266,7 @@ pub(crate) async fn drop_refs(
 
 /// Carries out a change; returns whether a reader can see it.
 pub(crate) async fn write(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     commit: &NarCommit,
     nar: NarId,
     change: ObjectChange,
@@ -314,7 +314,7 @@ pub(crate) async fn write(
 }
 
 async fn write_grace(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     cache: CacheId,
     hash: &StorePathHash,
     nar: NarId,

@@ -12,10 +12,10 @@ use dormer_nix::StorePathHash;
 use crate::Result;
 use crate::changes::Changes;
 use crate::contract::{CacheId, NarId, OutboxIndex, OutboxPosition, OutboxRow, UnixSeconds};
-use crate::rows::{Row as _, read_outbox};
+use crate::rows::read_outbox;
 use crate::sql::Argument::{List, Number, OptionalBytes};
 use crate::sql::{Sql, Transaction, both};
-use crate::sql_index::{Dialect, SqlIndex};
+use crate::sql_index::SqlIndex;
 
 const INSERT: Sql = Sql {
     sqlite: "INSERT INTO outbox (cache, hash, at) VALUES ($1, $2, $3)",
@@ -80,7 +80,7 @@ pub(crate) const DELETE_THROUGH: Sql = Sql {
 /// Only rows that followers may see go, and nothing appears before those any more. A target whose
 /// cursor moves meanwhile is told needlessly at worst.
 pub(crate) async fn trim(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     keep_since: UnixSeconds,
     give_up_before: UnixSeconds,
     limit: u32,
@@ -113,7 +113,7 @@ pub(crate) async fn trim(
 
 /// Notes that an object changed, or with `None` the cache itself.
 pub(crate) async fn note_change(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     cache: CacheId,
     hash: Option<&StorePathHash>,
     at: UnixSeconds,
@@ -124,7 +124,7 @@ pub(crate) async fn note_change(
 
 /// Notes that these objects changed.
 pub(crate) async fn note_changes(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     cache: CacheId,
     hashes: &[&[u8]],
     at: UnixSeconds,
@@ -133,12 +133,12 @@ pub(crate) async fn note_changes(
 }
 
 /// Notes that all objects with a NAR changed, in every cache: their narinfos name its new tag.
-pub(crate) async fn note_new_tag(tx: &mut impl Transaction, nar: NarId, at: UnixSeconds) -> Result<()> {
+pub(crate) async fn note_new_tag(tx: &mut Transaction, nar: NarId, at: UnixSeconds) -> Result<()> {
     tx.run(INSERT_FOR_NAR, &[Number(nar.0), Number(at)]).await.map(drop)
 }
 
 #[async_trait]
-impl<D: Dialect> OutboxIndex for SqlIndex<D> {
+impl OutboxIndex for SqlIndex {
     async fn outbox_after(&self, position: OutboxPosition, limit: u32) -> Result<Vec<OutboxRow>> {
         self.read("read the outbox", async |mut tx| {
             let after = [Number(position.transaction), Number(position.number), Number(limit.into())];

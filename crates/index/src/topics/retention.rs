@@ -14,8 +14,8 @@ use crate::contract::{
 use crate::jobs::{ExpiryDefaults, JobKind, expire_cache, work};
 use crate::rows::Row;
 use crate::sql::Argument::{Bytes, List, Number, OptionalNumber, OptionalText, Text};
-use crate::sql::{Sql, Transaction, both};
-use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
+use crate::sql::{Sql, both};
+use crate::sql_index::{Lock, SqlIndex, Write};
 use crate::{Error, Result};
 
 // The newest of a name has the highest row number: a pin that is renewed is a new row.
@@ -200,7 +200,7 @@ const AUDIT_BEFORE: Sql = both!(
 );
 
 #[async_trait]
-impl<D: Dialect> RetentionIndex for SqlIndex<D> {
+impl RetentionIndex for SqlIndex {
     async fn add_pin(&self, cache: CacheId, pin: &Pin, keep: Option<u32>) -> Result<()> {
         let hash = pin.path.hash();
         let key = [Number(cache.0), Text(&pin.name), Bytes(hash.as_bytes())];
@@ -487,12 +487,12 @@ impl<D: Dialect> RetentionIndex for SqlIndex<D> {
     }
 }
 
-fn read_hash(row: &impl Row, column: usize, table: &'static str) -> Result<StorePathHash> {
+fn read_hash(row: &Row, column: usize, table: &'static str) -> Result<StorePathHash> {
     Ok(StorePathHash::from_bytes(array(table, row.column(column, table)?)?))
 }
 
 /// Columns: name, hash, name of the path, creation, end.
-fn read_pin(row: &impl Row) -> Result<Pin> {
+fn read_pin(row: &Row) -> Result<Pin> {
     let table = "pins";
     Ok(Pin {
         name: row.column(0, table)?,
@@ -503,7 +503,7 @@ fn read_pin(row: &impl Row) -> Result<Pin> {
 }
 
 /// Columns after the kind: hash, name of the path, name, creation, end.
-fn read_keeping_pin(row: &impl Row) -> Result<Pin> {
+fn read_keeping_pin(row: &Row) -> Result<Pin> {
     let table = "pins";
     Ok(Pin {
         name: row.column(3, table)?,
@@ -514,7 +514,7 @@ fn read_keeping_pin(row: &impl Row) -> Result<Pin> {
 }
 
 /// Columns: hash, name, references, size.
-fn read_references(row: &impl Row) -> Result<ObjectReferences> {
+fn read_references(row: &Row) -> Result<ObjectReferences> {
     let table = "objects";
     let path = store_path(row.column(0, table)?, row.column(1, table)?)?;
     let packed = row.column::<Option<&[u8]>>(2, table)?;
@@ -527,7 +527,7 @@ fn read_references(row: &impl Row) -> Result<ObjectReferences> {
 }
 
 /// Columns from `first` on: hash, name, size, creation, last use, value of the order, row number.
-fn read_listed(row: &impl Row, first: usize) -> Result<ListedObject> {
+fn read_listed(row: &Row, first: usize) -> Result<ListedObject> {
     let table = "objects";
     Ok(ListedObject {
         path: store_path(row.column(first, table)?, row.column(first + 1, table)?)?,
@@ -539,7 +539,7 @@ fn read_listed(row: &impl Row, first: usize) -> Result<ListedObject> {
 }
 
 /// Columns from `first` on: number, time, subject, action, cache, hash.
-fn read_audit(row: &impl Row, first: usize) -> Result<AuditEntry> {
+fn read_audit(row: &Row, first: usize) -> Result<AuditEntry> {
     let table = "audit";
     let hash: Option<&[u8]> = row.column(first + 5, table)?;
     Ok(AuditEntry {

@@ -22,7 +22,7 @@ use crate::contract::{
 use crate::rows::Row;
 use crate::sql::Argument::{Bytes, Number, Text};
 use crate::sql::{Sql, Transaction, both};
-use crate::sql_index::{Dialect, SqlIndex};
+use crate::sql_index::SqlIndex;
 use crate::{Error, Result};
 
 const TABLE: &str = "sessions";
@@ -79,7 +79,7 @@ const SWEPT_SESSIONS_MAX: u32 = 64;
 
 /// Deletes at most so many rows of parts and sessions that ended a while ago
 /// ([`JobIndex::sweep_sessions`](crate::JobIndex::sweep_sessions)).
-pub(crate) async fn sweep(tx: &mut impl Transaction, now: UnixSeconds, limit: u32) -> Result<u64> {
+pub(crate) async fn sweep(tx: &mut Transaction, now: UnixSeconds, limit: u32) -> Result<u64> {
     let ended = Number(now.saturating_sub(SWEEP_AFTER_SECONDS));
     let mut left = u64::from(limit);
     for _ in 0..SWEPT_SESSIONS_MAX {
@@ -97,7 +97,7 @@ pub(crate) async fn sweep(tx: &mut impl Transaction, now: UnixSeconds, limit: u3
 }
 
 #[async_trait]
-impl<D: Dialect> SessionIndex for SqlIndex<D> {
+impl SessionIndex for SqlIndex {
     async fn open_session(&self, session: &NewSession, sessions_max: u32) -> Result<SessionOpened> {
         self.write("open a session", async |mut tx| {
             let id = Bytes(&session.id.0);
@@ -205,20 +205,20 @@ fn opened(end: Option<SessionEnd>) -> SessionOpened {
 }
 
 /// When a session ends, for the caller that opened it and until then.
-fn read_end(row: &impl Row, cache: CacheId, subject: &str, now: UnixSeconds) -> Result<Option<SessionEnd>> {
+fn read_end(row: &Row, cache: CacheId, subject: &str, now: UnixSeconds) -> Result<Option<SessionEnd>> {
     let (owner, of): (i64, &str) = (row.column(0, TABLE)?, row.column(1, TABLE)?);
     let ends_at: UnixSeconds = row.column(2, TABLE)?;
     Ok((owner == cache.0 && of == subject && ends_at > now).then_some(SessionEnd { ends_at }))
 }
 
-fn read_part(row: &impl Row) -> Result<SessionPart> {
+fn read_part(row: &Row) -> Result<SessionPart> {
     let digest: &[u8] = row.column(0, PARTS)?;
     let chunks: &[u8] = row.column(1, PARTS)?;
     let runs: Vec<ChunkRun> = recipe(PARTS, chunks)?.runs;
     Ok(SessionPart { digest: array(PARTS, digest)?, chunks: runs })
 }
 
-fn read_recipe(row: &impl Row) -> Result<CacheRecipe> {
+fn read_recipe(row: &Row) -> Result<CacheRecipe> {
     let place = ObjectPlace { value: row.column(0, "objects")?, id: row.column(1, "objects")? };
     let bytes: &[u8] = row.column(2, "nars")?;
     let recipe = Recipe::decode(bytes).map_err(|error| corrupt("nars", error))?;

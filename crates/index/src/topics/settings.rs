@@ -7,10 +7,9 @@ use super::journal::JournalSubject;
 use crate::contract::{
     CacheId, MASTER_KEY_PROOF, PREVIOUS_KEY_PROOF, SealedKey, SealedKeyPlace, SettingIndex,
 };
-use crate::rows::Row as _;
 use crate::sql::Argument::{Bytes, Number, Text};
 use crate::sql::{Sql, Transaction, both};
-use crate::sql_index::{Dialect, SqlIndex, Write};
+use crate::sql_index::{SqlIndex, Write};
 use crate::{Error, Result};
 
 const FIND_SETTING: Sql = both!("SELECT value FROM settings WHERE name = $1");
@@ -46,7 +45,7 @@ const REPLACE_SEALED_KEY: Sql = both!(
 );
 
 /// Fails if the master key with this proof is not the one that secrets are sealed with now.
-pub(crate) async fn check_master_key(tx: &mut impl Transaction, proof: Option<&[u8]>) -> Result<()> {
+pub(crate) async fn check_master_key(tx: &mut Transaction, proof: Option<&[u8]>) -> Result<()> {
     let Some(proof) = proof else { return Ok(()) };
     let stored = tx.optional(LOCKED_PROOF, &[Text(MASTER_KEY_PROOF)]).await?;
     let stored: Option<Vec<u8>> = stored.map(|row| row.column(0, "settings")).transpose()?;
@@ -54,7 +53,7 @@ pub(crate) async fn check_master_key(tx: &mut impl Transaction, proof: Option<&[
 }
 
 #[async_trait]
-impl<D: Dialect> SettingIndex for SqlIndex<D> {
+impl SettingIndex for SqlIndex {
     async fn find_setting(&self, name: &str) -> Result<Option<Vec<u8>>> {
         self.read("find a setting", async |mut tx| {
             let row = tx.optional(FIND_SETTING, &[Text(name)]).await?;

@@ -12,7 +12,7 @@ use dormer_edge::EdgeKey;
 use dormer_engine::{Clock, CreateCache, Engine, EngineSettings, IngestRequest, MasterKey, UpdateCache};
 use dormer_index::{
     Cache, Index, JobIndex, PostgresIndex, PostgresOptions, PublishCounts, PublishIndex, PublishState,
-    Removal, SqliteIndex, SqliteOptions,
+    Removal, SqlIndex, SqliteIndex, SqliteOptions,
 };
 use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{BuildTrace, DocumentName, NarHash, NarInfo, StoreDir, StorePath, StorePathHash, TraceKey};
@@ -108,7 +108,7 @@ impl LabDatabase {
         Some(Self { server, url: create_postgres_index(server).await })
     }
 
-    async fn open(&self) -> PostgresIndex {
+    async fn open(&self) -> SqlIndex {
         let options = PostgresOptions { connections_max: 3, ..PostgresOptions::default() };
         PostgresIndex::open(&self.url, options).await.expect("a new index opens")
     }

@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs, LocalBlobs};
 use dormer_engine::{CreateCache, Engine, EngineSettings, MasterKey, SystemClock};
-use dormer_index::{Index, SqliteIndex, SqliteOptions};
+use dormer_index::{Index, SqlIndex, SqliteIndex, SqliteOptions};
 use dormer_nix::{NarHash, StorePath};
 use dormer_server::{Authenticator, Metrics, ServerSettings, TokenBounds, TokenKey, TokenVerifier};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -76,7 +76,7 @@ pub struct Server {
     pub metrics: Arc<Metrics>,
     served: dormer_server::Server,
     pub index: Arc<dyn Index>,
-    pub publish: Arc<SqliteIndex>,
+    pub publish: Arc<SqlIndex>,
     serving: Option<tokio::task::JoinHandle<Result<(), dormer_server::Error>>>,
     stop: Option<oneshot::Sender<()>>,
     runtime: Option<Runtime>,

@@ -6,8 +6,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Executor as _, Row as _};
 
 use super::session::failed;
-use super::{Postgres, PostgresOptions, open};
-use crate::sql_index::SqlIndex;
+use super::{PostgresIndex, PostgresOptions, open};
 use crate::{Error, Examination, Result};
 
 const ATTEMPT: &str = "look at the database";
@@ -26,7 +25,7 @@ const MISSING_RIGHTS: &str = "
         AND NOT has_table_privilege(c.oid, privilege)
     ORDER BY c.relname, privilege";
 
-impl SqlIndex<Postgres> {
+impl PostgresIndex {
     /// Looks at a database and reads the named value `setting`.
     /// [`Error::ServerUnfit`](crate::Error::ServerUnfit),
     /// [`Error::ForeignDatabase`](crate::Error::ForeignDatabase),

@@ -68,8 +68,8 @@ fn fill(server: &Server, url: &str, cache: CacheId, objects: u64) {
 }
 
 /// Pages that a look-up of one object touches.
-async fn pages(index: &PostgresIndex, cache: CacheId) -> u64 {
-    let mut read = index.session(Access::Read).await;
+async fn pages(index: &SqlIndex, cache: CacheId) -> u64 {
+    let mut read = index.postgres_session(Access::Read).await;
     let hash = hex::encode(crate::synthetic::key(OBJECTS, 17, 20));
     let sql = objects::FIND_OBJECT
         .postgres

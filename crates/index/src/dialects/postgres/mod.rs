@@ -29,15 +29,18 @@ use std::time::Duration;
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use tokio::task::AbortHandle;
 
-use self::session::{Session, Shared};
-use crate::changes::{ChangeSender, Changes};
+pub(crate) use self::session::Session;
+use self::session::Shared;
+use super::Database;
+use crate::changes::ChangeSender;
 use crate::contract::PoolUse;
 use crate::known_keys::KnownKeys;
-use crate::sql_index::{Access, Dialect, Effect, SqlIndex};
+use crate::sql_index::{Access, Effect, SqlIndex};
 use crate::{Error, MigrationPlan, Result};
 
-/// An index in a PostgreSQL database.
-pub type PostgresIndex = SqlIndex<Postgres>;
+/// Opens indexes in PostgreSQL databases.
+#[derive(Debug)]
+pub enum PostgresIndex {}
 
 /// The server has this long to end a statement that ran out of time, before the connection is given
 /// up.
@@ -74,19 +77,20 @@ impl Default for PostgresOptions {
 
 /// A PostgreSQL database and the connections to it.
 #[derive(Debug)]
-pub struct Postgres {
+pub(crate) struct Postgres {
     pool: PgPool,
-    shared: Arc<Shared>,
-    changes: ChangeSender,
+    pub(super) shared: Arc<Shared>,
+    pub(super) changes: ChangeSender,
     listener: Option<AbortHandle>,
-    patience: Duration,
+    /// How long a call may go on trying.
+    pub(super) patience: Duration,
 }
 
-impl SqlIndex<Postgres> {
+impl PostgresIndex {
     /// Opens a database and brings its schema up to date. `url` is
     /// `postgresql://user:password@host:port/database`, with `sslmode` and the other parameters of
     /// libpq behind a `?`.
-    pub async fn open(url: &str, options: PostgresOptions) -> Result<Self> {
+    pub async fn open(url: &str, options: PostgresOptions) -> Result<SqlIndex> {
         let connect = open::connect_options(url, &options)?;
         open::prepare(&connect, &options).await?;
         let settings = open::transaction_settings(&options);
@@ -101,7 +105,7 @@ impl SqlIndex<Postgres> {
         });
         let database = Postgres { pool, shared, changes, listener, patience: options.acquire_timeout };
         // Other replicas add keys, too.
-        Ok(Self::over(database, KnownKeys::unknown()))
+        Ok(SqlIndex::over(Database::Postgres(database), KnownKeys::unknown()))
     }
 
     /// What [`open`](Self::open) would do to the schema. Writes nothing.
@@ -121,6 +125,30 @@ impl Postgres {
             listener.abort();
         }
     }
+
+    pub(super) async fn begin(&self, attempt: &'static str, access: Access<'_>) -> Result<Session> {
+        Session::begin(&self.pool, &self.shared, attempt, access).await
+    }
+
+    pub(super) fn effect(&self, error: &Error) -> Effect {
+        if session::is_lost(error) {
+            self.shared.note_loss();
+        }
+        session::effect(error)
+    }
+
+    /// Running calls end by their own time-outs.
+    pub(super) async fn close(&self) {
+        self.stop_listening();
+        self.pool.close().await;
+    }
+
+    pub(super) fn pool_use(&self) -> PoolUse {
+        let (open, idle) = (self.pool.size() as usize, self.pool.num_idle());
+        let max = self.pool.options().get_max_connections() as usize;
+        // Two numbers, read one after the other.
+        PoolUse { open, idle: idle.min(open), max, waiting: self.shared.waiting() }
+    }
 }
 
 impl Drop for Postgres {
@@ -129,60 +157,16 @@ impl Drop for Postgres {
     }
 }
 
-impl Dialect for Postgres {
-    type Session = Session;
-
-    async fn begin(&self, attempt: &'static str, access: Access<'_>) -> Result<Session> {
-        Session::begin(&self.pool, &self.shared, attempt, access).await
+#[cfg(test)]
+impl SqlIndex {
+    /// The database below an index of this dialect.
+    pub(super) fn postgres(&self) -> &Postgres {
+        let Database::Postgres(database) = &self.database else { panic!("another dialect") };
+        database
     }
 
-    async fn commit(&self, session: Session) -> Result<()> {
-        session.commit().await
-    }
-
-    async fn roll_back(&self, session: Session) {
-        session.roll_back().await;
-    }
-
-    fn effect(&self, error: &Error) -> Effect {
-        if session::is_lost(error) {
-            self.shared.note_loss();
-        }
-        session::effect(error)
-    }
-
-    fn patience(&self) -> Duration {
-        self.patience
-    }
-
-    async fn reload(&self, _: &KnownKeys) -> Result<()> {
-        // Nothing is remembered between calls.
-        Ok(())
-    }
-
-    async fn close(&self) -> Result<()> {
-        self.stop_listening();
-        // Running calls end by their own time-outs.
-        self.pool.close().await;
-        Ok(())
-    }
-
-    fn changes(&self) -> Changes {
-        self.changes.subscribe()
-    }
-
-    fn statement_count(&self) -> u64 {
-        self.shared.statement_count()
-    }
-
-    fn answer_count(&self) -> u64 {
-        self.shared.answer_count()
-    }
-
-    fn pool_use(&self) -> PoolUse {
-        let (open, idle) = (self.pool.size() as usize, self.pool.num_idle());
-        let max = self.pool.options().get_max_connections() as usize;
-        // Two numbers, read one after the other.
-        PoolUse { open, idle: idle.min(open), max, waiting: self.shared.waiting() }
+    /// A session for tests.
+    pub(super) async fn postgres_session(&self, access: Access<'_>) -> Session {
+        self.postgres().begin("test", access).await.expect("the database answers")
     }
 }

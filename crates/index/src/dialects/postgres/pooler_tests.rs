@@ -116,7 +116,7 @@ async fn no_notice_comes_through_a_pooler_by_transaction() {
     };
     tokio::time::timeout(Duration::from_mins(1), heard).await.expect("one without a pooler is told");
     direct.update_cache(cache, &CachePatch::default(), super::tests::NOW + 1).await.unwrap();
-    assert!(silent.database.listener.is_none());
+    assert!(silent.postgres().listener.is_none());
     let own = async {
         while let Some(change) = at_silent.next().await {
             assert_ne!(change, Change::Everything, "no listener runs, so none reconnects");

@@ -18,7 +18,8 @@ use sqlx::{AssertSqlSafe, query};
 
 use super::notices;
 use crate::changes::Change;
-use crate::sql::{Argument, Column, Sql, Transaction};
+use crate::rows::Row;
+use crate::sql::{Argument, Column, Sql};
 use crate::sql_index::{Access, Effect, Lock};
 use crate::waiting_count::WaitingCall;
 use crate::{Error, Result};
@@ -31,7 +32,7 @@ const IDLE_TRUSTED: Duration = Duration::from_secs(30);
 
 /// What all sessions share.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(crate) struct Shared {
     statements: AtomicU64,
     /// Statements that the server carried out.
     answers: AtomicU64,
@@ -77,11 +78,11 @@ impl Shared {
         }
     }
 
-    pub(super) fn statement_count(&self) -> u64 {
+    pub(crate) fn statement_count(&self) -> u64 {
         self.statements.load(Ordering::Relaxed)
     }
 
-    pub(super) fn answer_count(&self) -> u64 {
+    pub(crate) fn answer_count(&self) -> u64 {
         self.answers.load(Ordering::Relaxed)
     }
 
@@ -162,7 +163,8 @@ pub(super) const SILENT: &str = "the server does not answer";
 pub(crate) struct Session {
     connection: PoolConnection<sqlx::Postgres>,
     shared: Arc<Shared>,
-    attempt: &'static str,
+    /// What it is for; it ends the sentence "failed to …".
+    pub(crate) attempt: &'static str,
     in_transaction: bool,
     /// An answer was not waited for.
     broken: bool,
@@ -210,7 +212,7 @@ impl Session {
     }
 
     /// Ends the session and makes durable what it wrote.
-    pub(super) async fn commit(mut self) -> Result<()> {
+    pub(crate) async fn commit(mut self) -> Result<()> {
         if !self.in_transaction {
             return Ok(());
         }
@@ -221,7 +223,7 @@ impl Session {
 
     /// Ends the session and undoes what it wrote. A connection that did not answer is closed, which
     /// does the same.
-    pub(super) async fn roll_back(mut self) {
+    pub(crate) async fn roll_back(mut self) {
         if self.in_transaction && !self.broken {
             self.in_transaction = self.control("ROLLBACK".to_owned()).await.is_err();
         }
@@ -266,28 +268,22 @@ impl Drop for Session {
     }
 }
 
-impl Transaction for Session {
-    type Row = PgRow;
-
-    fn attempt(&self) -> &'static str {
-        self.attempt
-    }
-
-    async fn run(&mut self, sql: Sql, arguments: &[Argument<'_>]) -> Result<u64> {
+impl Session {
+    pub(crate) async fn run(&mut self, sql: Sql, arguments: &[Argument<'_>]) -> Result<u64> {
         if sql.postgres == Sql::NOTHING {
             return Ok(0);
         }
         self.execute(bound(sql, arguments)).await
     }
 
-    async fn rows(&mut self, sql: Sql, arguments: &[Argument<'_>]) -> Result<Vec<PgRow>> {
+    pub(crate) async fn rows(&mut self, sql: Sql, arguments: &[Argument<'_>]) -> Result<Vec<Row>> {
         if sql.postgres == Sql::NOTHING {
             return Ok(Vec::new());
         }
-        self.all(bound(sql, arguments)).await
+        Ok(self.all(bound(sql, arguments)).await?.into_iter().map(Row::Postgres).collect())
     }
 
-    async fn announce(&mut self, change: Change) -> Result<()> {
+    pub(crate) async fn announce(&mut self, change: Change) -> Result<()> {
         self.execute(notices::announcement(change)).await.map(drop)
     }
 }

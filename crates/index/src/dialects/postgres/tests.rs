@@ -14,7 +14,7 @@ use super::*;
 use crate::collect;
 use crate::jobs::{expire_cache, recount, spread_damage};
 use crate::scrub;
-use crate::sql::{Sql, Transaction as _};
+use crate::sql::Sql;
 use crate::sql_index::Lock;
 use crate::topics::{
     caches, chunks, counters, damage, documents, history, journal, nars, objects, outbox, retention, sessions,
@@ -31,17 +31,17 @@ pub(super) fn options() -> PostgresOptions {
     }
 }
 
-pub(super) async fn open(url: &str) -> PostgresIndex {
+pub(super) async fn open(url: &str) -> SqlIndex {
     PostgresIndex::open(url, options()).await.unwrap()
 }
 
 /// Pushes an object with one new chunk.
-async fn push(index: &PostgresIndex, cache: CacheId) -> Result<StorePathHash> {
+async fn push(index: &SqlIndex, cache: CacheId) -> Result<StorePathHash> {
     push_output(index, cache, None).await
 }
 
 /// Pushes an object with one new chunk that names a derivation.
-async fn push_output(index: &PostgresIndex, cache: CacheId, deriver: Option<&str>) -> Result<StorePathHash> {
+async fn push_output(index: &SqlIndex, cache: CacheId, deriver: Option<&str>) -> Result<StorePathHash> {
     let pack = NewPack {
         id: dormer_format::PackId::from_bytes(rand::random()),
         size: 1000,
@@ -91,7 +91,7 @@ async fn push_output(index: &PostgresIndex, cache: CacheId, deriver: Option<&str
     Ok(hash)
 }
 
-pub(super) async fn cache(index: &PostgresIndex, name: &str) -> CacheId {
+pub(super) async fn cache(index: &SqlIndex, name: &str) -> CacheId {
     let cache = NewCache {
         master_key_proof: None,
         name: name.to_owned(),
@@ -141,30 +141,30 @@ async fn commits_that_share_a_fresh_pack_do_not_wait_for_each_other() {
     let cache = cache(&index, "main").await;
     push(&index, cache).await.unwrap();
     let stamp = [crate::sql::Argument::Number(NOW + 1), crate::sql::Argument::Numbers(&[1])];
-    let mut unfinished = index.session(Access::Write(&[])).await;
+    let mut unfinished = index.postgres_session(Access::Write(&[])).await;
     assert_eq!(unfinished.rows(chunks::STAMP_PACKS, &stamp).await.unwrap().len(), 1);
-    let mut next = index.session(Access::Write(&[])).await;
+    let mut next = index.postgres_session(Access::Write(&[])).await;
     let beside = tokio::time::timeout(Duration::from_secs(5), next.rows(chunks::STAMP_PACKS, &stamp)).await;
     assert_eq!(beside.expect("it does not wait").unwrap().len(), 1);
-    index.database.commit(next).await.unwrap();
+    next.commit().await.unwrap();
 
     // A collector waits until the commit has ended.
-    let mut collector = index.session(Access::Write(&[])).await;
+    let mut collector = index.postgres_session(Access::Write(&[])).await;
     collector.execute(query("SET LOCAL lock_timeout = 300")).await.unwrap();
     let condemn = collector.execute(query("UPDATE packs SET condemned_at = 1 WHERE number = 1")).await;
     assert!(matches!(condemn, Err(Error::Unavailable { .. })), "it waits: {condemn:?}");
-    index.database.roll_back(collector).await;
-    index.database.commit(unfinished).await.unwrap();
+    collector.roll_back().await;
+    unfinished.commit().await.unwrap();
 
     // A stale stamp is renewed, and a stamp that another commit renewed meanwhile still counts.
     let later = [crate::sql::Argument::Number(NOW + 10_000), crate::sql::Argument::Numbers(&[1])];
-    let mut first = index.session(Access::Write(&[])).await;
+    let mut first = index.postgres_session(Access::Write(&[])).await;
     assert_eq!(first.rows(chunks::STAMP_PACKS, &later).await.unwrap().len(), 1);
-    let mut second = index.session(Access::Write(&[])).await;
+    let mut second = index.postgres_session(Access::Write(&[])).await;
     let waiting = async { second.rows(chunks::STAMP_PACKS, &later).await.unwrap().len() };
     let ends = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
-        index.database.commit(first).await.unwrap();
+        first.commit().await.unwrap();
     };
     assert_eq!(tokio::join!(waiting, ends).0, 1);
     drop(second);
@@ -186,7 +186,7 @@ async fn a_log_stays_for_an_object_whose_commit_has_not_ended() {
     index.put_document(main, &log, NOW).await.unwrap();
 
     // Nothing can be put into the table of NARs, so a commit ends only when this one does.
-    let mut holder = index.session(Access::Write(&[])).await;
+    let mut holder = index.postgres_session(Access::Write(&[])).await;
     holder.execute(query("LOCK TABLE nars IN SHARE MODE")).await.unwrap();
     let waits_for = async |count: &str| {
         let waiting = "SELECT count(*) FROM pg_stat_activity
@@ -206,7 +206,7 @@ async fn a_log_stays_for_an_object_whose_commit_has_not_ended() {
     });
     let both_wait = tokio::time::timeout(Duration::from_secs(5), waits_for("2")).await;
     assert!(both_wait.is_ok() && !removal.is_finished(), "the removal did not wait for the commit");
-    index.database.commit(holder).await.unwrap();
+    holder.commit().await.unwrap();
     let second = commit.await.unwrap().unwrap();
     assert!(removal.await.unwrap().unwrap());
     assert!(index.find_document(main, &name).await.unwrap().is_some(), "the second object names it");
@@ -298,8 +298,8 @@ async fn a_recount_counts_what_was_there_and_forgets_what_was_wrong() {
 }
 
 /// A transaction that has counted an object, a NAR and a pack of a cache, and has not ended.
-async fn open_commit(index: &PostgresIndex, number: u8) -> Session {
-    let mut open = index.session(Access::Write(&[])).await;
+async fn open_commit(index: &SqlIndex, number: u8) -> Session {
+    let mut open = index.postgres_session(Access::Write(&[])).await;
     for sql in [
         "INSERT INTO packs (id, size, created_at, used_at, raw_bytes, holed_bytes, counted)
             SELECT decode(repeat('NN', 16), 'hex'), 7, 1, 1, 8, 9, generation FROM counting",
@@ -578,7 +578,7 @@ async fn a_restart_in_the_middle_is_survived() {
 /// Pushes and looks things up while `faults` happen: no answer is wrong, and nothing that was
 /// acknowledged is lost. What `faults` returns is kept until the end.
 pub(super) async fn calls_go_on<T: Send + 'static>(
-    index: PostgresIndex,
+    index: SqlIndex,
     faults: impl FnOnce() -> T + Send + 'static,
 ) {
     let index = Arc::new(index);
@@ -633,10 +633,10 @@ async fn a_server_that_answers_others_is_there_though_a_ping_finds_no_connection
     let server = Server::start();
     let few = PostgresOptions { connections_max: 2, ..options() };
     let index = Arc::new(PostgresIndex::open(&server.create_database(), few).await.unwrap());
-    let statement = async |index: &PostgresIndex, seconds: f64| {
-        let mut read = index.database.begin("sleep", Access::Read).await?;
+    let statement = async |index: &SqlIndex, seconds: f64| {
+        let mut read = index.postgres().begin("sleep", Access::Read).await?;
         read.all(query("SELECT pg_sleep($1)").bind(seconds)).await?;
-        index.database.commit(read).await
+        read.commit().await
     };
     let sleep = |seconds: f64| {
         let index = Arc::clone(&index);
@@ -794,7 +794,7 @@ async fn waiting_for_a_lock_ends() {
     let cache = cache(&index, "main").await;
     let short = PostgresOptions { lock_timeout: Duration::from_millis(100), ..options() };
     let hasty = PostgresIndex::open(&url, short).await.unwrap();
-    let held = index.session(Access::Write(&[Lock::Cache(cache.0)])).await;
+    let held = index.postgres_session(Access::Write(&[Lock::Cache(cache.0)])).await;
     let waited = hasty.delete_cache(cache, None, NOW).await;
     assert!(matches!(waited, Err(Error::Unavailable { .. })), "{waited:?}");
     let waited = push(&hasty, cache).await;
@@ -811,11 +811,11 @@ async fn dropped_transactions_are_undone() {
     let url = Server::shared().create_database();
     let one = PostgresOptions { connections_max: 1, ..options() };
     let index = PostgresIndex::open(&url, one).await.unwrap();
-    let mut write = index.session(Access::Write(&[])).await;
+    let mut write = index.postgres_session(Access::Write(&[])).await;
     write.execute(query("INSERT INTO settings (name, value) VALUES ('half', '')")).await.unwrap();
     drop(write);
     assert_eq!(index.find_setting("half").await.unwrap(), None);
-    let mut read = index.session(Access::Read).await;
+    let mut read = index.postgres_session(Access::Read).await;
     let state = read.all(query("SELECT pg_current_xact_id_if_assigned() IS NULL")).await.unwrap();
     assert!(state[0].get::<bool, _>(0), "no transaction is open");
 }
@@ -829,7 +829,7 @@ async fn corrupt_rows_and_defects_are_told_apart() {
     Server::shared().sql(&url, "UPDATE objects SET refs = '\\x05'");
     let found = index.find_object(cache, &hash).await;
     assert!(matches!(found, Err(Error::Corrupt { table: "objects", .. })), "{found:?}");
-    let mut read = index.session(Access::Read).await;
+    let mut read = index.postgres_session(Access::Read).await;
     let defect = read.all(query("SELECT nonsense")).await;
     assert!(matches!(defect, Err(Error::Database { .. })), "{defect:?}");
 }
@@ -858,8 +858,8 @@ async fn followers_miss_nothing_after_a_move_to_another_server() {
 
 /// The plan of a statement in a database without statistics, as prepared: without a look at the
 /// parameters.
-async fn plan(index: &PostgresIndex, sql: Sql, parameters: &str) -> String {
-    let mut write = index.session(Access::Write(&[])).await;
+async fn plan(index: &SqlIndex, sql: Sql, parameters: &str) -> String {
+    let mut write = index.postgres_session(Access::Write(&[])).await;
     write.execute(query(AssertSqlSafe(format!("PREPARE looked_at AS {}", sql.postgres)))).await.unwrap();
     let explain = format!("EXPLAIN (COSTS OFF) EXECUTE looked_at ({parameters})");
     let rows = write.all(query(AssertSqlSafe(explain))).await.unwrap();
@@ -873,7 +873,7 @@ async fn every_look_up_searches_an_index_and_scans_no_table() {
 }
 
 /// However many rows there are, and whether the server has counted them or not.
-pub(super) async fn look_ups_search_indexes(index: &PostgresIndex) {
+pub(super) async fn look_ups_search_indexes(index: &SqlIndex) {
     let (bytes, array) = ("'\\x00'", "ARRAY['\\x00'::bytea]");
     for (sql, parameters, indexes) in [
         (chunks::FIND_CHUNKS, array.to_owned(), ["chunks_id_key", "packs_pkey"].as_slice()),
@@ -1076,7 +1076,7 @@ async fn no_trigger_reads_a_whole_cache() {
     );
     assert!(tables.contains("documents|"), "{tables}");
     for (table, column) in tables.lines().map(|line| line.split_once('|').unwrap()) {
-        let mut write = index.session(Access::Write(&[])).await;
+        let mut write = index.postgres_session(Access::Write(&[])).await;
         // Earlier transactions of the session may still be in the count.
         let before = rows_read(&mut write).await;
         let row = text_of(&mut write, format!("SELECT ctid::text FROM {table} LIMIT 1")).await;
@@ -1091,7 +1091,7 @@ async fn no_trigger_reads_a_whole_cache() {
         write.execute(query(AssertSqlSafe(insert))).await.unwrap();
         let read = rows_read(&mut write).await - before;
         assert!(read < 100, "{table}: {read} rows read");
-        index.database.roll_back(write).await;
+        write.roll_back().await;
     }
 }
 
@@ -1120,7 +1120,7 @@ async fn connections_stay_within_their_bound() {
             let (index, most) = (Arc::clone(&index), Arc::clone(&most));
             tokio::spawn(async move {
                 push(&index, cache).await.unwrap();
-                most.fetch_max(index.database.pool.size(), Ordering::Relaxed);
+                most.fetch_max(index.postgres().pool.size(), Ordering::Relaxed);
             })
         })
         .collect();

@@ -23,7 +23,7 @@ fn full(authority: &Path) -> String {
 async fn is_encrypted(url: &str) -> bool {
     let index = PostgresIndex::open(url, options()).await.unwrap_or_else(|error| panic!("{url}: {error:?}"));
     index.check_ready().await.unwrap();
-    let mut read = index.session(Access::Read).await;
+    let mut read = index.postgres_session(Access::Read).await;
     let rows = read.all(query("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")).await.unwrap();
     rows[0].get(0)
 }

@@ -15,12 +15,11 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
-use super::Sqlite;
+use super::SqliteIndex;
 use super::open;
 use super::session::failed;
 use crate::columns::corrupt;
 use crate::contract::UnixSeconds;
-use crate::sql_index::SqlIndex;
 use crate::{Error, Result};
 
 const COPY: &str = "copy the database";
@@ -46,7 +45,7 @@ pub struct DatabaseCopy {
     pub newest_change: Option<UnixSeconds>,
 }
 
-impl SqlIndex<Sqlite> {
+impl SqliteIndex {
     /// Copies the database to a new file, also while a server uses it. The copy is verified.
     /// [`Error::FileExists`] if there is such a file.
     pub async fn back_up(path: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<DatabaseCopy> {

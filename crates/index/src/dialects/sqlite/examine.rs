@@ -6,15 +6,14 @@ use std::path::Path;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
-use super::Sqlite;
+use super::SqliteIndex;
 use super::open;
 use super::session::failed;
-use crate::sql_index::SqlIndex;
 use crate::{Error, Examination, Result};
 
 const ATTEMPT: &str = "look at the database";
 
-impl SqlIndex<Sqlite> {
+impl SqliteIndex {
     /// Looks at a file, also one that a server has open, and reads the named value `setting`.
     /// [`Error::ForeignDatabase`] if it is not ours, [`Error::SchemaTooNew`] if we are older than
     /// it.

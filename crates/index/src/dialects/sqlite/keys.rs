@@ -13,9 +13,8 @@ use super::{KEYS_WAIT, Sqlite, open};
 use crate::backoff::Backoff;
 use crate::columns::array;
 use crate::key_filter::{Key, KeyFilter, id_key, object_key};
-use crate::known_keys::LoadedFilters;
-use crate::rows::Row as _;
-use crate::sql_index::SqlIndex;
+use crate::known_keys::{KnownKeys, LoadedFilters};
+use crate::rows::Row;
 use crate::{Error, Result};
 use dormer_nix::with_causes;
 
@@ -62,12 +61,13 @@ struct Source {
     shared: Arc<Shared>,
 }
 
-impl SqlIndex<Sqlite> {
-    pub(super) async fn load_keys_in_background(&self) {
-        let Some(filters) = self.known.filters() else { return };
-        let source = self.database.source();
+impl Sqlite {
+    /// Reads the keys of the file in the background, and waits a moment for them.
+    pub(super) async fn load_keys_in_background(&self, known: &KnownKeys) {
+        let Some(filters) = known.filters() else { return };
+        let source = self.source();
         let loading = Arc::clone(&filters);
-        self.known.keep_loader(tokio::spawn(async move {
+        known.keep_loader(tokio::spawn(async move {
             let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
             while let Err(error) = load(&loading, &source).await {
                 tracing::warn!(
@@ -82,18 +82,8 @@ impl SqlIndex<Sqlite> {
         let _ = tokio::time::timeout(KEYS_WAIT, filters.loaded()).await;
     }
 
-    /// Waits until the keys in the file were read: from then on a look-up of an unknown key costs
-    /// no statement.
-    pub async fn keys_loaded(&self) {
-        if let Some(filters) = self.known.filters() {
-            filters.loaded().await;
-        }
-    }
-}
-
-impl Sqlite {
     /// Reads the keys of the file. Old filters answer meanwhile.
-    pub(super) async fn load_keys(&self, filters: &LoadedFilters) -> Result<()> {
+    pub(crate) async fn load_keys(&self, filters: &LoadedFilters) -> Result<()> {
         load(filters, &self.source()).await
     }
 
@@ -124,17 +114,18 @@ async fn load(filters: &LoadedFilters, source: &Source) -> Result<()> {
 
 async fn fill(filter: &KeyFilter, connection: &mut SqliteConnection, keys: &Keys) -> Result<()> {
     let count = query(keys.count).fetch_one(&mut *connection).await.map_err(load_failed)?;
-    let count: i64 = count.column(0, keys.table)?;
+    let count: i64 = Row::Sqlite(count).column(0, keys.table)?;
     filter.reserve(usize::try_from(count).unwrap_or_default());
     let mut last = -1_i64;
     loop {
         let page = query(keys.page).bind(last).bind(i64::from(PAGE_ROWS)).fetch_all(&mut *connection).await;
         let page = page.map_err(load_failed)?;
-        for row in &page {
+        let count = page.len();
+        for row in page.into_iter().map(Row::Sqlite) {
             last = row.column(0, keys.table)?;
             filter.insert((keys.key)(row.column(1, keys.table)?, row.column(2, keys.table)?)?);
         }
-        if page.len() < usize::from(PAGE_ROWS) {
+        if count < usize::from(PAGE_ROWS) {
             return Ok(());
         }
     }

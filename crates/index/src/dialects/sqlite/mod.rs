@@ -26,15 +26,17 @@ use std::time::Duration;
 use sqlx::sqlite::SqliteConnection;
 
 use self::open::DatabaseLock;
-use self::session::{Connections, Session, Shared, failed};
-use crate::changes::Changes;
+pub(crate) use self::session::Session;
+use self::session::{Connections, Shared, failed};
+use super::Database;
 use crate::contract::PoolUse;
 use crate::known_keys::KnownKeys;
-use crate::sql_index::{Access, Dialect, Effect, SqlIndex};
+use crate::sql_index::{Access, SqlIndex};
 use crate::{Error, MigrationPlan, Result};
 
-/// An index in a SQLite file.
-pub type SqliteIndex = SqlIndex<Sqlite>;
+/// Opens indexes in SQLite files.
+#[derive(Debug)]
+pub enum SqliteIndex {}
 
 /// Opening waits this long for the keys of a small database, so that its first look-ups are cheap
 /// too. A large one answers meanwhile.
@@ -59,10 +61,10 @@ impl Default for SqliteOptions {
 
 /// A SQLite file and the connections to it.
 #[derive(Debug)]
-pub struct Sqlite {
+pub(crate) struct Sqlite {
     writer: Arc<Connections>,
     readers: Arc<Connections>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     path: PathBuf,
     busy_timeout: Duration,
     /// Held for as long as the database is open, unless it was opened beside another process. Last,
@@ -70,10 +72,10 @@ pub struct Sqlite {
     _lock: Option<DatabaseLock>,
 }
 
-impl SqlIndex<Sqlite> {
+impl SqliteIndex {
     /// Opens a database, or makes it. Keys are read in the background; until then look-ups of
     /// unknown keys cost a statement.
-    pub async fn open(path: impl AsRef<Path>, options: SqliteOptions) -> Result<Self> {
+    pub async fn open(path: impl AsRef<Path>, options: SqliteOptions) -> Result<SqlIndex> {
         let path = path.as_ref();
         // Before the lock: nothing is made beside a file that is not ours.
         open::inspect(path).await?;
@@ -84,9 +86,9 @@ impl SqlIndex<Sqlite> {
         let mut writer = open::connect(path, options.busy_timeout, true).await?;
         open::migrate(&mut writer).await?;
         let database = Sqlite::connect(path, &options, writer, Some(lock)).await?;
-        let index = Self::over(database, KnownKeys::to_be_loaded());
-        index.load_keys_in_background().await;
-        Ok(index)
+        let known = KnownKeys::to_be_loaded();
+        database.load_keys_in_background(&known).await;
+        Ok(SqlIndex::over(Database::Sqlite(database), known))
     }
 
     /// Opens a database beside a process that may have it open, or open it later, in full. For
@@ -94,7 +96,7 @@ impl SqlIndex<Sqlite> {
     /// must not add chunks, NARs, objects or caches, which the other process would call absent.
     /// Fails with [`Error::SchemaTooOld`](crate::Error::SchemaTooOld) if the schema is older than
     /// ours and the other process is there, so that it cannot be changed.
-    pub async fn open_beside(path: impl AsRef<Path>, options: SqliteOptions) -> Result<Self> {
+    pub async fn open_beside(path: impl AsRef<Path>, options: SqliteOptions) -> Result<SqlIndex> {
         let path = path.as_ref();
         if open::inspect(path).await? {
             return Err(failed(
@@ -112,7 +114,8 @@ impl SqlIndex<Sqlite> {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Self::over(Sqlite::connect(path, &options, writer, None).await?, KnownKeys::unknown()))
+        let database = Sqlite::connect(path, &options, writer, None).await?;
+        Ok(SqlIndex::over(Database::Sqlite(database), KnownKeys::unknown()))
     }
 
     /// What [`open`](Self::open) would do to the schema of a file, or of a new one. Writes nothing
@@ -142,12 +145,8 @@ impl Sqlite {
             _lock: lock,
         })
     }
-}
 
-impl Dialect for Sqlite {
-    type Session = Session;
-
-    async fn begin(&self, attempt: &'static str, access: Access<'_>) -> Result<Session> {
+    pub(super) async fn begin(&self, attempt: &'static str, access: Access<'_>) -> Result<Session> {
         match access {
             Access::Read => Session::take(&self.readers, &self.shared, attempt).await,
             // One connection writes: its turn is every lock at once.
@@ -155,51 +154,13 @@ impl Dialect for Sqlite {
         }
     }
 
-    async fn commit(&self, session: Session) -> Result<()> {
-        session.commit().await
-    }
-
-    async fn roll_back(&self, session: Session) {
-        session.roll_back().await;
-    }
-
-    fn effect(&self, _: &Error) -> Effect {
-        // SQLite itself waits for a lock that another program holds, and nothing else is in the
-        // way.
-        Effect::Refused
-    }
-
-    fn patience(&self) -> Duration {
-        Duration::ZERO
-    }
-
-    async fn reload(&self, known: &KnownKeys) -> Result<()> {
-        match known.filters() {
-            Some(filters) => self.load_keys(&filters).await,
-            None => Ok(()),
-        }
-    }
-
     /// Also folds the log into the main file.
-    async fn close(&self) -> Result<()> {
+    pub(super) async fn close(&self) -> Result<()> {
         self.readers.close(&self.shared).await?;
         self.writer.close(&self.shared).await
     }
 
-    fn changes(&self) -> Changes {
-        // No other process writes, and a caller that writes through this one knows what it did.
-        Changes::none()
-    }
-
-    fn statement_count(&self) -> u64 {
-        self.shared.statement_count()
-    }
-
-    fn answer_count(&self) -> u64 {
-        self.shared.answer_count()
-    }
-
-    fn pool_use(&self) -> PoolUse {
+    pub(super) fn pool_use(&self) -> PoolUse {
         let (write, read) = (self.writer.pool_use(), self.readers.pool_use());
         PoolUse {
             open: write.open + read.open,
@@ -207,5 +168,19 @@ impl Dialect for Sqlite {
             max: write.max + read.max,
             waiting: write.waiting + read.waiting,
         }
+    }
+}
+
+#[cfg(test)]
+impl SqlIndex {
+    /// The database below an index of this dialect.
+    pub(super) fn sqlite(&self) -> &Sqlite {
+        let Database::Sqlite(database) = &self.database else { panic!("another dialect") };
+        database
+    }
+
+    /// A session for tests.
+    pub(super) async fn sqlite_session(&self, access: Access<'_>) -> Session {
+        self.sqlite().begin("test", access).await.expect("the database answers")
     }
 }

@@ -12,9 +12,9 @@ use sqlx::{Connection as _, Database, SqlStr, query};
 use sqlx_core::transaction::TransactionManager as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::changes::Change;
 use crate::contract::PoolUse;
-use crate::sql::{Argument, Column, Sql, Transaction};
+use crate::rows::Row;
+use crate::sql::{Argument, Column, Sql};
 use crate::waiting_count::WaitingCall;
 use crate::{Error, Result};
 
@@ -25,7 +25,7 @@ type TransactionManager = <sqlx::Sqlite as Database>::TransactionManager;
 
 /// What all sessions share.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(crate) struct Shared {
     statements: AtomicU64,
     /// Statements that were carried out.
     answers: AtomicU64,
@@ -38,11 +38,11 @@ impl Shared {
         Self { statements: AtomicU64::new(0), answers: AtomicU64::new(0), wait_max }
     }
 
-    pub(super) fn statement_count(&self) -> u64 {
+    pub(crate) fn statement_count(&self) -> u64 {
         self.statements.load(Ordering::Relaxed)
     }
 
-    pub(super) fn answer_count(&self) -> u64 {
+    pub(crate) fn answer_count(&self) -> u64 {
         self.answers.load(Ordering::Relaxed)
     }
 
@@ -143,7 +143,8 @@ impl DerefMut for TakenConnection {
 pub(crate) struct Session {
     connection: TakenConnection,
     shared: Arc<Shared>,
-    attempt: &'static str,
+    /// What it is for; it ends the sentence "failed to …".
+    pub(crate) attempt: &'static str,
     in_transaction: bool,
 }
 
@@ -198,7 +199,7 @@ impl Session {
     }
 
     /// Ends the session and makes durable what it wrote.
-    pub(super) async fn commit(mut self) -> Result<()> {
+    pub(crate) async fn commit(mut self) -> Result<()> {
         if self.in_transaction {
             let commit = TransactionManager::commit(&mut self.connection);
             self.shared.statement(self.attempt, commit).await?;
@@ -208,7 +209,7 @@ impl Session {
     }
 
     /// Ends the session and undoes what it wrote.
-    pub(super) async fn roll_back(mut self) {
+    pub(crate) async fn roll_back(mut self) {
         if self.in_transaction {
             let roll_back = TransactionManager::rollback(&mut self.connection);
             // If it fails, dropping the session tries again.
@@ -236,29 +237,19 @@ impl Drop for Session {
     }
 }
 
-impl Transaction for Session {
-    type Row = SqliteRow;
-
-    fn attempt(&self) -> &'static str {
-        self.attempt
-    }
-
-    async fn run(&mut self, sql: Sql, arguments: &[Argument<'_>]) -> Result<u64> {
+impl Session {
+    pub(crate) async fn run(&mut self, sql: Sql, arguments: &[Argument<'_>]) -> Result<u64> {
         if sql.sqlite == Sql::NOTHING {
             return Ok(0);
         }
         self.execute(bound(sql, arguments)).await
     }
 
-    async fn rows(&mut self, sql: Sql, arguments: &[Argument<'_>]) -> Result<Vec<SqliteRow>> {
+    pub(crate) async fn rows(&mut self, sql: Sql, arguments: &[Argument<'_>]) -> Result<Vec<Row>> {
         if sql.sqlite == Sql::NOTHING {
             return Ok(Vec::new());
         }
-        self.all(bound(sql, arguments)).await
-    }
-
-    async fn announce(&mut self, _: Change) -> Result<()> {
-        Ok(())
+        Ok(self.all(bound(sql, arguments)).await?.into_iter().map(Row::Sqlite).collect())
     }
 }
 

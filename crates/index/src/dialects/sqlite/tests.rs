@@ -18,7 +18,7 @@ use crate::*;
 
 const NOW: UnixSeconds = 1_800_000_000;
 
-pub(super) async fn open(path: &Path) -> SqliteIndex {
+pub(super) async fn open(path: &Path) -> SqlIndex {
     let index = SqliteIndex::open(path, SqliteOptions::default()).await.unwrap();
     index.keys_loaded().await;
     index
@@ -36,7 +36,7 @@ impl Fresh {
         Self { folder: tempfile::tempdir().unwrap(), number: AtomicU32::new(0) }
     }
 
-    fn open(&self) -> impl Future<Output = Arc<SqliteIndex>> + use<> {
+    fn open(&self) -> impl Future<Output = Arc<SqlIndex>> + use<> {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let path = self.folder.path().join(format!("{number}.sqlite"));
         async move {
@@ -51,8 +51,8 @@ pub(super) async fn raw(path: &Path) -> SqliteConnection {
 }
 
 /// The connection that writes, outside of a transaction.
-async fn write_connection(index: &SqliteIndex) -> Session {
-    Session::take(&index.database.writer, &index.database.shared, "test").await.unwrap()
+async fn write_connection(index: &SqlIndex) -> Session {
+    Session::take(&index.sqlite().writer, &index.sqlite().shared, "test").await.unwrap()
 }
 
 async fn execute(path: &Path, sql: &'static str) {
@@ -152,7 +152,7 @@ async fn a_log_stays_for_an_object_whose_commit_has_not_ended() {
     let log = NewDocument { name: name.clone(), owner, size: 5, encoding: None, body: b"built".to_vec() };
     index.put_document(main, &log, NOW).await.unwrap();
 
-    let mut unfinished = index.session(Access::Write(&[])).await;
+    let mut unfinished = index.sqlite_session(Access::Write(&[])).await;
     let second = "INSERT INTO objects (cache, hash, nar, created_at, last_used_at, name, deriver, sigs, refs,
             nar_size, counted)
         SELECT cache, zeroblob(20), nar, created_at, last_used_at, name, deriver, sigs, refs, nar_size, counted
@@ -164,7 +164,7 @@ async fn a_log_stays_for_an_object_whose_commit_has_not_ended() {
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!removal.is_finished(), "it waits for the commit");
-    index.database.commit(unfinished).await.unwrap();
+    unfinished.commit().await.unwrap();
     assert!(removal.await.unwrap().unwrap());
     assert!(index.find_document(main, &name).await.unwrap().is_some(), "the second object names it");
 }
@@ -390,7 +390,7 @@ async fn durability_is_on_in_every_connection() {
     let index = open(&folder.path().join("index.sqlite")).await;
     let mut connections = Vec::new();
     for _ in 0..SqliteOptions::default().readers {
-        connections.push((index.session(Access::Read).await, "1"));
+        connections.push((index.sqlite_session(Access::Read).await, "1"));
     }
     connections.push((write_connection(&index).await, "0"));
     for (connection, query_only) in &mut connections {
@@ -669,8 +669,8 @@ async fn corrupt_rows_are_named() {
 }
 
 /// The plan of a statement, without planning statistics: as a young database sees it.
-async fn plan(index: &SqliteIndex, sql: Sql) -> Vec<String> {
-    let mut read = index.session(Access::Read).await;
+async fn plan(index: &SqlIndex, sql: Sql) -> Vec<String> {
+    let mut read = index.sqlite_session(Access::Read).await;
     let sql = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {}", sql.sqlite));
     read.all(query(sql)).await.unwrap().iter().map(|row| row.get("detail")).collect()
 }
@@ -682,7 +682,7 @@ async fn every_look_up_searches_an_index_and_scans_no_table() {
 }
 
 /// However many rows there are, and whether the planner has counted them or not.
-pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
+pub(super) async fn look_ups_search_indexes(index: &SqlIndex) {
     for (sql, searches) in [
         (
             chunks::FIND_CHUNKS,

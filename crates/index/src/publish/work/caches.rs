@@ -7,7 +7,6 @@ use crate::Result;
 use crate::columns::{array, corrupt, signed, unsigned};
 use crate::contract::{CacheId, UnixSeconds};
 use crate::publish::contract::{CacheScan, Lease, PublishBacklog, PublishCounts, PublishedCache, TargetId};
-use crate::rows::Row as _;
 use crate::sql::{Argument, Sql, Transaction, both};
 
 use Argument::{Bytes, Number, OptionalNumber, Text};
@@ -99,10 +98,7 @@ pub(super) const LIST_BACKLOG: Sql = both!(
      ORDER BY c.target, c.name, c.cache LIMIT $1"
 );
 
-pub(crate) async fn published_caches(
-    tx: &mut impl Transaction,
-    target: TargetId,
-) -> Result<Vec<PublishedCache>> {
+pub(crate) async fn published_caches(tx: &mut Transaction, target: TargetId) -> Result<Vec<PublishedCache>> {
     let table = "publish_caches";
     let rows = tx.rows(LIST_CACHES, &[Number(target.0)]).await?;
     rows.iter()
@@ -123,7 +119,7 @@ pub(crate) async fn published_caches(
 }
 
 pub(crate) async fn write_published_cache(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: &PublishedCache,
     at: UnixSeconds,
@@ -147,7 +143,7 @@ pub(crate) async fn write_published_cache(
 }
 
 pub(crate) async fn forget_published_cache(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
     limit: u32,
@@ -168,7 +164,7 @@ pub(crate) async fn forget_published_cache(
 
 /// Forgets a page of rows of one kind. Returns whether it was the last one.
 async fn forget_rows(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     (find_last, delete): (Sql, Sql),
     (target, cache): (Argument<'_>, Argument<'_>),
     limit: u32,
@@ -187,7 +183,7 @@ async fn forget_rows(
 }
 
 pub(crate) async fn forget_pending(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
     limit: u32,
@@ -203,7 +199,7 @@ pub(crate) async fn forget_pending(
 
 /// Moves a scan behind the step that noted `rows` rows; without a place to go on, the scan ends.
 pub(super) async fn move_scan(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
     scan: Option<&CacheScan>,
@@ -219,7 +215,7 @@ pub(super) async fn move_scan(
 }
 
 pub(crate) async fn publish_counts(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     target: TargetId,
     cache: CacheId,
 ) -> Result<PublishCounts> {
@@ -235,7 +231,7 @@ pub(crate) async fn publish_counts(
     })
 }
 
-pub(crate) async fn publish_backlog(tx: &mut impl Transaction, limit: u32) -> Result<Vec<PublishBacklog>> {
+pub(crate) async fn publish_backlog(tx: &mut Transaction, limit: u32) -> Result<Vec<PublishBacklog>> {
     let rows = tx.rows(LIST_BACKLOG, &[Number(i64::from(limit))]).await?;
     rows.iter()
         .map(|row| {

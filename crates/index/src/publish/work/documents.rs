@@ -67,7 +67,7 @@ pub(super) const FORGET_DOCUMENTS: Sql =
     Sql { sqlite: FORGET_ON_SQLITE.sqlite, postgres: FORGET_ON_POSTGRESQL.postgres };
 
 pub(crate) async fn find_owned_documents(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     cache: CacheId,
     owners: &[StorePathHash],
     limit: u32,
@@ -90,7 +90,7 @@ pub(crate) async fn find_owned_documents(
 }
 
 pub(crate) async fn find_build_ids(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     cache: CacheId,
     objects: &[StorePathHash],
     limit: u32,
@@ -112,7 +112,7 @@ pub(crate) async fn find_build_ids(
 }
 
 pub(crate) async fn find_published_documents(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     target: TargetId,
     cache: CacheId,
     hashes: &[StorePathHash],
@@ -126,7 +126,7 @@ pub(crate) async fn find_published_documents(
 }
 
 pub(crate) async fn list_published_documents(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     target: TargetId,
     cache: CacheId,
     after: (&str, Option<StorePathHash>),
@@ -146,7 +146,7 @@ pub(crate) async fn list_published_documents(
 }
 
 pub(crate) async fn find_needed_documents(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     target: TargetId,
     cache: CacheId,
     documents: &[(StorePathHash, DocumentName)],
@@ -166,7 +166,7 @@ pub(crate) async fn find_needed_documents(
 }
 
 pub(crate) async fn write_published_documents(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
     documents: &[PublishedDocument],
@@ -186,7 +186,7 @@ pub(crate) async fn write_published_documents(
 }
 
 pub(crate) async fn forget_published_documents(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
     documents: &[(StorePathHash, DocumentName)],
@@ -200,7 +200,7 @@ pub(crate) async fn forget_published_documents(
 }
 
 pub(crate) async fn note_document_drift(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
     documents: &[(StorePathHash, DocumentName)],
@@ -231,7 +231,7 @@ fn name_records(documents: &[(StorePathHash, DocumentName)]) -> String {
     records.finish()
 }
 
-fn read_published_document(row: &impl Row) -> Result<PublishedDocument> {
+fn read_published_document(row: &Row) -> Result<PublishedDocument> {
     let digest: Option<Vec<u8>> = row.column(3, TABLE)?;
     let etag = row.column(4, TABLE)?;
     Ok(PublishedDocument {

@@ -10,7 +10,7 @@ use crate::Result;
 use crate::columns::nar_hash;
 use crate::contract::{CacheId, FoundObject, UnixSeconds};
 use crate::publish::contract::{PublishedNar, PublishedObject, TargetId};
-use crate::rows::{Row as _, read_found};
+use crate::rows::read_found;
 use crate::sql::{Argument, Sql, Transaction, both, damaged};
 
 use Argument::{Bytes, List, Number};
@@ -92,7 +92,7 @@ pub(super) const DUE_NARS: Sql = both!(
 );
 
 pub(crate) async fn find_objects(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     cache: CacheId,
     hashes: &[StorePathHash],
 ) -> Result<Vec<FoundObject>> {
@@ -105,7 +105,7 @@ pub(crate) async fn find_objects(
 }
 
 pub(crate) async fn find_served_nars(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     cache: CacheId,
     nars: &[NarHash],
     now: UnixSeconds,
@@ -120,7 +120,7 @@ pub(crate) async fn find_served_nars(
 }
 
 pub(crate) async fn find_published(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     target: TargetId,
     cache: CacheId,
     hashes: &[StorePathHash],
@@ -134,7 +134,7 @@ pub(crate) async fn find_published(
 }
 
 pub(crate) async fn list_published(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     target: TargetId,
     cache: CacheId,
     bytes: RangeInclusive<u8>,
@@ -166,7 +166,7 @@ fn in_name_order<T, K: Ord>(mut rows: Vec<T>, limit: u32, key: impl FnMut(&T) ->
 }
 
 pub(crate) async fn find_published_nars(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     target: TargetId,
     cache: CacheId,
     nars: &[NarHash],
@@ -183,7 +183,7 @@ pub(crate) async fn find_published_nars(
 }
 
 pub(crate) async fn list_published_nars(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     target: TargetId,
     cache: CacheId,
     bytes: RangeInclusive<u8>,
@@ -210,7 +210,7 @@ pub(crate) async fn list_published_nars(
 }
 
 pub(crate) async fn due_nars(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     target: TargetId,
     cache: CacheId,
     now: UnixSeconds,

@@ -49,6 +49,7 @@ use crate::columns::{array, corrupt, nar_hash, tag, unsigned};
 use crate::contract::{CacheId, OutboxPosition};
 use crate::publish::contract::{Lease, PublishState, PublishTarget, PublishedNar, PublishedObject, TargetId};
 use crate::publish::records::Records;
+use crate::rows::Row;
 use crate::sql::{Argument, Sql, Transaction, both};
 use crate::{Error, Result};
 
@@ -82,7 +83,7 @@ const FIND_NARS_OF: Sql = both!(
 type NarKey = (NarHash, EncodingTag);
 
 /// Fails unless the lease is the one that counts, and keeps it so until the transaction ends.
-async fn hold_lease(tx: &mut impl Transaction, lease: &Lease) -> Result<()> {
+async fn hold_lease(tx: &mut Transaction, lease: &Lease) -> Result<()> {
     let held = tx.run(HOLD, &[Number(lease.target.0), Number(lease.fence), Number(lease.ends_at)]).await?;
     if held == 1 { Ok(()) } else { Err(Error::LeaseLost) }
 }
@@ -98,7 +99,7 @@ fn nar_records(nars: &[NarKey]) -> String {
 
 /// The NARs that the rows of these objects name.
 async fn nars_of(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     (target, cache): (TargetId, CacheId),
     hashes: &[&[u8]],
 ) -> Result<Vec<(StorePathHash, NarKey)>> {
@@ -115,16 +116,16 @@ fn after_bytes(after: Option<&StorePathHash>) -> &[u8] {
     after.map_or(&[], |hash| hash.as_bytes().as_slice())
 }
 
-fn read_hash(row: &impl crate::rows::Row, column: usize, table: &'static str) -> Result<StorePathHash> {
+fn read_hash(row: &Row, column: usize, table: &'static str) -> Result<StorePathHash> {
     Ok(StorePathHash::from_bytes(array(table, row.column(column, table)?)?))
 }
 
-fn read_nar(row: &impl crate::rows::Row, first: usize) -> Result<(NarHash, EncodingTag)> {
+fn read_nar(row: &Row, first: usize) -> Result<(NarHash, EncodingTag)> {
     let table = "publish_nars";
     Ok((nar_hash(row.column(first, table)?)?, tag(row.column(first + 1, table)?)?))
 }
 
-fn read_target(row: &impl crate::rows::Row) -> Result<PublishTarget> {
+fn read_target(row: &Row) -> Result<PublishTarget> {
     let table = "publish_targets";
     let (error, error_at): (Option<String>, Option<i64>) = (row.column(8, table)?, row.column(9, table)?);
     Ok(PublishTarget {
@@ -141,7 +142,7 @@ fn read_target(row: &impl crate::rows::Row) -> Result<PublishTarget> {
     })
 }
 
-fn read_published(row: &impl crate::rows::Row) -> Result<PublishedObject> {
+fn read_published(row: &Row) -> Result<PublishedObject> {
     let table = "publish_objects";
     let state = match row.column::<i64>(1, table)? {
         0 => PublishState::Writing,
@@ -160,7 +161,7 @@ fn read_published(row: &impl crate::rows::Row) -> Result<PublishedObject> {
     })
 }
 
-fn read_published_nar(row: &impl crate::rows::Row) -> Result<PublishedNar> {
+fn read_published_nar(row: &Row) -> Result<PublishedNar> {
     let table = "publish_nars";
     let uploaded: i64 = row.column(2, table)?;
     let file_hash: Option<&[u8]> = row.column(4, table)?;

@@ -93,7 +93,7 @@ pub(super) const FORGET_REMOVED: Sql = both!(
 );
 
 pub(crate) async fn note_pending(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     objects: &[(CacheId, StorePathHash, UnixSeconds)],
     from: &NotedFrom,
@@ -116,7 +116,7 @@ pub(crate) async fn note_pending(
 }
 
 pub(super) async fn note_objects(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     objects: &[(CacheId, StorePathHash, UnixSeconds)],
     note: Sql,
@@ -129,7 +129,7 @@ pub(super) async fn note_objects(
 }
 
 pub(crate) async fn note_cache_step(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
     scan: &CacheScan,
@@ -161,7 +161,7 @@ pub(crate) async fn note_cache_step(
 }
 
 /// The last hash of a page; `None` if the page has none, because it goes to the end.
-fn last_of(rows: &[impl Row]) -> Result<Option<StorePathHash>> {
+fn last_of(rows: &[Row]) -> Result<Option<StorePathHash>> {
     rows.first().map(|row| read_hash(row, 0, "objects")).transpose()
 }
 
@@ -170,7 +170,7 @@ fn through(last: Option<&StorePathHash>) -> Argument<'_> {
 }
 
 pub(crate) async fn pending_objects(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     target: TargetId,
     cache: CacheId,
     after: Option<(UnixSeconds, StorePathHash)>,
@@ -197,7 +197,7 @@ pub(crate) async fn pending_objects(
 }
 
 pub(crate) async fn pending_absent(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     target: TargetId,
     cache: CacheId,
     after: Option<StorePathHash>,
@@ -218,7 +218,7 @@ pub(crate) async fn pending_absent(
 }
 
 pub(crate) async fn settle_pending(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
     verdicts: &PendingVerdicts,
@@ -251,7 +251,7 @@ pub(crate) async fn settle_pending(
 }
 
 pub(crate) async fn find_removed(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     target: TargetId,
     cache: CacheId,
     hashes: &[StorePathHash],
@@ -262,7 +262,7 @@ pub(crate) async fn find_removed(
 }
 
 pub(crate) async fn forget_removed(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
     before: UnixSeconds,

@@ -12,7 +12,6 @@ use crate::Result;
 use crate::contract::{CacheId, UnixSeconds};
 use crate::publish::contract::{CacheScan, Lease, ReferrersTaken, RemovablePage, TargetId};
 use crate::publish::records::{Records, records};
-use crate::rows::Row as _;
 use crate::sql::{Argument, Sql, Transaction, both};
 
 use Argument::{Bytes, List, Number, Text};
@@ -159,7 +158,7 @@ pub(super) const DRIFTED_NAMING: Sql = records!(
 );
 
 pub(crate) async fn begin_removing(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
     hashes: &[StorePathHash],
@@ -172,7 +171,7 @@ pub(crate) async fn begin_removing(
 }
 
 pub(crate) async fn take_referrers(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
     at: UnixSeconds,
@@ -220,7 +219,7 @@ pub(crate) async fn take_referrers(
 /// Writes down that these referrers, each with a reference that it loses, are being removed.
 /// Returns how many are new.
 async fn take(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     target: Argument<'_>,
     cache: Argument<'_>,
     at: UnixSeconds,
@@ -242,7 +241,7 @@ async fn take(
 }
 
 pub(crate) async fn removable(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     target: TargetId,
     cache: CacheId,
     any: bool,
@@ -269,7 +268,7 @@ pub(crate) async fn removable(
 }
 
 pub(crate) async fn finish_removing(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
     removed: &[(StorePathHash, UnixSeconds)],
@@ -297,7 +296,7 @@ pub(crate) async fn finish_removing(
 }
 
 pub(crate) async fn end_graces(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
     hashes: &[StorePathHash],
@@ -309,7 +308,7 @@ pub(crate) async fn end_graces(
 }
 
 pub(crate) async fn begin_deleting_nars(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
     nars: &[(NarHash, EncodingTag)],
@@ -320,7 +319,7 @@ pub(crate) async fn begin_deleting_nars(
 }
 
 pub(crate) async fn forget_nars(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
     nars: &[(NarHash, EncodingTag)],
@@ -331,7 +330,7 @@ pub(crate) async fn forget_nars(
 }
 
 pub(crate) async fn note_drift(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
     objects: &[StorePathHash],

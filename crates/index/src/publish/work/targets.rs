@@ -4,7 +4,6 @@ use super::{hold_lease, read_target};
 use crate::columns::corrupt;
 use crate::contract::UnixSeconds;
 use crate::publish::contract::{Lease, PublishTarget, TargetId};
-use crate::rows::Row as _;
 use crate::sql::{Argument, Sql, Transaction, both};
 use crate::{Error, Result};
 
@@ -57,29 +56,25 @@ const CLEAR_MISSED: Sql = both!("UPDATE publish_targets SET missed_changes = 0 W
 const FIND_LOCATION: Sql = both!("SELECT location FROM publish_targets WHERE id = $1");
 const FORGET_SCANS: Sql = both!("DELETE FROM jobs WHERE kind = 'scan-cache' AND target = $1");
 
-pub(crate) async fn open_target(
-    tx: &mut impl Transaction,
-    name: &str,
-    location: &str,
-) -> Result<PublishTarget> {
+pub(crate) async fn open_target(tx: &mut Transaction, name: &str, location: &str) -> Result<PublishTarget> {
     tx.run(CREATE_TARGET, &[Text(name), Text(location)]).await?;
     let rows = tx.rows(FIND_TARGET, &[Text(name)]).await?;
     read_target(rows.first().ok_or_else(|| corrupt("publish_targets", "a row that was just made is gone"))?)
 }
 
-pub(crate) async fn list_targets(tx: &mut impl Transaction) -> Result<Vec<PublishTarget>> {
+pub(crate) async fn list_targets(tx: &mut Transaction) -> Result<Vec<PublishTarget>> {
     tx.rows(LIST_TARGETS, &[]).await?.iter().map(read_target).collect()
 }
 
 pub(crate) async fn list_followers(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
 ) -> Result<Vec<(PublishTarget, Option<UnixSeconds>)>> {
     let rows = tx.rows(LIST_FOLLOWERS, &[]).await?;
     rows.iter().map(|row| Ok((read_target(row)?, row.column(UNSEEN_SINCE, "outbox")?))).collect()
 }
 
 pub(crate) async fn acquire_lease(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     target: TargetId,
     holder: &str,
     now: UnixSeconds,
@@ -100,12 +95,12 @@ pub(crate) async fn acquire_lease(
     }))
 }
 
-pub(crate) async fn renew_lease(tx: &mut impl Transaction, lease: &Lease) -> Result<()> {
+pub(crate) async fn renew_lease(tx: &mut Transaction, lease: &Lease) -> Result<()> {
     hold_lease(tx, lease).await
 }
 
 pub(crate) async fn release_lease(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     at: UnixSeconds,
     error: Option<&str>,
@@ -117,7 +112,7 @@ pub(crate) async fn release_lease(
 }
 
 pub(crate) async fn move_target(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     location: &str,
     compared: bool,
@@ -132,7 +127,7 @@ pub(crate) async fn move_target(
     tx.run(MOVE, &[target, Text(location), Number(i64::from(compared))]).await.map(drop)
 }
 
-pub(crate) async fn clear_missed_changes(tx: &mut impl Transaction, lease: &Lease) -> Result<()> {
+pub(crate) async fn clear_missed_changes(tx: &mut Transaction, lease: &Lease) -> Result<()> {
     hold_lease(tx, lease).await?;
     tx.run(CLEAR_MISSED, &[Number(lease.target.0)]).await.map(drop)
 }

@@ -10,8 +10,6 @@ use crate::publish::contract::{Lease, PublishDone, PublishIntent, PublishedNar};
 use crate::publish::records::{Records, records};
 use crate::sql::{Argument, Sql, Transaction, both};
 
-use crate::rows::Row as _;
-
 use Argument::{Bytes, List, Number, Text};
 
 pub(super) const DROP_REMOVED: Sql = both!(
@@ -67,7 +65,7 @@ pub(super) const LEAVE_NARS: Sql = records!(
 );
 
 pub(crate) async fn begin_publishing(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
     intents: &[PublishIntent],
@@ -98,7 +96,7 @@ pub(crate) async fn begin_publishing(
 }
 
 pub(crate) async fn note_uploaded(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
     nars: &[PublishedNar],
@@ -114,7 +112,7 @@ pub(crate) async fn note_uploaded(
 }
 
 pub(crate) async fn finish_publishing(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
     done: &[PublishDone],
