@@ -39,6 +39,7 @@ mod terminal;
 mod terminal_text;
 mod tokens;
 
+use std::pin::Pin;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -63,7 +64,9 @@ fn main() -> ExitCode {
         }
     };
     let context = Context::new(printer.clone(), command_line.command.endpoint());
-    let result = runtime.block_on(commands::run(command_line.command, &context));
+    // Boxed as a trait object: each of tokio's ways to run it would be compiled with all commands.
+    let command: Pin<Box<dyn Future<Output = _>>> = Box::pin(commands::run(command_line.command, &context));
+    let result = runtime.block_on(command);
     // Reads of the local store that nobody needs any more must not delay the end.
     runtime.shutdown_background();
     match result {

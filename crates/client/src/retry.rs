@@ -1,11 +1,11 @@
 //! When to try again, and after how long.
 //!
-//! Exponential back-off with jitter, so that clients that failed together do not come back
-//! together. The client obeys `Retry-After`. After a 429 or 503 without it, the client waits longer
+//! Pauses double ([`Backoff`]). The client obeys `Retry-After`. After a 429 or 503 without it, the client waits longer
 //! than after a broken connection.
 
 use std::time::{Duration, SystemTime};
 
+use dormer_nix::Backoff;
 use rand::RngExt as _;
 
 /// How often and how patiently the client repeats requests.
@@ -58,11 +58,7 @@ impl RetryPolicy {
         if tries >= self.tries_max {
             return None;
         }
-        let doubled = |first: Duration| {
-            let factor = 1u32.checked_shl(tries.saturating_sub(1)).unwrap_or(u32::MAX);
-            // Between half and the whole, so the average still grows exponentially.
-            first.saturating_mul(factor).min(self.wait_max).mul_f64(0.5 + jitter / 2.0)
-        };
+        let doubled = |first| Backoff { first, max: self.wait_max }.pause(tries, jitter);
         match passing {
             Passing::Broken => Some(doubled(self.wait_first)),
             Passing::Busy { retry_after: None } => Some(doubled(self.wait_first_busy)),

@@ -21,7 +21,7 @@ use dormer_index::{
     CacheId, CounterIndex, Day, Error as IndexError, ExpiryDefaults, JobIndex, JobKind, JobLease, JobStep,
     UnixSeconds,
 };
-use dormer_nix::with_causes;
+use dormer_nix::{Backoff, with_causes};
 use prometheus::core::{Collector as MetricSource, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, IntGaugeVec, Opts};
@@ -55,7 +55,7 @@ const SCRUB_SLICE: Duration = Duration::from_secs(2);
 const RELEASE_MAX: Duration = Duration::from_millis(500);
 
 /// A failed job is tried again after 2 s, 4 s and so on, but at least this often.
-const RETRY_SECONDS_MAX: UnixSeconds = 300;
+const RETRY: Backoff = Backoff { first: Duration::from_secs(2), max: Duration::from_mins(5) };
 
 /// How often the runner looks for caches whose next expire job is due, at most.
 const EXPIRY_LOOK: Duration = Duration::from_mins(1);
@@ -607,7 +607,8 @@ impl JobRunner {
 
 /// The pause after a failed step, when so many before it failed too.
 fn retry_seconds(failures: u64) -> UnixSeconds {
-    (2 << failures.min(16)).min(RETRY_SECONDS_MAX)
+    let failed = u32::try_from(failures).unwrap_or(u32::MAX).saturating_add(1);
+    UnixSeconds::try_from(RETRY.bound(failed).as_secs()).unwrap_or(UnixSeconds::MAX)
 }
 
 /// How many jobs are open, how far they are and how old.

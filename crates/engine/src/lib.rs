@@ -5,7 +5,6 @@
 //! docs/ARCHITECTURE.md follows a push and a pull through the engine.
 
 mod activity;
-mod back_off;
 mod budget;
 mod caches;
 mod chunk_sink;

@@ -1,6 +1,17 @@
-//! How much work over a whole cache does at once, and how long it then leaves the index to others.
+//! How much work over a whole cache does at once, how long it then leaves the index to others, and
+//! how long work waits that failed.
 
 use std::time::Duration;
+
+use dormer_nix::Backoff;
+
+/// Between two attempts of the same request to the store or the index.
+const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(12) };
+
+/// Waits after a failed attempt, the first one being number 1.
+pub(crate) async fn back_off(attempt: u32) {
+    tokio::time::sleep(BACKOFF.pause(attempt, rand::random())).await;
+}
 
 /// How many rows a step changes, so that it takes some 50 ms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -36,10 +36,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::back_off::pause_after;
 use crate::budget::{BudgetUse, WaitCount};
 use crate::clock::Clock;
 use crate::metrics::EngineMetrics;
+use crate::pace::back_off;
 use crate::seal_plan::{PACK_BYTES, PackerState, STORING_MAX, SealLimits, SealPlan};
 use crate::{Error, Result};
 
@@ -534,7 +534,7 @@ impl Storage {
                 Err(error) if error.is_worth_a_retry() && attempt < TRIES => {
                     self.metrics.pack_retries.with_label_values(&["object"]).inc();
                     log_retry("pack", id, &error, attempt);
-                    pause_after(attempt).await;
+                    back_off(attempt).await;
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -554,7 +554,7 @@ impl Storage {
                 Err(error @ dormer_index::Error::Unavailable { .. }) if attempt < TRIES => {
                     self.metrics.pack_retries.with_label_values(&["rows"]).inc();
                     log_retry("pack row", id, &error, attempt);
-                    pause_after(attempt).await;
+                    back_off(attempt).await;
                 }
                 Err(error) => return Err(error.into()),
             }

@@ -4,14 +4,12 @@
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use dormer_nix::Backoff;
 use futures::FutureExt as _;
 use prometheus::IntCounter;
 
-/// Pause before the first restart; each later one doubles it.
-const PAUSE: Duration = Duration::from_secs(1);
-
-/// Longest pause before a restart.
-const PAUSE_MAX: Duration = Duration::from_mins(1);
+/// Before a restart.
+const BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), max: Duration::from_mins(1) };
 
 /// Runs a task, and begins it again when it panics. A panic is a defect: it is
 /// counted, and an alert tells of it.
@@ -20,15 +18,15 @@ pub(crate) async fn restarting<T, F: Future<Output = T>>(
     restarts: &IntCounter,
     mut begin: impl FnMut() -> F,
 ) -> T {
-    let mut pause = PAUSE;
+    let mut panics = 0;
     loop {
         if let Ok(done) = AssertUnwindSafe(begin()).catch_unwind().await {
             return done;
         }
         restarts.inc();
         tracing::error!(task, "a background task panicked; it starts again");
-        tokio::time::sleep(pause).await;
-        pause = (2 * pause).min(PAUSE_MAX);
+        panics += 1;
+        tokio::time::sleep(BACKOFF.bound(panics)).await;
     }
 }
 

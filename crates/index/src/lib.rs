@@ -11,7 +11,6 @@
 //! the contract promises as code; every dialect runs it. It is there with the feature
 //! `conformance`.
 
-mod backoff;
 mod changes;
 mod collect;
 mod columns;

@@ -13,9 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dormer_nix::{NarHash, with_causes};
+use dormer_nix::{Backoff, NarHash, with_causes};
 
-use crate::backoff::Backoff;
 use crate::contract::CallCounts;
 use crate::dialects::Database;
 use crate::known_keys::KnownKeys;
@@ -24,6 +23,9 @@ use crate::{Error, Result};
 
 /// Most tries of one call.
 const TRIES_MAX: u32 = 10;
+
+/// Between the tries of one call.
+const BACKOFF: Backoff = Backoff { first: Duration::from_millis(20), max: Duration::from_secs(1) };
 
 /// What a session is for.
 #[derive(Debug, Clone, Copy)]
@@ -208,7 +210,6 @@ impl SqlIndex {
         work: &Work<'_>,
     ) -> Result<()> {
         let begun = Instant::now();
-        let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
         let mut tries = 1;
         loop {
             let error = match self.run_once(attempt, access, work).await {
@@ -235,7 +236,7 @@ impl SqlIndex {
                 }
                 return Err(error);
             }
-            let pause = backoff.next();
+            let pause = BACKOFF.pause(tries, rand::random());
             self.repeats.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(
                 index.attempt = attempt,

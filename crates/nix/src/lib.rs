@@ -11,6 +11,7 @@
 //! - Foreign bytes never cause a panic, and never an allocation beyond a stated bound.
 //!   [`fuzz_targets`] holds one checked property per parser.
 
+mod backoff;
 mod build_id;
 mod build_trace;
 mod cache_info;
@@ -29,6 +30,7 @@ mod store_path;
 pub mod strategies;
 mod text;
 
+pub use backoff::Backoff;
 pub use build_id::{BuildId, DebugLink};
 pub use build_trace::{BUILD_TRACE_BYTES_MAX, BuildTrace};
 pub use cache_info::CacheInfo;

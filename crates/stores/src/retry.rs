@@ -1,14 +1,13 @@
 //! Repeating calls that failed for a reason that may pass: the store is busy or does not answer.
 //!
-//! Each pause is random between nothing and a bound that doubles from pause to pause ("full
-//! jitter"), so that many servers do not come back in step. `Retry-After` is respected, up to a
-//! bound. A call that pauses holds no turn at the store. A read that was cut is made again as a
+//! Pauses double ([`Backoff`]). `Retry-After` is respected, up to a bound. A call that pauses holds no turn at the store. A read that was cut is made again as a
 //! whole: it is a few MiB at most. Every call may be repeated, because the same name is written
 //! with the same bytes or by one writer.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use dormer_nix::Backoff;
 use tokio::time::Instant;
 
 use crate::counters::{Counters, Method};
@@ -77,8 +76,7 @@ impl Retries {
 
     /// Begins the tries of a call that the caller repeats.
     pub(crate) fn begin(&self, method: Method) -> Tries {
-        let (begin, bound) = (Instant::now(), self.policy.first_pause);
-        Tries { retries: self.clone(), method, begin, bound, failed: 0 }
+        Tries { retries: self.clone(), method, begin: Instant::now(), failed: 0 }
     }
 }
 
@@ -88,8 +86,6 @@ pub(crate) struct Tries {
     retries: Retries,
     method: Method,
     begin: Instant,
-    /// Bound of the next pause.
-    bound: Duration,
     failed: u32,
 }
 
@@ -103,8 +99,9 @@ impl Tries {
             Error::Unavailable { .. } => None,
             _ => return Err(error),
         };
-        let jitter = self.bound.mul_f64(rand::random_range(0.0..1.0));
-        let pause = asked_for.unwrap_or_default().min(policy.pause_max).max(jitter);
+        let backoff = Backoff { first: policy.first_pause, max: policy.pause_max };
+        let own = backoff.pause(self.failed, rand::random());
+        let pause = asked_for.unwrap_or_default().min(policy.pause_max).max(own);
         // A call that ran into its time-out may have used up all the time. It is repeated once all
         // the same.
         let is_late = self.begin.elapsed() + pause > policy.time_max;
@@ -121,7 +118,6 @@ impl Tries {
         );
         tokio::time::sleep(pause).await;
         self.retries.counters.retried(self.method);
-        self.bound = (self.bound * 2).min(policy.pause_max);
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
-use dormer_nix::{StorePath, StorePathHash};
+use dormer_nix::{Backoff, StorePath, StorePathHash};
 use dormer_publish::{Mode, Outcome, Publisher, Reporter};
 use dormer_stores::{CallPolicy, Store};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -79,8 +79,8 @@ struct PublishStatusArgs {
 /// Between two looks for changes.
 const WATCH_PAUSE: Duration = Duration::from_secs(3);
 
-/// Longest pause after failures.
-const FAILURE_PAUSE_MAX: Duration = Duration::from_mins(2);
+/// After failures.
+const FAILURE_BACKOFF: Backoff = Backoff { first: WATCH_PAUSE, max: Duration::from_mins(2) };
 
 /// Paths named in the status of a cache.
 const WAITING_SHOWN: u32 = 10;
@@ -215,7 +215,7 @@ async fn watch(
     printer: &Printer,
     mut stopping: tokio::sync::watch::Receiver<bool>,
 ) -> Result<()> {
-    let mut pause = WATCH_PAUSE;
+    let mut failures = 0;
     let mut noted: HashMap<String, String> = HashMap::new();
     // The settings may be others than the last run's.
     let mut is_first = true;
@@ -228,9 +228,11 @@ async fn watch(
             Ok(false) => Ok(None),
             Err(error) => Err(error),
         };
+        let pause;
         match outcome {
             Ok(outcome) => {
                 is_first = false;
+                failures = 0;
                 pause = WATCH_PAUSE;
                 if let Some(mut outcome) = outcome {
                     // What was refused once is not said every few seconds.
@@ -247,12 +249,13 @@ async fn watch(
             }
             Err(error) => {
                 progress.clear();
+                failures += 1;
+                pause = FAILURE_BACKOFF.bound(failures);
                 printer.warn(&format!(
                     "{name}: {}; trying again in {}",
                     Error::chain_of(&error),
                     human_duration(pause)
                 ));
-                pause = (pause * 2).min(FAILURE_PAUSE_MAX);
             }
         }
         let jitter = rand::random_range(0.8..1.2);

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use dormer_api::v2::{CommitEntry, CommitResult, SessionResponse};
 use dormer_api::{CacheName, UploadPathNarInfo, UploadPathResult, UploadPathResultKind};
 use dormer_format::{ChunkId, NarManifest};
+use dormer_nix::Backoff;
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -34,8 +35,7 @@ const COMMIT_WAIT: Duration = Duration::from_secs(3);
 const COMMIT_BODY_BYTES: usize = 4 * 1024 * 1024;
 /// First and longest pause before the client asks again for what the server still verifies. The
 /// server itself waits some seconds before it answers.
-const ASK_AGAIN_FIRST: Duration = Duration::from_millis(100);
-const ASK_AGAIN_MAX: Duration = Duration::from_secs(5);
+const ASK_AGAIN: Backoff = Backoff { first: Duration::from_millis(100), max: Duration::from_secs(5) };
 /// Longest time without any progress in what the server verifies. It reads 100 GiB within that.
 const COMMIT_PATIENCE: Duration = Duration::from_mins(30);
 /// How often a path's chunks may turn out to be missing at the commit.
@@ -90,7 +90,8 @@ pub(super) struct Target {
     /// Paths that the server verifies.
     asked: HashSet<PathNumber>,
     ask_again_at: Option<Instant>,
-    ask_again_wait: Duration,
+    /// How often the server was asked since the last progress.
+    asked_in_vain: u32,
     last_progress: Instant,
     /// Differs from that of every other push.
     name: String,
@@ -156,7 +157,7 @@ impl Target {
             committing: false,
             asked: HashSet::new(),
             ask_again_at: None,
-            ask_again_wait: ASK_AGAIN_FIRST,
+            asked_in_vain: 0,
             last_progress: Instant::now(),
             name: format!("{:016x}", rand::random::<u64>()),
         }
@@ -377,14 +378,14 @@ impl Target {
         changed |= self.order.left() < left_before;
         if changed {
             self.last_progress = Instant::now();
-            self.ask_again_wait = ASK_AGAIN_FIRST;
+            self.asked_in_vain = 0;
         }
         if self.order.ready().len() > self.asked.len() {
             self.ready_since.get_or_insert_with(Instant::now);
         }
         if !self.asked.is_empty() {
-            self.ask_again_at = Some(Instant::now() + self.ask_again_wait);
-            self.ask_again_wait = (self.ask_again_wait * 2).min(ASK_AGAIN_MAX);
+            self.asked_in_vain += 1;
+            self.ask_again_at = Some(Instant::now() + ASK_AGAIN.bound(self.asked_in_vain));
             if self.last_progress.elapsed() > COMMIT_PATIENCE {
                 let action = format!("committing paths to cache {}", self.cache);
                 self.stop_with(Error::Stalled { action, seconds: COMMIT_PATIENCE.as_secs() });

@@ -28,7 +28,7 @@ use super::plan::{
 use super::recompress::{self, Recompressor};
 use super::{CollectionReport, Collector, Turn};
 use crate::Result;
-use crate::back_off::pause_after;
+use crate::pace::back_off;
 
 /// Memory of a compaction, in bytes: a new pack, a read, and rows. The zstd contexts of a
 /// recompression come on top.
@@ -405,7 +405,7 @@ impl Collector {
             if attempt == TRIES || found.iter().all(Option::is_some) {
                 return Ok(found);
             }
-            pause_after(attempt).await;
+            back_off(attempt).await;
             attempt += 1;
         }
     }

@@ -47,7 +47,7 @@ use dormer_index::{
     JournalState, JournalSubject, JournaledAlias, JournaledDocument, JournaledNar, JournaledObject,
     OutboxPosition, OutboxRow, SNAPSHOT_WANTED, StoredListing, UnixSeconds,
 };
-use dormer_nix::{NarHash, StorePathHash, with_causes};
+use dormer_nix::{Backoff, NarHash, StorePathHash, with_causes};
 
 use self::files::{CHUNKS_MAX, list};
 pub(crate) use self::kept::kept_before;
@@ -253,14 +253,13 @@ impl Journal {
                 }
             }
             Err(error) => {
-                let failures = (self.failures.load(Ordering::Relaxed) + 1).min(5);
-                self.failures.store(failures, Ordering::Relaxed);
+                let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
                 self.metrics.count_failure();
                 tracing::warn!(
                     error = with_causes(&error),
                     "failed to write the journal; it is tried again, and until then a lost database loses more"
                 );
-                interval.saturating_mul(1 << failures).min(interval.max(PAUSE_MAX))
+                Backoff { first: 2 * interval, max: interval.max(PAUSE_MAX) }.bound(failures)
             }
         }
     }

@@ -12,8 +12,8 @@ use futures::future::try_join_all;
 
 use super::block_cache;
 use super::plan::{Fetch, Read, ReadPlan, gather};
-use crate::back_off::pause_after;
 use crate::budget::{BudgetShare, hold};
+use crate::pace::back_off;
 use crate::{Engine, Error, Result};
 
 /// Attempts of one fetch before its bytes count as damaged or unavailable.
@@ -128,7 +128,7 @@ impl Engine {
                 outcome => return outcome,
             }
             self.metrics().read_retries.inc();
-            pause_after(attempt).await;
+            back_off(attempt).await;
             attempt += 1;
         }
     }

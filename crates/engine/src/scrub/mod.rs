@@ -39,9 +39,8 @@ use serde::{Deserialize, Serialize};
 
 use self::check::{PackFindings, check_pack, decode_chunk};
 pub use self::metrics::ScrubMetrics;
-use crate::back_off;
 use crate::cpu::blocking;
-use crate::pace::pause_after;
+use crate::pace::{back_off, pause_after};
 use crate::read::windows;
 use crate::{Clock, Error, Result};
 
@@ -417,7 +416,7 @@ impl Scrubber {
                 Ok(bytes) => return Ok((checksum(&bytes) == row.checksum).then_some(bytes)),
                 Err(dormer_blobs::Error::NotFound { .. } | dormer_blobs::Error::Truncated { .. }) => break,
                 Err(error) if !is_bad_disk(&error) => return Err(error.into()),
-                Err(_) if attempt < tries => back_off::pause_after(attempt).await,
+                Err(_) if attempt < tries => back_off(attempt).await,
                 Err(_) => {}
             }
         }

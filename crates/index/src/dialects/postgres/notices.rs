@@ -16,10 +16,9 @@ use sqlx::query;
 use tokio::time::{sleep, timeout};
 
 use super::session::Statement;
-use crate::backoff::Backoff;
 use crate::changes::{Change, ChangeSender};
 use crate::contract::CacheId;
-use dormer_nix::with_causes;
+use dormer_nix::{Backoff, with_causes};
 
 const CHANNEL: &str = "dormer_changes";
 
@@ -62,10 +61,12 @@ fn decode(text: &str) -> Change {
 
 /// Passes notices on for as long as it runs. `pool` is its own, of one connection.
 pub(super) async fn listen(pool: PgPool, sender: ChangeSender) {
-    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+    let backoff = Backoff { first: Duration::from_millis(100), max: Duration::from_secs(10) };
+    let mut failed = 0;
     loop {
-        let ended = listen_once(&pool, &sender, &mut backoff).await;
-        let pause = backoff.next();
+        let ended = listen_once(&pool, &sender, &mut failed).await;
+        failed += 1;
+        let pause = backoff.pause(failed, rand::random());
         let error =
             ended.err().map_or_else(|| "the connection ended".to_owned(), |error| with_causes(&error));
         tracing::warn!(
@@ -79,12 +80,12 @@ pub(super) async fn listen(pool: PgPool, sender: ChangeSender) {
     }
 }
 
-async fn listen_once(pool: &PgPool, sender: &ChangeSender, backoff: &mut Backoff) -> sqlx::Result<()> {
+async fn listen_once(pool: &PgPool, sender: &ChangeSender, failed: &mut u32) -> sqlx::Result<()> {
     let mut listener = PgListener::connect_with(pool).await?;
     // Reconnecting is done here, with a pause.
     listener.eager_reconnect(false);
     listener.listen(CHANNEL).await?;
-    backoff.reset();
+    *failed = 0;
     sender.send(Change::Everything);
     loop {
         match timeout(QUIET_MAX, listener.try_recv()).await {

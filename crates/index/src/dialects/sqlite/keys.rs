@@ -10,13 +10,12 @@ use sqlx::{Connection as _, query};
 
 use super::session::{Connections, Session, Shared, failed};
 use super::{KEYS_WAIT, Sqlite, open};
-use crate::backoff::Backoff;
 use crate::columns::array;
 use crate::key_filter::{Key, KeyFilter, id_key, object_key};
 use crate::known_keys::{KnownKeys, LoadedFilters};
 use crate::rows::Row;
 use crate::{Error, Result};
-use dormer_nix::with_causes;
+use dormer_nix::{Backoff, with_causes};
 
 /// Rows read at once.
 const PAGE_ROWS: u16 = 8192;
@@ -68,14 +67,16 @@ impl Sqlite {
         let source = self.source();
         let loading = Arc::clone(&filters);
         known.keep_loader(tokio::spawn(async move {
-            let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
+            let backoff = Backoff { first: Duration::from_secs(1), max: Duration::from_mins(1) };
+            let mut failed = 0;
             while let Err(error) = load(&loading, &source).await {
                 tracing::warn!(
                     index.attempt = ATTEMPT,
                     error = with_causes(&error),
                     "keys are not loaded, trying again"
                 );
-                tokio::time::sleep(backoff.next()).await;
+                failed += 1;
+                tokio::time::sleep(backoff.pause(failed, rand::random())).await;
             }
         }));
         // Whether they came in time or not, the index answers.
