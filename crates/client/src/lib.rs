@@ -51,6 +51,7 @@ mod push_plan;
 pub mod queue;
 mod rate_limit;
 mod redirects;
+mod replaced_file;
 mod reporter;
 mod retry;
 mod settings;
@@ -87,6 +88,7 @@ pub use push::{
 pub use push_filter::{ByteSize, ExcludedPath, Exclusion, IncompletePath, NamePattern, PushFilter};
 pub use push_plan::{AddressedOutput, PlannedDeriver, PushPlan};
 pub use rate_limit::RateLimit;
+pub use replaced_file::replace_file;
 pub use reporter::{PathDone, PushReporter, Retry, RetryReporter, Silent, TransferId, UploadReporter};
 pub use retry::RetryPolicy;
 pub use settings::{

@@ -1,7 +1,7 @@
 //! When to try again, and after how long.
 //!
-//! Pauses double ([`Backoff`]). The client obeys `Retry-After`. After a 429 or 503 without it, the client waits longer
-//! than after a broken connection.
+//! Pauses double ([`Backoff`]). The client obeys `Retry-After`. After a 429 or 503 without it, the
+//! client waits longer than after a broken connection.
 
 use std::time::{Duration, SystemTime};
 

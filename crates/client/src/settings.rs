@@ -44,6 +44,7 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::links::link_target;
 use crate::push_filter::{ByteSize, NamePattern, PushFilter};
+use crate::replaced_file::replace_file;
 
 /// Looks up an environment variable. A function, so that tests control the environment.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -436,25 +437,8 @@ fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     // A settings file may be a link into a folder of dotfiles. Writing replaces the link's target,
     // not the link.
     let path = link_target(path)?;
-    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    std::fs::create_dir_all(folder)?;
-    let temporary = folder.join(format!(".config.toml.{:016x}", rand::random::<u64>()));
-    let written = write_new(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, &path));
-    if written.is_err() {
-        // Best effort, because the first error matters.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written
-}
-
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+    std::fs::create_dir_all(path.parent().ok_or(io::ErrorKind::InvalidInput)?)?;
+    replace_file(&path, 0o600, |file| file.write_all(bytes))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! ```text
 //! dormer-caches.json                       the public caches that are published here
 //! main/nix-cache-info
-//! main/dormer-state.json                   who may read it, its keys, what was published when
+//! main/dormer-state.json                   its visibility, its keys, what was published when
 //! main/<store hash>.narinfo
 //! main/<store hash>.ls
 //! main/nar/<NarHash>-<encoding tag>.nar.zst

@@ -1,8 +1,9 @@
 //! Repeating calls that failed for a reason that may pass: the store is busy or does not answer.
 //!
-//! Pauses double ([`Backoff`]). `Retry-After` is respected, up to a bound. A call that pauses holds no turn at the store. A read that was cut is made again as a
-//! whole: it is a few MiB at most. Every call may be repeated, because the same name is written
-//! with the same bytes or by one writer.
+//! Pauses double ([`Backoff`]). `Retry-After` is respected, up to a bound. A call that pauses holds
+//! no turn at the store. A read that was cut is made again as a whole: it is a few MiB at most.
+//! Every call may be repeated, because the same name is written with the same bytes or by one
+//! writer.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,10 +1,10 @@
 //! The arrows between crates, checked by machine.
 //!
-//! nix ← {stores, format}; format ← {blobs, index} ← engine ← {publish, server}; nix ← api ← edge ← {server,
-//! edge-host, publish}; pages ← {edge, server}; stores ← {blobs, publish, edge-host}; http-host ←
-//! {server, edge-host}; {api, format} ← client; everything ← cli. The pure crates (nix, format,
-//! api, edge, pages) do no I/O and know no runtime: their dependencies are searched for one, and
-//! their clippy.toml must ban the parts of std that would still compile.
+//! nix ← {stores, format}; format ← {blobs, index} ← engine ← {publish, server}; nix ← api ← edge ←
+//! {server, edge-host, publish}; pages ← {edge, server}; stores ← {blobs, publish, edge-host};
+//! http-host ← {server, edge-host}; {api, format} ← client; everything ← cli. The pure crates (nix,
+//! format, api, edge, pages) do no I/O and know no runtime: their dependencies are searched for
+//! one, and their clippy.toml must ban the parts of std that would still compile.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use dormer_client::{NixConfig, host_of, link_target};
+use dormer_client::{NixConfig, host_of, link_target, replace_file};
 use serde_json::json;
 
 use crate::context::Context;
@@ -299,30 +299,15 @@ pub(super) fn write_whole(path: &Path, text: &str, mode: u32, keeps_empty: bool)
         return fs::remove_file(path);
     }
     let path = link_target(path)?;
-    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    fs::create_dir_all(folder)?;
-    let temporary = folder.join(format!(".dormer.{:016x}", rand::random::<u64>()));
-    let written = write_new(&temporary, text, &path, mode).and_then(|()| fs::rename(&temporary, &path));
-    if written.is_err() {
-        // Best effort, because the first error matters.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
-fn write_new(temporary: &Path, text: &str, model: &Path, mode: u32) -> io::Result<()> {
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, mode);
-    let mut file = options.open(temporary)?;
-    if let Ok(metadata) = fs::metadata(model) {
-        #[cfg(unix)]
-        keep_owner(&file, &metadata)?;
-        file.set_permissions(metadata.permissions())?;
-    }
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
+    fs::create_dir_all(path.parent().ok_or(io::ErrorKind::InvalidInput)?)?;
+    replace_file(&path, mode, |file| {
+        if let Ok(model) = fs::metadata(&path) {
+            #[cfg(unix)]
+            keep_owner(file, &model)?;
+            file.set_permissions(model.permissions())?;
+        }
+        file.write_all(text.as_bytes())
+    })
 }
 
 /// Gives `file` the group and the owner of the file that it replaces, as far as this user may: root

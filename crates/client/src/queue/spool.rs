@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use super::entry::{ENTRY_BYTES_MAX, EntryId, QueueEntry, Standing, seconds};
 use crate::error::{Error, Result};
+use crate::replaced_file::{UNFINISHED, replace_file, sync_folder};
 use crate::settings::CacheRef;
 
 /// Most entries in one of the 16 folders, which share the entries evenly: 65,536 in all. Counting
@@ -49,7 +50,6 @@ const REFUSED_BYTES: usize = 1024;
 
 const SHARDS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
 const SUFFIX: &str = ".json";
-const UNFINISHED: &str = ".unfinished-";
 
 /// The queue on the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -511,26 +511,12 @@ fn give_to_owner(folder: &Path, file: &File) -> io::Result<()> {
     fchown(file, Some(owner.uid()), Some(owner.gid()))
 }
 
-/// Writes a file so that it is there completely or not at all, also after a power failure.
+/// Writes a file that its folder's owner can read.
 fn write_whole(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let unfinished = folder.join(format!("{UNFINISHED}{:016x}", rand::random::<u64>()));
-    let write = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
-        give_to_owner(folder, &file)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&unfinished, folder.join(name))
-    };
-    if let Err(error) = write() {
-        // Best effort, because the first error matters.
-        let _ = fs::remove_file(&unfinished);
-        return Err(error);
-    }
-    sync_folder(folder)
-}
-
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+    replace_file(&folder.join(name), 0o600, |file| {
+        give_to_owner(folder, file)?;
+        file.write_all(bytes)
+    })
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {
