@@ -256,13 +256,13 @@ impl Edge {
     pub(crate) fn markdown(&self) -> String {
         let mut table = Table::new(&["", "requests", "for each new path", "wall s", "CPU s"]);
         for step in &self.steps {
-            for (who, way) in [("dormer publish", &step.publish), ("rclone sync", &step.rclone)] {
+            for (program, way) in [("dormer publish", &step.publish), ("rclone sync", &step.rclone)] {
                 let each = match step.paths {
                     0 => "–".to_owned(),
                     paths => format!("{:.2}", way.requests.median() / paths as f64),
                 };
                 table.row(&[
-                    format!("{} paths, {}: {who}", self.paths, step.name),
+                    format!("{} paths, {}: {program}", self.paths, step.name),
                     way.requests.spread(0),
                     each,
                     way.wall.spread(2),
@@ -272,9 +272,9 @@ impl Edge {
         }
         let gigabytes = self.corpus_file_bytes.median() / 1e9;
         let (mut per_nar, mut per_sent) = (Vec::new(), Vec::new());
-        for (who, way) in [("dormer publish", &self.corpus), ("rclone sync", &self.corpus_rclone)] {
+        for (program, way) in [("dormer publish", &self.corpus), ("rclone sync", &self.corpus_rclone)] {
             table.row(&[
-                format!("the corpus, {} paths, {gigabytes:.2} GB sent: {who}", self.corpus_paths),
+                format!("the corpus, {} paths, {gigabytes:.2} GB sent: {program}", self.corpus_paths),
                 way.requests.spread(0),
                 format!("{:.2}", way.requests.median() / self.corpus_paths as f64),
                 way.wall.spread(2),

@@ -28,8 +28,6 @@ pub const V2_OBJECT: &str = "/_api/v2/caches/{cache}/objects/{hash}";
 pub const V2_REFERRERS: &str = "/_api/v2/caches/{cache}/objects/{hash}/referrers";
 /// GET: how much of removed paths is still to be removed from the store.
 pub const V2_PURGES: &str = "/_api/v2/caches/{cache}/purges";
-/// GET: one file out of an object. The names below `file/` may be escaped as any text is.
-pub const V2_FILE: &str = "/_api/v2/caches/{cache}/objects/{hash}/file/{path}";
 /// GET and POST: what is in a cache, in pages.
 pub const V2_OBJECTS: &str = "/_api/v2/caches/{cache}/objects";
 /// GET: what a cache holds, in numbers.
@@ -52,10 +50,6 @@ pub const V2_SESSION_MISSING: &str = "/_api/v2/caches/{cache}/sessions/{session}
 pub const V2_SESSION_PART: &str = "/_api/v2/caches/{cache}/sessions/{session}/parts/{digest}";
 /// POST: make paths of the chunks.
 pub const V2_SESSION_COMMIT: &str = "/_api/v2/caches/{cache}/sessions/{session}/commit";
-/// GET and PUT: Nix's own description of a cache.
-pub const NIX_CACHE_INFO: &str = "/{cache}/nix-cache-info";
-/// GET, HEAD, PUT: `<hash>.narinfo` and the other documents in a cache's top folder.
-pub const CACHE_FILE: &str = "/{cache}/{file}";
 /// GET, HEAD, PUT: a NAR.
 pub const NAR: &str = "/{cache}/nar/{file}";
 
@@ -76,11 +70,6 @@ pub fn document(cache: &CacheName, name: &DocumentName) -> String {
 /// [`CACHE_CONFIG`] of `cache`.
 pub fn cache_config(cache: &CacheName) -> String {
     CACHE_CONFIG.replace("{cache}", cache.as_str())
-}
-
-/// [`ATTIC_CACHE_INFO`] of `cache`.
-pub fn attic_cache_info(cache: &CacheName) -> String {
-    ATTIC_CACHE_INFO.replace("{cache}", cache.as_str())
 }
 
 /// [`V2_CACHES`], from the first cache or from the one after this name on.
@@ -181,7 +170,6 @@ mod tests {
         let cache: CacheName = "team+a_1".parse().unwrap();
         let hash: StorePathHash = "1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5".parse().unwrap();
         assert_eq!(cache_config(&cache), "/_api/v1/cache-config/team+a_1");
-        assert_eq!(attic_cache_info(&cache), "/team+a_1/attic-cache-info");
         assert_eq!(v2_object(&cache, &hash), format!("/_api/v2/caches/team+a_1/objects/{hash}"));
         assert_eq!(
             v2_referrers(&cache, &hash),

@@ -104,7 +104,7 @@ impl TokenClaims {
 
     /// Whether the token operates the installation: as its claim says, else if it reads and
     /// configures every cache that exists, existed or will exist. What operators see names private
-    /// caches and the subjects of other tokens, and says how busy the server is with whom.
+    /// caches and the subjects of other tokens, and says how busy each caller keeps the server.
     pub fn may_operate(&self) -> bool {
         let may = |permissions: &Permissions| {
             permissions.allows(Permission::Pull) && permissions.allows(Permission::ConfigureCache)

@@ -181,7 +181,7 @@ fn a_path_that_is_pushed_with_other_bytes_never_mixes_the_two() {
     assert!(narinfo.contains(&format!("NarHash: {}\n", dormer_nix::NarHash::digest(&other))), "{narinfo}");
     let served = |url: &str| zstd::decode_all(lab.get(&format!("/main/{url}")).body.as_slice()).unwrap();
     assert!(served(&url_of(&narinfo)) == other);
-    assert!(served(&old_url) == nar, "who remembers the old narinfo gets the old bytes");
+    assert!(served(&old_url) == nar, "a client that remembers the old narinfo gets the old bytes");
 }
 
 #[test]

@@ -97,7 +97,7 @@ pub(super) fn open_unproven_store(settings: &Settings) -> Result<Store> {
     Ok(Store::open(&remote.store, &policy)?)
 }
 
-/// For whom a store is opened.
+/// What a store is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StoreRole {
     /// A server whose first start is not over.

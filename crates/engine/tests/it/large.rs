@@ -108,7 +108,7 @@ async fn a_damaged_listing_takes_nothing_with_it_and_the_next_push_heals_it() {
     assert!(engine.narinfo(&cache, &path(1).hash()).await.unwrap().is_some());
     assert_eq!(decompress(&served(&engine, &cache, &nar, None).await.unwrap().unwrap()), nar);
     let missing = engine.missing_paths(&cache, &[path(1).hash()]).await.unwrap();
-    assert_eq!(missing, [path(1).hash()], "a pusher who asks is told to push");
+    assert_eq!(missing, [path(1).hash()], "a pusher that asks is told to push");
 
     push(&engine, &cache, &path(1), &nar).await.unwrap();
     assert!(engine.missing_paths(&cache, &[path(1).hash()]).await.unwrap().is_empty());

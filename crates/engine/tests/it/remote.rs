@@ -175,7 +175,7 @@ async fn a_nar_of_one_read_costs_one_get_and_a_look_at_it_one_head() {
     drop(engine);
     let engine = engine_on(&installation, &blobs).await;
     engine.open_nar(&cache, &key).await.unwrap().unwrap().prove().await.unwrap();
-    assert_eq!(counts(), (before.0 + 1, before.1 + 1), "who does not read asks");
+    assert_eq!(counts(), (before.0 + 1, before.1 + 1), "a caller that does not read asks");
 }
 
 #[tokio::test(flavor = "multi_thread")]

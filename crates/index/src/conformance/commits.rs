@@ -396,7 +396,10 @@ pub(super) async fn a_lost_listing_makes_the_next_push_store_the_nar_again(index
     assert!(!found.nar.damaged);
     let whole = index.find_nar_in_cache(cache, &NarKey::Hash(nar_hash(1)), NOW).await?.expect("as said");
     assert!(!whole.damaged);
-    assert!(index.find_nar(&nar_hash(1)).await?.expect("there").damaged, "for who could store it again");
+    assert!(
+        index.find_nar(&nar_hash(1)).await?.expect("there").damaged,
+        "for a pusher that could store it again"
+    );
     assert_eq!(index.present_objects(cache, &[path_hash(1)]).await?, []);
     let ids = rows.iter().map(|row| row.id).collect::<Vec<_>>();
     let reusable: Vec<bool> = index.find_chunks(&ids).await?.iter().map(Option::is_some).collect();

@@ -115,7 +115,7 @@ async fn what_is_removed_for_cause_goes_at_once_with_its_nar_and_takes_its_refer
     lab.remove_for_cause(1).await;
     let outcome = lab.publish().await.unwrap();
     assert_eq!(numbers(lab.published()), [4]);
-    assert_eq!(lab.nar_count(), 3, "those of the referrers stay, for who remembers their narinfos");
+    assert_eq!(lab.nar_count(), 3, "those of the referrers stay, for readers that remember their narinfos");
     assert_eq!(outcome.waiting(), 2);
     lab.clock.advance(100 * SETTLE);
     assert_eq!(lab.publish().await.unwrap().waiting(), 2, "what was removed never counts as upstream's");

@@ -1,4 +1,4 @@
-//! Pages for people: what each shows to whom, sessions, forms, and attacks on them.
+//! Pages for people: what each shows to each reader, sessions, forms, and attacks on them.
 
 use dormer_index::{JobIndex as _, PublishIndex as _};
 use dormer_nix::StorePath;

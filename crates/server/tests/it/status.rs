@@ -489,7 +489,7 @@ fn a_server_that_is_stopping_is_not_ready() {
         common::until("it heard of it", || Some(server.get("/readyz")).filter(|reply| reply.status != 200));
     assert_eq!((reply.status, reply.text().as_str()), (503, "not ready: the server is stopping\n"));
     assert_eq!(reply.header("retry-after"), Some("5"));
-    assert_eq!(server.get("/main/nix-cache-info").status, 200, "whoever has not noticed yet is served");
+    assert_eq!(server.get("/main/nix-cache-info").status, 200, "a client that has not noticed yet is served");
     assert_eq!(server.get("/healthz").status, 200);
 }
 
