@@ -17,8 +17,6 @@ pub const CACHE_CONFIG: &str = "/_api/v1/cache-config/{cache}";
 pub const GET_MISSING_PATHS: &str = "/_api/v1/get-missing-paths";
 /// PUT: one NAR with its metadata.
 pub const UPLOAD_PATH: &str = "/_api/v1/upload-path";
-/// GET: the same answer as [`CACHE_CONFIG`], below the substituter's address.
-pub const ATTIC_CACHE_INFO: &str = "/{cache}/attic-cache-info";
 /// GET: the caches that the caller may know of.
 pub const V2_CACHES: &str = "/_api/v2/caches";
 /// GET: what a cache says of one object. DELETE: take it out of the cache at once.

@@ -7,8 +7,9 @@ use std::path::Path;
 /// What unfinished files of an interrupted write are called, before 16 random digits.
 pub(crate) const UNFINISHED: &str = ".unfinished-";
 
-/// Replaces a file, or creates it. `write` gets a new file beside it with this mode, which the umask
-/// narrows. The new file takes the name only when its bytes are on the disk. A link is replaced.
+/// Replaces a file, or creates it. `write` gets a new file beside it with this mode, which the
+/// umask narrows. The new file takes the name only when its bytes are on the disk. A link is
+/// replaced.
 pub fn replace_file(
     path: &Path,
     mode: u32,
