@@ -209,6 +209,37 @@ fn nothing_is_named_that_is_not_there() {
 }
 
 /// The checks see: each mistake, planted into what is right, is the only one that is reported.
+/// Both restores and first starts come from one `Cluster`, so the restore must follow its changes.
+#[test]
+fn a_cluster_of_cloudnativepg_is_restored_into_an_archive_of_its_own() {
+    let resources = super::helm::kustomized(&["postgres-cnpg", "postgres-cnpg-restore"]);
+    let cluster = resources.iter().find(|one| text(one, "/kind") == "Cluster").unwrap();
+    assert_eq!(custom_kinds::problems(cluster), [""; 0]);
+    fits_their_projects(&[cluster]).unwrap();
+    assert!(cluster.pointer("/spec/bootstrap/initdb").is_none(), "either a new database or an old one");
+    let source = text(cluster, "/spec/bootstrap/recovery/source");
+    let origin =
+        items(cluster, "/spec/externalClusters").find(|origin| text(origin, "/name") == source).unwrap();
+    let store = |of: &Value, path: &str| text(of, &format!("{path}/barmanObjectName")).to_owned();
+    let (read, written) = ("/plugin/parameters", "/spec/plugins/0/parameters");
+    assert_eq!(store(origin, read), store(cluster, written), "one bucket");
+    assert!(find(&resources, "ObjectStore", &store(origin, read), cluster).is_some());
+    // The first cluster archives under its own name.
+    assert_eq!(text(origin, "/plugin/parameters/serverName"), text(cluster, "/metadata/name"));
+    assert_ne!(
+        text(cluster, "/spec/plugins/0/parameters/serverName"),
+        text(origin, "/plugin/parameters/serverName"),
+        "the plugin refuses to write where another cluster did"
+    );
+    // What the guide applies alone.
+    let alone = |resource: &&Value| {
+        text(resource, "/metadata/labels/app.kubernetes.io~1component") == "database"
+    };
+    let mut kinds: Vec<&str> = resources.iter().filter(alone).map(|one| text(one, "/kind")).collect();
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["Cluster", "NetworkPolicy", "ObjectStore", "ScheduledBackup"]);
+}
+
 #[test]
 fn planted_mistakes_are_found() {
     type Plant = fn(&mut Vec<Value>);

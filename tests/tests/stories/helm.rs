@@ -48,7 +48,7 @@ fn parse(yaml: &str) -> Vec<Value> {
 }
 
 /// The base with components, as an overlay would have them.
-fn kustomized(components: &[&str]) -> Vec<Value> {
+pub(super) fn kustomized(components: &[&str]) -> Vec<Value> {
     let work = tempfile::tempdir().unwrap();
     let from = workspace_root().join("deploy/kubernetes");
     Run::of(Command::new("cp").arg("-r").arg(from).arg(work.path())).succeeds();
