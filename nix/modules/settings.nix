@@ -175,7 +175,10 @@ in
     };
     users.groups = lib.mkIf (cfg.group == "dormer") { dormer = { }; };
 
-    # `dormer token create` and the other commands of the administrator.
-    environment.systemPackages = [ cfg.package ];
+    # `dormer-admin token create` and the other commands of the administrator.
+    environment.systemPackages = [
+      cfg.package
+      (import ./admin.nix { inherit lib pkgs cfg; })
+    ];
   };
 }

@@ -43,6 +43,9 @@ else
     ports = config.networking.firewall.allowedTCPPorts;
     users = lib.attrNames config.users.users;
     packages = map (package: package.name) config.environment.systemPackages;
+    scripts = lib.filter (text: text != null) (
+      map (package: package.text or null) config.environment.systemPackages
+    );
     settings = config.services.dormer.settings or null;
     check = config.services.dormer.settingsFile.script or null;
   }

@@ -46,6 +46,7 @@ let
       generate = name: value: fake name { text = builtins.toJSON value; };
     };
     writeShellScript = name: text: fake name { inherit text; };
+    writeShellScriptBin = name: text: fake name { inherit text; };
     runCommand = name: _environment: script: fake name { inherit script; };
   };
   apply = pkgs: overlay: final: pkgs final // overlay final (pkgs final);

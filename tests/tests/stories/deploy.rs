@@ -232,9 +232,8 @@ fn a_cluster_of_cloudnativepg_is_restored_into_an_archive_of_its_own() {
         "the plugin refuses to write where another cluster did"
     );
     // What the guide applies alone.
-    let alone = |resource: &&Value| {
-        text(resource, "/metadata/labels/app.kubernetes.io~1component") == "database"
-    };
+    let alone =
+        |resource: &&Value| text(resource, "/metadata/labels/app.kubernetes.io~1component") == "database";
     let mut kinds: Vec<&str> = resources.iter().filter(alone).map(|one| text(one, "/kind")).collect();
     kinds.sort_unstable();
     assert_eq!(kinds, ["Cluster", "NetworkPolicy", "ObjectStore", "ScheduledBackup"]);

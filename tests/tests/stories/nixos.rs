@@ -259,6 +259,71 @@ fn modules_do_what_their_options_say_and_nothing_unless_enabled() {
     assert_eq!(watch["services"].as_object().unwrap().len(), 1, "the server is not enabled");
 }
 
+/// The words of a shell's command line, each on a line of its own, come from a `systemd-run` that
+/// only prints them: systemd is not the first process here. systemd itself judges the properties,
+/// and a shell and the binary run what is behind them.
+#[test]
+fn the_administrators_command_has_the_settings_secrets_and_user_of_the_units() {
+    let tree = Tree::new();
+    let system = tree.system(Nix::NEWEST, EVERYTHING);
+    assert!(items(&system, "/packages").any(|name| name == "dormer-admin"), "{}", system["packages"]);
+    let script = items(&system, "/scripts").next().unwrap().as_str().unwrap().to_owned();
+    let place = tempfile::tempdir().unwrap();
+    let print = place.path().join("systemd-run");
+    fs::write(&print, "#!/bin/sh\nprintf '%s\\0' \"$@\"\n").unwrap();
+    fs::set_permissions(&print, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-euc", &script, "dormer-admin", "config", "show", "--json"]);
+    let path = format!("{}:{}", place.path().display(), std::env::var("PATH").unwrap());
+    let words = Run::of(shell.env("PATH", path)).succeeds();
+    let words: Vec<&str> = words.split_terminator('\0').collect();
+    let (flags, command) = words.split_at(words.iter().position(|word| *word == "--").unwrap());
+    assert!(flags.contains(&"--pipe") && flags.contains(&"--wait"), "{flags:?}");
+
+    let mut unit = "[Service]\nExecStart=/bin/true\n".to_owned();
+    for property in flags.iter().filter_map(|flag| flag.strip_prefix("--property=")) {
+        unit = format!("{unit}{property}\n");
+        // The same as those of the server.
+        let (name, value) = property.split_once('=').unwrap();
+        let of_server = &system["services"]["dormer"]["serviceConfig"][name];
+        let is_same = match of_server {
+            Value::Array(values) => values.contains(&value.into()),
+            Value::Bool(flag) => *flag == (value == "yes"),
+            _ => of_server == value,
+        };
+        assert!(is_same, "{name}: {value} and {of_server}");
+    }
+    for secret in
+        ["EnvironmentFile=/run/secrets/dormer.env", "LoadCredential=master-key:/run/secrets/master-key"]
+    {
+        assert!(unit.contains(secret), "{unit}");
+    }
+    let file = place.path().join("dormer-admin.service");
+    fs::write(&file, unit).unwrap();
+    let mut verify = Command::new("systemd-analyze");
+    let said = Run::of(verify.args(["verify", "--man=no", "--recursive-errors=no"]).arg(file));
+    assert!(said.is_success() && said.stderr().is_empty(), "{said}");
+
+    // The names in the Nix store are those of nothing that was built.
+    let settings = place.path().join("dormer.toml");
+    fs::write(&settings, "listen = \"127.0.0.1:9999\"\n").unwrap();
+    fs::write(place.path().join("master-key"), "").unwrap();
+    let replaced = |word: &str| {
+        let words = word.split(' ').map(|word| match word.split_once('=') {
+            Some(("DORMER_CONFIG", _)) => format!("DORMER_CONFIG={}", settings.display()),
+            _ if word.ends_with("/bin/dormer") => binary().display().to_string(),
+            _ => word.to_owned(),
+        });
+        words.collect::<Vec<_>>().join(" ")
+    };
+    let mut run = Command::new(command[1]);
+    run.args(command[2..].iter().map(|word| replaced(word)));
+    run.env_clear().env("CREDENTIALS_DIRECTORY", place.path());
+    let shown = Run::of(&mut run).succeeds();
+    let key_file = place.path().join("master-key");
+    assert!(shown.contains("127.0.0.1:9999") && shown.contains(key_file.to_str().unwrap()), "{shown}");
+}
+
 #[test]
 fn mistakes_in_a_configuration_are_refused_with_a_reason() {
     const KEY: &str = r#"publicKeys = [ "a:kK3qGmZjtzvEwvdRgmIBvKEUQxWoKXpqwoBMpVu4JhQ=" ];"#;
