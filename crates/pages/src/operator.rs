@@ -178,15 +178,15 @@ pub struct OverviewView {
     pub figures: ServerFigures,
     /// What it takes turns at.
     pub queues: Vec<QueueRow>,
-    /// Processes that hold a job or a target, the answering one left out.
+    /// Processes that hold a job or a target, the answering one left out, as far as it is known.
     pub others: Vec<String>,
-    /// Open jobs, the oldest first.
-    pub jobs: Vec<JobRow>,
+    /// Open jobs, the oldest first; `None` if the database did not name them.
+    pub jobs: Option<Vec<JobRow>>,
     /// Whether there are more.
     pub more_jobs: bool,
     /// Edge targets: name, lag in seconds, published and pending paths, and whether the last run
-    /// failed.
-    pub targets: Vec<(String, u64, u64, u64, bool)>,
+    /// failed; `None` if the database did not name them.
+    pub targets: Option<Vec<(String, u64, u64, u64, bool)>>,
 }
 
 impl OverviewView {
@@ -241,25 +241,32 @@ impl OverviewView {
             }
             section {
                 h2 { "Other servers" }
-                @if self.others.is_empty() {
+                @if self.jobs.is_none() || self.targets.is_none() {
+                    (not_told("which servers hold jobs and targets"))
+                } @else if self.others.is_empty() {
                     p { "None holds a job or a target now. Servers know of each other by nothing else." }
                 } @else {
                     p { "These hold a job or a target now. Servers know of each other by nothing else." }
+                }
+                @if !self.others.is_empty() {
                     ul { @for name in self.others.iter().take(SERVERS_SHOWN) { li { (shortened(name, NAME_CHARACTERS)) } } }
                 }
             }
             section {
                 h2 { "Jobs" }
-                (jobs(frame, &self.jobs))
+                @match &self.jobs { Some(all) => (jobs(frame, all)), None => (not_told("which jobs are open")) }
                 @if self.more_jobs { p { a href=(frame.link(OperatorPage::Jobs.address())) { "All jobs" } } }
             }
             section {
                 h2 { "Edge targets" }
-                @if self.targets.is_empty() { p { "Nothing was published yet." } } @else {
+                @let targets = self.targets.as_deref().unwrap_or_default();
+                @if self.targets.is_none() { (not_told(TARGETS_NOT_TOLD)) }
+                @else if targets.is_empty() { p { "Nothing was published yet." } }
+                @else {
                     table.wide {
                         thead { tr { th scope="col" { "Target" } th.figure scope="col" { "Published" } th.figure scope="col" { "Pending" } th scope="col" { "Lag" } } }
                         tbody {
-                            @for (name, lag, published, pending, has_failed) in self.targets.iter().take(TARGETS_SHOWN) {
+                            @for (name, lag, published, pending, has_failed) in targets.iter().take(TARGETS_SHOWN) {
                                 tr {
                                     th scope="row" {
                                         a href=(frame.link(OperatorPage::Publishing.address())) { (shortened(name, NAME_CHARACTERS)) }
@@ -278,6 +285,13 @@ impl OverviewView {
         OperatorPage::Overview.render_of(frame, &self.server, &content)
     }
 }
+
+/// For what only the database knows, while it does not answer: an empty list would be a lie.
+fn not_told(what: &str) -> Markup {
+    html! { p.notice role="status" { "The database does not say now " (what) "." } }
+}
+
+const TARGETS_NOT_TOLD: &str = "how far targets are";
 
 /// Memory is in bytes, everything else is counted.
 fn amount(name: &str, value: u64) -> String {
@@ -570,7 +584,7 @@ impl PublishingView {
         let targets = self.targets.as_deref().unwrap_or_default();
         let content = html! {
             @match &self.targets {
-                None => p.notice role="status" { "The database does not say now how far targets are." },
+                None => (not_told(TARGETS_NOT_TOLD)),
                 Some(targets) if targets.is_empty() => p { "Nothing was published yet." },
                 Some(_) => {},
             }

@@ -260,9 +260,9 @@ fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, S
         figures: ServerFigures::default(),
         queues: vec![QueueRow { name: named(), waiting: 1, in_use: Some((1, 2)) }; length],
         others: vec![named(); length],
-        jobs: vec![job.clone(); length.min(5)],
+        jobs: Some(vec![job.clone(); length.min(5)]),
         more_jobs: true,
-        targets: vec![(named(), 5, 6, 7, true); length],
+        targets: Some(vec![(named(), 5, 6, 7, true); length]),
     };
     let collection = |plan| CollectionView { last: Some((1, CollectionFigures::default())), plan };
     let made = MadePlan {
@@ -296,8 +296,10 @@ fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, S
         hash: Some("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5".to_owned()),
     };
     let (frame, member) = (frame(), signed_in(text));
+    let silent = OverviewView { jobs: None, targets: None, ..overview.clone() };
     vec![
         ("overview", overview.render(&member)),
+        ("overview without the database", silent.render(&member)),
         ("jobs", JobsView { jobs: vec![job; length], next: Some(7) }.render(&frame)),
         ("plan", collection(PlanView::Made(Box::new(made))).render(&member)),
         ("failed plan", collection(PlanView::Failed(1, owned())).render(&member)),
@@ -527,6 +529,36 @@ fn counts_that_leave_something_out_say_so() {
     let home = home.render(&frame());
     assert!(!home.contains(note) && home.matches("none yet").count() == 1, "{home}");
     assert!(home.contains("href=\"../read/\"") && !home.contains("href=\"../unread/\""), "{home}");
+}
+
+#[test]
+fn what_the_database_does_not_say_is_no_empty_list() {
+    let empty = OverviewView {
+        server: "lab".to_owned(),
+        version: "0.1.0".to_owned(),
+        started_at: 1,
+        not_ready: None,
+        figures: ServerFigures::default(),
+        queues: Vec::new(),
+        others: Vec::new(),
+        jobs: Some(Vec::new()),
+        more_jobs: false,
+        targets: Some(Vec::new()),
+    };
+    let unknown = "The database does not say now";
+    let nothing = ["No job is open.", "Nothing was published yet.", "None holds a job or a target now."];
+    let see = |view: &OverviewView| view.render(&signed_in("ada"));
+    let html = see(&empty);
+    assert!(nothing.iter().all(|text| html.contains(text)) && !html.contains(unknown), "{html}");
+    let html = see(&OverviewView { jobs: None, targets: None, ..empty.clone() });
+    assert!(!nothing.iter().any(|text| html.contains(text)), "{html}");
+    assert_eq!(html.matches(unknown).count(), 3, "{html}");
+    // What is known of one is shown without the other.
+    let html = see(&OverviewView { targets: None, others: vec!["lab 2".to_owned()], ..empty });
+    assert!(html.contains(nothing[0]) && html.contains("<li>lab 2</li>"), "{html}");
+    assert_eq!(html.matches(unknown).count(), 2, "{html}");
+    let html = PublishingView { targets: None }.render(&signed_in("ada"));
+    assert!(html.contains(unknown) && !html.contains(nothing[1]), "{html}");
 }
 
 #[test]

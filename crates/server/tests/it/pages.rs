@@ -5,7 +5,7 @@ use dormer_nix::StorePath;
 use dormer_nix::nar::{Node, encode_tree};
 use serde_json::{Value, json};
 
-use crate::common::{Reply, Server, admin, nar, nar_info, now, path, token, token_of, token_with};
+use crate::common::{self, Reply, Server, admin, nar, nar_info, now, path, token, token_of, token_with};
 use crate::routes::pages;
 
 const BROWSER: (&str, &str) = ("Accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8");
@@ -977,6 +977,40 @@ fn operators_see_jobs_publishing_and_the_audit_and_each_page_costs_four_statemen
             .status,
         405
     );
+}
+
+/// An empty list would say that nothing is open and nothing was published.
+#[test]
+fn what_the_database_does_not_say_is_unknown_in_the_status_and_on_the_pages() {
+    let server = Server::start();
+    let see = || {
+        let status = server.call(&admin(), "GET", "/_api/v2/status", b"").json();
+        let page = browse(&server, Some(&admin()), "/_dormer/").text();
+        assert_eq!((&status["jobs"], &status["targets"]), (&json!([]), &json!([])), "{status}");
+        let known = ["jobs_known", "targets_known"].map(|name| status[name].as_bool().unwrap());
+        assert_eq!(page.contains("No job is open."), known[0], "{page}");
+        assert_eq!(page.contains("does not say now which jobs are open"), !known[0], "{page}");
+        assert_eq!(page.contains("Nothing was published yet."), known[1], "{page}");
+        assert_eq!(page.contains("does not say now how far targets are"), !known[1], "{page}");
+        assert_eq!(page.contains("None holds a job or a target now."), known == [true, true], "{page}");
+        known
+    };
+    assert_eq!(see(), [true, true]);
+    server.store.set_down(true);
+    common::until("the store is missed", || (server.get("/readyz").status == 503).then_some(()));
+    assert_eq!(see(), [true, true], "the store is no database");
+    server.store.set_down(false);
+    let take_away = |table: &str| {
+        let sql = format!("PRAGMA legacy_alter_table = ON; ALTER TABLE {table} RENAME TO {table}_away");
+        let file = server.folder.path().join("index.sqlite");
+        let output = std::process::Command::new("sqlite3").arg(file).arg(sql).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    take_away("publish_targets");
+    // What was told is remembered for two seconds.
+    common::until("the targets are asked for again", || (see() == [true, false]).then_some(()));
+    take_away("jobs");
+    assert_eq!(see(), [false, false]);
 }
 
 /// The claim opens the pages for operators, and no cache: to its holder, a private cache looks like

@@ -3,7 +3,7 @@
 //! Their figures are those of the API's status, of `/metrics` and of the commands' `--json`. Each
 //! takes four statements at most.
 
-use dormer_api::v2::{JobEntry, StatusResponse};
+use dormer_api::v2::{JobEntry, StatusResponse, TargetEntry};
 use dormer_engine::{CollectionReport, CompactionTotals, PackTotals, ScrubReport};
 use dormer_index::{AuditFilter, JobId, JobKind, PublishBacklog};
 use dormer_pages::{
@@ -46,7 +46,7 @@ pub(super) async fn respond(
             operations.begin_plan(app.engine.now());
             return Ok(see_other("collection"));
         }
-        (&Method::GET, OperatorPage::Overview) => overview(&status(app, operations).await).render(&frame()),
+        (&Method::GET, OperatorPage::Overview) => overview(app, operations).await.render(&frame()),
         (&Method::GET, OperatorPage::Jobs) => jobs(app, call, operations).await?.render(&frame()),
         (&Method::GET, OperatorPage::Collection) => collection(operations).await?.render(&frame()),
         (&Method::GET, OperatorPage::Publishing) => publishing(app).await.render(&frame()),
@@ -60,8 +60,13 @@ pub(super) async fn respond(
     Ok(page(html))
 }
 
-fn overview(of: &StatusResponse) -> OverviewView {
+async fn overview(app: &App, operations: &Operations) -> OverviewView {
+    let of: &StatusResponse = &status(app, operations).await;
+    let publishing = app.metrics.publishing();
+    let publishers = publishing.iter().flat_map(|targets| targets.iter());
+    let publishers = publishers.filter_map(|of_target| holder(of_target, of.now));
     let mut others: Vec<String> = of.jobs.iter().filter_map(|job| job.holder.clone()).collect();
+    others.extend(publishers);
     others.retain(|holder| *holder != of.process);
     others.sort();
     others.dedup();
@@ -90,17 +95,19 @@ fn overview(of: &StatusResponse) -> OverviewView {
         },
         queues,
         others,
-        jobs: of.jobs.iter().cloned().map(job_row).collect(),
+        jobs: of.known_jobs().map(|jobs| jobs.iter().cloned().map(job_row).collect()),
         more_jobs: of.more_jobs,
-        targets: of
-            .targets
-            .iter()
-            .map(|target| {
-                let has_failed = target.error.is_some();
-                (target.name.clone(), target.lag_seconds, target.published, target.pending, has_failed)
-            })
-            .collect(),
+        targets: of.known_targets().map(|targets| targets.iter().map(target_row).collect()),
     }
+}
+
+fn target_row(target: &TargetEntry) -> (String, u64, u64, u64, bool) {
+    (target.name.clone(), target.lag_seconds, target.published, target.pending, target.error.is_some())
+}
+
+/// The process that publishes to a target: a lease that has ended counts for nothing.
+fn holder(of: &TargetBacklog, now: i64) -> Option<String> {
+    of.target.holder.clone().filter(|_| of.target.lease_ends_at > now)
 }
 
 fn queue_row(queue: &dormer_api::v2::QueueStatus) -> QueueRow {
@@ -230,7 +237,7 @@ fn target(of: &TargetBacklog, now: i64) -> TargetView {
     TargetView {
         name: of.target.name.clone(),
         location: of.target.location.clone(),
-        holder: of.target.holder.clone().filter(|_| of.target.lease_ends_at > now),
+        holder: holder(of, now),
         ran_at: of.target.ran_at,
         error: of.target.error.clone(),
         lag_seconds: of.lag_seconds.unsigned_abs(),
