@@ -7,7 +7,7 @@ use maud::{Markup, html};
 use crate::frame::{Frame, Step, escape_segment, path_address};
 use crate::parts::{moment, size};
 use crate::picture::{Share, one_bar, part_of};
-use crate::text::{bytes, counted, date, number, shortened, span};
+use crate::text::{CUT, bytes, counted, date, number, shortened, span};
 
 /// Rows of each list that a page shows.
 const JOBS_SHOWN: usize = 20;
@@ -72,7 +72,7 @@ impl OperatorPage {
         self.render_of(frame, "", content)
     }
 
-    /// The same, with the server whose figures these are.
+    /// The same, with the server whose figures these are, if another server has others.
     fn render_of(self, frame: &Frame, server: &str, content: &Markup) -> String {
         let mut way: Vec<Step> =
             vec![(Self::Overview.address().to_owned(), Self::Overview.name().to_owned())];
@@ -426,6 +426,8 @@ pub enum PlanView {
 /// `/_dormer/collection`
 #[derive(Debug, Clone)]
 pub struct CollectionView {
+    /// The server that answers: each has a plan of its own.
+    pub server: String,
     /// When the last collection ended, and what it did.
     pub last: Option<(i64, CollectionFigures)>,
     /// What the next one would do.
@@ -438,6 +440,7 @@ impl CollectionView {
         let content = html! {
             section {
                 h2 { "What a collection would free" }
+                p.quiet { "Each server has a plan of its own. This is what " (shortened(&self.server, NAME_CHARACTERS)) " knows." }
                 @match &self.plan {
                     PlanView::None => p { "No plan was made since this server started. A plan reads the recipes of all paths and changes nothing." },
                     PlanView::Running(since) => p role="status" { "A plan is being made since " (date(*since)) ". Load this page again to see it." },
@@ -469,7 +472,7 @@ impl CollectionView {
                 }
             }
         };
-        OperatorPage::Collection.render(frame, &content)
+        OperatorPage::Collection.render_of(frame, &self.server, &content)
     }
 }
 
@@ -733,6 +736,14 @@ impl AuditView {
     /// Entries on a page.
     pub const ROWS: usize = ENTRIES_SHOWN;
 
+    /// Longest filter, in characters.
+    pub const FILTER_CHARACTERS: usize = 400;
+
+    /// The beginning of an actor that the page cut: a filter for what the page shows finds it.
+    pub fn cut(filter: &str) -> Option<&str> {
+        filter.strip_suffix(CUT)
+    }
+
     /// The names of the filters in an address.
     pub const FILTERS: [&'static str; 3] = ["cache", "action", "actor"];
 
@@ -742,16 +753,16 @@ impl AuditView {
         let mut query = String::from("?");
         for (name, value) in Self::FILTERS.iter().zip(&self.filters) {
             if !value.is_empty() {
-                let _ = write!(query, "{name}={}&", escape_segment(&shortened(value, 100)));
+                let _ = write!(query, "{name}={}&", escape_segment(&shortened(value, Self::FILTER_CHARACTERS)));
             }
         }
         let content = html! {
-            p { "What people did that cannot be undone, the newest first. The actor is the subject of the token." }
+            p { "What people did that cannot be undone, the newest first. The actor is the subject of the token. A filter that ends with " (CUT) " finds actors by their beginning." }
             form.filters method="get" action=(frame.link(OperatorPage::Audit.address())) role="search" {
                 @for ((name, label), value) in Self::FILTERS.iter().zip(labels).zip(&self.filters) {
                     div {
                         label for=(name) { (label) }
-                        input id=(name) name=(name) value=(shortened(value, 100)) maxlength="100" autocomplete="off" spellcheck="false" list=[(*name == "action").then_some("actions")];
+                        input id=(name) name=(name) value=(shortened(value, Self::FILTER_CHARACTERS)) maxlength=(Self::FILTER_CHARACTERS) autocomplete="off" spellcheck="false" list=[(*name == "action").then_some("actions")];
                     }
                 }
                 datalist #actions { option value="remove path" {} option value="delete cache" {} }

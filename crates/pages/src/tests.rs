@@ -264,7 +264,8 @@ fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, S
         more_jobs: true,
         targets: Some(vec![(named(), 5, 6, 7, true); length]),
     };
-    let collection = |plan| CollectionView { last: Some((1, CollectionFigures::default())), plan };
+    let collection =
+        |plan| CollectionView { server: owned(), last: Some((1, CollectionFigures::default())), plan };
     let made = MadePlan {
         at: 2,
         stored_bytes: 10,
@@ -561,13 +562,54 @@ fn what_the_database_does_not_say_is_no_empty_list() {
     assert!(html.contains(unknown) && !html.contains(nothing[1]), "{html}");
 }
 
+/// Behind a load balancer, the script of a page waits for the server that it shows.
+#[test]
+fn a_page_that_other_servers_fill_otherwise_names_its_server() {
+    let named: Vec<&str> = operator_pages("lab", "lab", 2)
+        .into_iter()
+        .filter(|(_, html)| html.contains("data-live=\"lab\""))
+        .map(|(page, _)| page)
+        .collect();
+    assert_eq!(named, ["overview", "overview without the database", "plan", "failed plan"]);
+}
+
+/// What a page shows of an actor, pasted into its filter, finds the actor; no filter loses its end.
+#[test]
+fn the_audit_keeps_its_filters_whole_however_long_they_are() {
+    let actor = "repo:company/nixpkgs-with-a-long-name:ref:refs/heads/".to_owned() + &"branch".repeat(20);
+    let entry = AuditRow {
+        at: 1,
+        subject: Some(actor.clone()),
+        action: "remove path".to_owned(),
+        cache: None,
+        hash: None,
+    };
+    let filters = [String::new(), String::new(), actor.clone()];
+    let html = AuditView { filters, entries: vec![entry], next: Some(5) }.render(&signed_in("ada"));
+    assert!(html.contains(&format!("value=\"{actor}\"")), "the field has all of it: {html}");
+    let next = format!("?actor={}&amp;before=5", crate::escape_segment(&actor));
+    assert!(html.contains(&next), "{next} in {html}");
+    let tags = tags(&html);
+    let field = tags.iter().find(|tag| tag.attributes.contains(&("id".to_owned(), "actor".to_owned())));
+    let most = field.unwrap().attributes.iter().find(|(name, _)| name == "maxlength").unwrap();
+    assert!(most.1.parse::<usize>().unwrap() >= actor.chars().count(), "{field:?}");
+    let (_, shown) = html.split_once("data-label=\"Actor\">").unwrap();
+    let shown = shown.split('<').next().unwrap();
+    let start = AuditView::cut(shown).expect("so long an actor is cut");
+    assert!(actor.starts_with(start) && start.chars().count() < AuditView::FILTER_CHARACTERS, "{shown}");
+    assert_eq!(AuditView::cut("ada"), None);
+}
+
 #[test]
 fn a_plan_shows_the_packs_of_its_own_moment_until_a_collection_ends() {
     let figures =
         CollectionFigures { freed: crate::PackFigures { packs: 2, bytes: 4 << 20 }, ..Default::default() };
     let expiring = ExpiryFigures { paths: 7, bytes: 1 << 20, caches: 1, caches_left_out: 2 };
     let plan = MadePlan { at: 1_700_000_000, stored_bytes: 10 << 20, expiring, figures };
-    let see = |last| CollectionView { last, plan: PlanView::Made(Box::new(plan)) }.render(&signed_in("ada"));
+    let see = |last| {
+        let (server, plan) = ("lab".to_owned(), PlanView::Made(Box::new(plan)));
+        CollectionView { server, last, plan }.render(&signed_in("ada"))
+    };
     let html = see(Some((1_600_000_000, figures)));
     assert!(html.contains("of 10.0 MiB in packs, 6.0 MiB is needed where it is"), "{html}");
     assert!(

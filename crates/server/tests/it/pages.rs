@@ -903,7 +903,8 @@ fn operators_see_jobs_publishing_and_the_audit_and_each_page_costs_four_statemen
     let server = Server::start();
     push(&server, "main", &path(1), &nar(1), &json!({}));
     let main = server.block_on(server.engine.find_cache("main")).unwrap().unwrap().id;
-    for (number, subject) in [(1, "ada"), (2, "<script>bob")] {
+    let workflow = format!("repo:company/{}", "name-".repeat(60));
+    for (number, subject) in [(1, "ada"), (2, "<script>bob"), (3, workflow.as_str())] {
         let hash = path(number).hash();
         let removal =
             server.index.remove_for_cause(main, &hash, Some(subject), false, now() + i64::from(number));
@@ -964,6 +965,14 @@ fn operators_see_jobs_publishing_and_the_audit_and_each_page_costs_four_statemen
     assert!(see("/_dormer/audit?cache=team-a").contains("Nothing here."));
     assert!(see("/_dormer/audit?before=1").contains("Nothing here."));
     assert_eq!(browse(&server, Some(&admin()), "/_dormer/audit?before=x").status, 400);
+    // What the page shows of a long actor finds it, and so does the whole actor.
+    let (_, shown) = audit.split_once("repo:").unwrap();
+    let shown = format!("repo:{}", shown.split('<').next().unwrap());
+    assert!(shown.ends_with('…') && workflow.starts_with(shown.trim_end_matches('…')), "{shown}");
+    for actor in [shown.as_str(), workflow.as_str()] {
+        let found = see(&format!("/_dormer/audit?actor={}", dormer_pages::escape_segment(actor)));
+        assert!(found.contains("repo:") && !found.contains(">ada<"), "{found}");
+    }
     let long = format!("/_dormer/audit?actor={}", "x".repeat(500));
     assert_eq!(browse(&server, Some(&admin()), &long).status, 400);
     assert_eq!(

@@ -26,9 +26,6 @@ use crate::operations::{CompletePlan, Operations, Plan};
 use crate::publish_metrics::TargetBacklog;
 use crate::request_body::RequestBody;
 
-/// Longest filter of the audit, in bytes.
-const FILTER_BYTES_MAX: usize = 400;
-
 /// Answers a request for an operator's page.
 pub(super) async fn respond(
     app: &App,
@@ -162,7 +159,7 @@ async fn collection(operations: &Operations) -> Result<CollectionView, Failure> 
         Plan::Ended(at, Err(reason)) => PlanView::Failed(at, reason),
     };
     let last = last.map(|last| (last.ended_at, collected(&last.report)));
-    Ok(CollectionView { last, plan })
+    Ok(CollectionView { server: operations.name().to_owned(), last, plan })
 }
 
 fn packs(of: &PackTotals) -> PackFigures {
@@ -270,12 +267,19 @@ async fn audit(app: &App, call: &Call) -> Result<AuditView, Failure> {
     let mut filters = [const { String::new() }; 3];
     for (filter, name) in filters.iter_mut().zip(AuditView::FILTERS) {
         query(call, name)?.unwrap_or_default().trim().clone_into(filter);
-        if filter.len() > FILTER_BYTES_MAX {
-            return Err(Failure::BadRequest(format!("a filter has at most {FILTER_BYTES_MAX} bytes")));
+        let most = AuditView::FILTER_CHARACTERS;
+        if filter.chars().count() > most {
+            return Err(Failure::BadRequest(format!(
+                "a filter has at most {most} characters; end it with … to find actors by their beginning"
+            )));
         }
     }
     let wanted = |place: usize| Some(filters[place].clone()).filter(|text: &String| !text.is_empty());
-    let filter = AuditFilter { cache: wanted(0), action: wanted(1), subject: wanted(2) };
+    let mut filter =
+        AuditFilter { cache: wanted(0), action: wanted(1), subject: wanted(2), subject_start: None };
+    if let Some(start) = filter.subject.as_deref().and_then(AuditView::cut) {
+        filter = AuditFilter { subject_start: Some(start.to_owned()), subject: None, ..filter };
+    }
     let before = number(call, "before")?.unwrap_or(i64::MAX);
     let rows = u32::try_from(AuditView::ROWS).unwrap_or(u32::MAX);
     let found = app.engine.index().audit_before(before, &filter, rows).await.map_err(index)?;
