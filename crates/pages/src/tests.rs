@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use crate::{
     AuditRow, AuditView, CacheRow, CacheView, ClosureView, CollectionFigures, CollectionView, Contents,
     Counts, DamageView, ExpiryFigures, FileContent, FileView, FilesView, Found, Frame, HomeView, JobRow,
-    JobsView, ListedFile, ListedKind, LogView, MadePlan, OverviewView, PAGE_BYTES_MAX, PastDay, PathRow,
+    JobsView, ListedFile, ListedKind, LogView, MadePlan, Note, OverviewView, PAGE_BYTES_MAX, PastDay, PathRow,
     PathStay, PathView, PathsView, PinRow, PinsView, PlanView, ProblemView, PublishedCacheRow,
     PublishingView, QueueRow, Relation, RelationsView, RemoveView, Savings, ScrubFigures, ServerFigures,
     SignInView, SizedPath, SortedBy, StayEnd, StayView, TargetView, Visitor,
@@ -17,6 +17,7 @@ pub(crate) fn frame() -> Frame {
     Frame {
         root: "../".to_owned(),
         visitor: Visitor::Anybody { may_sign_in: true },
+        note: None,
         here: "main/".to_owned(),
         now: 1_800_000_000,
     }
@@ -206,7 +207,8 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
     let content =
         FileContent::InNar { substituter: owned(), path: owned(), nar_url: Some("nar/x".to_owned()) };
     let edge_file = files(1, Found::File(FileView { bytes: 1, is_executable: true, content }));
-    let problem = ProblemView { title: owned(), text: owned(), request: Some(owned()) };
+    let problem =
+        ProblemView { title: owned(), text: owned(), request: Some(owned()), from_elsewhere: true };
     let (frame, member) = (frame(), signed_in(text));
     let mut pages = operator_pages(text, &name(), length);
     pages.extend(vec![
@@ -224,7 +226,13 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         ("log", log.render(&frame)),
         (
             "pins",
-            PinsView { cache: name(), pins: vec![pin; length.min(40)], next: Some(owned()) }.render(&member),
+            PinsView {
+                cache: name(),
+                pins: vec![pin; length.min(40)],
+                after: Some(owned()),
+                next: Some(owned()),
+            }
+            .render(&Frame { note: Some(Note::Unpinned), ..member.clone() }),
         ),
         ("remove", remove.render(&member)),
         ("sign in", SignInView { refused: Some(owned()), back: owned() }.render(&frame)),
@@ -560,6 +568,39 @@ fn what_the_database_does_not_say_is_no_empty_list() {
     assert_eq!(html.matches(unknown).count(), 2, "{html}");
     let html = PublishingView { targets: None }.render(&signed_in("ada"));
     assert!(html.contains(unknown) && !html.contains(nothing[1]), "{html}");
+}
+
+#[test]
+fn a_page_says_what_was_done_in_words_of_its_own() {
+    for note in Note::ALL {
+        assert_eq!(Note::in_query(note.parameter()), Some(note));
+        assert_eq!(Note::in_query(&format!("after=x&{}", note.parameter())), Some(note));
+        let html = ProblemView::nothing_here().render(&Frame { note: Some(note), ..signed_in("ada") });
+        assert_eq!(html.matches("<p class=\"note\" role=\"status\">").count(), 1, "{html}");
+    }
+    for none in ["", "done", "done=", "done=all", "x-done=pinned", "done=pinned%20", "DONE=pinned"] {
+        assert_eq!(Note::in_query(none), None, "{none}");
+    }
+}
+
+#[test]
+fn pins_behind_others_are_unpinned_where_they_are_shown() {
+    let pin =
+        PinRow { name: "b".to_owned(), base_name: "h-b".to_owned(), created_at: 5, ends_at: None };
+    let see = |pins: &[PinRow], after: Option<&str>| {
+        let (pins, after) = (pins.to_vec(), after.map(str::to_owned));
+        PinsView { cache: "main".to_owned(), pins, after, next: None }.render(&signed_in("ada"))
+    };
+    let field = "name=\"after\" value=\"h.a&amp;&lt;\"";
+    let html = see(std::slice::from_ref(&pin), Some("h.a&<"));
+    assert!(html.contains(field) && html.contains("The first pins"), "{html}");
+    let html = see(&[pin], None);
+    assert!(!html.contains("name=\"after\"") && !html.contains("The first pins"), "{html}");
+    // The last pin of a later page was removed.
+    let html = see(&[], Some("h.a"));
+    assert!(html.contains("No more pins.") && !html.contains("Nothing is pinned."), "{html}");
+    assert!(html.contains("The first pins"), "{html}");
+    assert!(see(&[], None).contains("Nothing is pinned."));
 }
 
 /// Behind a load balancer, the script of a page waits for the server that it shows.

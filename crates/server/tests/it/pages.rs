@@ -749,7 +749,7 @@ fn forms_change_only_what_a_page_of_the_same_session_sent_with_its_permission() 
     assert_eq!(server.get(&format!("/main/{}.narinfo", library.hash())).status, 200);
 
     let pinned = submit(&server, &owner, &of("pin"), &fields, &[("Sec-Fetch-Site", ""), ("Origin", &origin)]);
-    let back = format!("../../main/{}", library.hash());
+    let back = format!("../../main/{}?done=pinned", library.hash());
     assert_eq!((pinned.status, pinned.header("location")), (303, Some(back.as_str())), "{pinned:?}");
     assert_eq!(pins(), [json!("release")]);
     assert!(browse(&server, Some(&owner), "/main/pins").text().contains("release"));
@@ -765,13 +765,88 @@ fn forms_change_only_what_a_page_of_the_same_session_sent_with_its_permission() 
     assert!(consequences.contains("It is pinned as") && consequences.contains("release"), "{consequences}");
     let unpinned =
         submit(&server, &owner, &of("unpin"), &format!("form_token={proof}&name=release&back=pins"), &[]);
-    assert_eq!((unpinned.status, unpinned.header("location")), (303, Some("../pins")));
+    assert_eq!((unpinned.status, unpinned.header("location")), (303, Some("../pins?done=unpinned")));
     assert_eq!(pins(), Vec::<Value>::new());
     let removed = submit(&server, &owner, &of("remove"), &format!("form_token={proof}"), &[]);
-    assert_eq!((removed.status, removed.header("location")), (303, Some("../")), "{removed:?}");
+    assert_eq!((removed.status, removed.header("location")), (303, Some("../?done=removed")), "{removed:?}");
     assert_eq!(server.get(&format!("/main/{}.narinfo", library.hash())).status, 404);
     let audit = server.block_on(server.index.audit_after(0, 100)).unwrap();
     assert_eq!(audit.last().unwrap().subject.as_deref(), Some("owner"));
+}
+
+#[test]
+fn a_page_says_what_its_form_did_and_a_list_of_pins_goes_on_where_it_was() {
+    let server = Server::start();
+    push(&server, "main", &path(1), &nar(1), &json!({}));
+    let owner = token_of("owner", &json!({"main": {"r": 1, "d": 1, "cq": 1}}));
+    let proof = form_token(&server, &owner);
+    let send = |form: &str, fields: &str| {
+        let address = format!("/main/{}/{form}", path(1).hash());
+        submit(&server, &owner, &address, &format!("form_token={proof}&{fields}"), &[])
+    };
+    for number in 0..42 {
+        assert_eq!(send("pin", &format!("name=pin-{number:02}")).status, 303);
+    }
+    let see = |address: &str| browse(&server, Some(&owner), address).text();
+    let first = see("/main/pins");
+    let (_, next) = first.split_once("rel=\"next\" href=\"?").expect("there are more pins");
+    let next = next.split('"').next().unwrap();
+    let second = see(&format!("/main/pins?{next}"));
+    assert!(second.contains(">pin-40<") && second.contains(">pin-41<"), "{second}");
+    let (_, after) = second.split_once("name=\"after\" value=\"").expect("the form knows its page");
+    let after = after.split('"').next().unwrap();
+    for (name, left) in [("pin-40", ">pin-41<"), ("pin-41", "No more pins.")] {
+        let reply = send("unpin", &format!("name={name}&back=pins&after={after}"));
+        let location = reply.header("location").unwrap().strip_prefix("..").unwrap().to_owned();
+        let page = see(&format!("/main{location}"));
+        assert!(page.contains("The pin is removed.") && page.contains(left), "{location}: {page}");
+        assert!(!page.contains(">pin-00<"), "the first page is another one: {page}");
+    }
+    for bad in ["x", "x.y", "//evil.example", &format!("{after}%0d%0aSet-Cookie:x")] {
+        let reply = send("unpin", &format!("name=pin-00&back=pins&after={bad}"));
+        let location = reply.header("location").unwrap_or_default();
+        assert!(reply.status == 400 || location.starts_with("../pins?after="), "{bad}: {reply:?}");
+        assert!(reply.header("set-cookie").is_none(), "{reply:?}");
+    }
+    let removed = send("remove", "");
+    assert_eq!(removed.header("location"), Some("../?done=removed"));
+    assert!(see("/main/?done=removed").contains("The path is removed"));
+    // A link of another site brings no session, and says nothing.
+    let stranger = browse(&server, None, "/main/?done=removed").text();
+    assert!(!stranger.contains("The path is removed") && stranger.contains("Use this cache"), "{stranger}");
+}
+
+/// A browser keeps the session back from what a page of another site leads to.
+#[test]
+fn a_page_that_a_link_of_another_site_leads_to_can_be_opened_again() {
+    let server = Server::start();
+    push(&server, "team-a", &path(1), &nar(1), &json!({}));
+    let see = |address: &str, session: Option<&str>, site: Option<&str>| {
+        let cookie = session.map(cookie);
+        let mut headers = vec![BROWSER];
+        headers.extend(cookie.as_deref().map(|value| ("Cookie", value)));
+        headers.extend(site.map(|site| ("Sec-Fetch-Site", site)));
+        server.request("GET", address, &headers, b"")
+    };
+    let again = "<a href=\"\">Open this page again</a>";
+    for (address, status) in [("/team-a/", 404), ("/none/", 404), ("/main/pins", 403), ("/_dormer/", 404)] {
+        for site in [Some("cross-site"), None] {
+            let reply = see(address, None, site);
+            assert_eq!(reply.status, status, "{address}: {reply:?}");
+            assert!(reply.text().contains(again), "{address} from {site:?}: {}", reply.text());
+        }
+        // Here the browser has sent what it has.
+        for site in ["same-origin", "same-site", "none"] {
+            assert!(!see(address, None, Some(site)).text().contains(again), "{address} from {site}");
+        }
+        let weak = token(&json!({"main": {"r": 1}}));
+        let reply = see(address, Some(&weak), Some("same-origin"));
+        assert!(reply.status == status && !reply.text().contains(again), "{address}: {reply:?}");
+    }
+    let reader = token(&json!({"team-a": {"r": 1}}));
+    assert_eq!(see("/team-a/", Some(&reader), Some("same-origin")).status, 200);
+    let sent = server.request("POST", "/_dormer/collection", &[BROWSER], b"form_token=x");
+    assert!(!sent.text().contains(again), "the address of a form is no page");
 }
 
 #[test]
