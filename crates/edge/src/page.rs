@@ -250,7 +250,12 @@ impl PageHost {
 
     /// Something that is not there, of a path that is.
     fn missing(&self, title: &str, text: &str) -> Answer {
-        let view = ProblemView { title: title.to_owned(), text: text.to_owned(), request: None, from_elsewhere: false };
+        let view = ProblemView {
+            title: title.to_owned(),
+            text: text.to_owned(),
+            request: None,
+            from_elsewhere: false,
+        };
         Answer::page(404, Visibility::Private, view.render(&self.frame), self.is_head)
     }
 

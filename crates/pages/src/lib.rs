@@ -51,7 +51,8 @@ pub use cache::{CacheView, Contents, Counts};
 pub use closure::ClosureView;
 pub use files::{FileContent, FileView, FilesView, Found, ListedFile, ListedKind};
 pub use frame::{
-    Frame, Note, PAGE_BYTES_MAX, Visitor, cache_address, escape_segment, file_address, path_address, way_to_root,
+    Frame, Note, PAGE_BYTES_MAX, Visitor, cache_address, escape_segment, file_address, path_address,
+    way_to_root,
 };
 pub use home::{CacheRow, HomeView};
 pub use log::LogView;

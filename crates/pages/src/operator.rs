@@ -753,7 +753,8 @@ impl AuditView {
         let mut query = String::from("?");
         for (name, value) in Self::FILTERS.iter().zip(&self.filters) {
             if !value.is_empty() {
-                let _ = write!(query, "{name}={}&", escape_segment(&shortened(value, Self::FILTER_CHARACTERS)));
+                let _ =
+                    write!(query, "{name}={}&", escape_segment(&shortened(value, Self::FILTER_CHARACTERS)));
             }
         }
         let content = html! {

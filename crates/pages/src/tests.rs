@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use crate::{
     AuditRow, AuditView, CacheRow, CacheView, ClosureView, CollectionFigures, CollectionView, Contents,
     Counts, DamageView, ExpiryFigures, FileContent, FileView, FilesView, Found, Frame, HomeView, JobRow,
-    JobsView, ListedFile, ListedKind, LogView, MadePlan, Note, OverviewView, PAGE_BYTES_MAX, PastDay, PathRow,
-    PathStay, PathView, PathsView, PinRow, PinsView, PlanView, ProblemView, PublishedCacheRow,
+    JobsView, ListedFile, ListedKind, LogView, MadePlan, Note, OverviewView, PAGE_BYTES_MAX, PastDay,
+    PathRow, PathStay, PathView, PathsView, PinRow, PinsView, PlanView, ProblemView, PublishedCacheRow,
     PublishingView, QueueRow, Relation, RelationsView, RemoveView, Savings, ScrubFigures, ServerFigures,
     SignInView, SizedPath, SortedBy, StayEnd, StayView, TargetView, Visitor,
 };
@@ -207,8 +207,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
     let content =
         FileContent::InNar { substituter: owned(), path: owned(), nar_url: Some("nar/x".to_owned()) };
     let edge_file = files(1, Found::File(FileView { bytes: 1, is_executable: true, content }));
-    let problem =
-        ProblemView { title: owned(), text: owned(), request: Some(owned()), from_elsewhere: true };
+    let problem = ProblemView { title: owned(), text: owned(), request: Some(owned()), from_elsewhere: true };
     let (frame, member) = (frame(), signed_in(text));
     let mut pages = operator_pages(text, &name(), length);
     pages.extend(vec![
@@ -585,8 +584,7 @@ fn a_page_says_what_was_done_in_words_of_its_own() {
 
 #[test]
 fn pins_behind_others_are_unpinned_where_they_are_shown() {
-    let pin =
-        PinRow { name: "b".to_owned(), base_name: "h-b".to_owned(), created_at: 5, ends_at: None };
+    let pin = PinRow { name: "b".to_owned(), base_name: "h-b".to_owned(), created_at: 5, ends_at: None };
     let see = |pins: &[PinRow], after: Option<&str>| {
         let (pins, after) = (pins.to_vec(), after.map(str::to_owned));
         PinsView { cache: "main".to_owned(), pins, after, next: None }.render(&signed_in("ada"))
@@ -601,6 +599,59 @@ fn pins_behind_others_are_unpinned_where_they_are_shown() {
     assert!(html.contains("No more pins.") && !html.contains("Nothing is pinned."), "{html}");
     assert!(html.contains("The first pins"), "{html}");
     assert!(see(&[], None).contains("Nothing is pinned."));
+}
+
+#[test]
+fn a_job_says_how_far_it_is_and_who_goes_on() {
+    let job = JobRow {
+        id: 7,
+        kind: "delete-cache".to_owned(),
+        about: Some("cache old".to_owned()),
+        rows_done: 1_234_567,
+        holder: Some("process 12 on lab".to_owned()),
+        created_at: 1_800_000_000 - 7_200,
+        stepped_at: Some(1_800_000_000 - 3),
+        failures: 0,
+        error: None,
+    };
+    let see = |job: &JobRow| JobsView { jobs: vec![job.clone()], next: None }.render(&signed_in("ada"));
+    let html = see(&job);
+    for text in [
+        "7 delete-cache",
+        "cache old",
+        ">1,234,567<",
+        "2 hours ago",
+        "run by process 12 on lab",
+        "3 seconds ago",
+    ] {
+        assert!(html.contains(text), "{text} in {html}");
+    }
+    assert!(html.contains("goes on where the last one stopped") && !html.contains("failed"), "{html}");
+    let broken = JobRow { holder: None, failures: 2, error: Some("no room".to_owned()), ..job };
+    let html = see(&broken);
+    assert!(html.contains("waiting") && html.contains("2 failed tries, the last: no room"), "{html}");
+}
+
+/// Caches share what they store, so a cache has no savings of its own.
+#[test]
+fn a_cache_leads_its_owner_to_the_savings_of_the_store_and_the_first_page_adds_them_up() {
+    let all = pages("x", 3);
+    let page = |wanted: &str| &all.iter().find(|(name, _)| *name == wanted).unwrap().1;
+    let (owner, edge) = (page("cache"), page("cache at the edge"));
+    assert!(owner.contains("What it saves") && owner.contains("<a href=\"../\">The first page shows them."));
+    assert!(!edge.contains("What it saves"), "{edge}");
+    let savings = Savings {
+        path_bytes: 100 << 20,
+        stored_bytes: 10 << 20,
+        by_same_nars: 40 << 20,
+        by_chunks: 20 << 20,
+        by_holes: 5 << 20,
+        by_compression: 25 << 20,
+    };
+    let html = crate::savings(&savings).into_string();
+    for share in ["10.0 MiB", "40.0 MiB", "20.0 MiB", "5.0 MiB", "25.0 MiB", "90 %"] {
+        assert!(html.contains(share), "{share} in {html}");
+    }
 }
 
 /// Behind a load balancer, the script of a page waits for the server that it shows.

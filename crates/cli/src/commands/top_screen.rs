@@ -251,8 +251,7 @@ fn paint_jobs(frame: &mut Frame<'_>, area: Rect, status: &StatusResponse) {
     });
     let widths = [Constraint::Fill(2), Constraint::Length(14), Constraint::Length(18), Constraint::Fill(2)];
     let title = if status.more_jobs { "jobs, the oldest" } else { "jobs" };
-    let table =
-        table(title, ["kind", "done", "opened", "run by"], rows.collect(), widths, none);
+    let table = table(title, ["kind", "done", "opened", "run by"], rows.collect(), widths, none);
     frame.render_widget(table, area);
 }
 
