@@ -804,10 +804,10 @@ fn a_page_says_what_its_form_did_and_a_list_of_pins_goes_on_where_it_was() {
     }
     for bad in ["x", "x.y", "//evil.example", &format!("{after}%0d%0aSet-Cookie:x")] {
         let reply = send("unpin", &format!("name=pin-00&back=pins&after={bad}"));
-        let location = reply.header("location").unwrap_or_default();
-        assert!(reply.status == 400 || location.starts_with("../pins?after="), "{bad}: {reply:?}");
-        assert!(reply.header("set-cookie").is_none(), "{reply:?}");
+        assert_eq!(reply.status, 400, "{bad}: {reply:?}");
     }
+    let long = format!("/main/pins?after={}.{}", path(1).hash(), "x".repeat(2_000));
+    assert_eq!(browse(&server, Some(&owner), &long).status, 400);
     let removed = send("remove", "");
     assert_eq!(removed.header("location"), Some("../?done=removed"));
     assert!(see("/main/?done=removed").contains("The path is removed"));

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use dormer_api::v2::{HistoryEntry, name_fits};
-use dormer_api::{CacheName, Permission, Permissions, TokenClaims};
+use dormer_api::{CacheName, Permission, Permissions, PinName, TokenClaims};
 use dormer_edge::{foreign_signatures, hash_in, key_names, provenance};
 use dormer_index::{
     Cache, CacheRules, ExpiryDefaults, ExpiryRule, ExtremeObjects, FoundObject, Keepers, ListedObject,
@@ -404,7 +404,7 @@ pub(super) async fn pins(app: &App, call: &Call, name: &CacheName) -> Result<Res
     }
     let place = query(call, "after")?;
     let after = place.as_deref().map(pin_place).transpose()?;
-    let after = after.as_ref().map(|(name, hash)| (*name, hash));
+    let after = after.as_ref().map(|(name, hash)| (name.as_str(), hash));
     let now = app.engine.now();
     let found =
         app.engine.index().list_pins(opened.cache.id, after, now, PAGE_PINS + 1).await.map_err(index)?;
@@ -415,12 +415,13 @@ pub(super) async fn pins(app: &App, call: &Call, name: &CacheName) -> Result<Res
     Ok(page(view.render(&frame(app, call))))
 }
 
-/// The place behind a pin: its name and the hash of its path.
-pub(super) fn pin_place(text: &str) -> Result<(&str, StorePathHash), Failure> {
+/// The place behind a pin: its name and the hash of its path. The forms of a page repeat it, so it
+/// is no longer than a name.
+pub(super) fn pin_place(text: &str) -> Result<(PinName, StorePathHash), Failure> {
     let Some((hash, name)) = text.split_once('.') else {
         return Err(Failure::BadRequest("`after` is not the `next` of a page".to_owned()));
     };
-    Ok((name, hash.parse().map_err(bad_request)?))
+    Ok((name.parse().map_err(bad_request)?, hash.parse().map_err(bad_request)?))
 }
 
 pub(super) fn pin_row(pin: Pin) -> PinRow {
