@@ -353,8 +353,7 @@ mod tests {
         assert_eq!(growth(&[]).into_string() + &growth(&[past(0, 5, None)]).into_string(), "");
         let days = [past(0, 0, None), past(1, 1 << 20, None), past(2, 2 << 20, None)];
         let html = growth(&days).into_string();
-        let title =
-            "From 2027-01-15 to 2027-01-17, the paths grew from 0 B to 2.0 MiB: then 2 paths, now 2.";
+        let title = "From 2027-01-15 to 2027-01-17, the paths grew from 0 B to 2.0 MiB: then 2 paths, now 2.";
         assert!(html.contains(&format!("<figcaption id=\"growth\">{title}</figcaption>")), "{html}");
         assert!(html.contains("role=\"img\" aria-labelledby=\"growth\""), "{html}");
         assert!(html.contains("d=\"M0 100L500 50L1000 0\""), "{html}");

@@ -1090,7 +1090,7 @@ fn what_the_database_does_not_say_is_unknown_in_the_status_and_on_the_pages() {
         let output = std::process::Command::new("sqlite3").arg(file).arg(sql).output().unwrap();
         assert!(output.status.success(), "{output:?}");
     };
-    take_away("publish_targets");
+    take_away("outbox");
     // What was told is remembered for two seconds.
     common::until("the targets are asked for again", || (see() == [true, false]).then_some(()));
     take_away("jobs");
