@@ -335,7 +335,7 @@ mod tests {
             by_holes: i64::MAX,
             ..Savings::default()
         });
-        assert!(html.into_string().contains("16383.9 PiB"));
+        assert!(html.into_string().contains("16384.0 PiB"));
     }
 
     fn past(day: i64, path_bytes: u64, activity: Option<(u64, u64)>) -> PastDay {
@@ -368,7 +368,7 @@ mod tests {
         assert!(growth(&[past(0, 9, None), past(1, 3, None)]).into_string().contains("shrank"));
         let empty = growth(&[past(0, 0, None), past(1, 0, None)]).into_string();
         assert!(
-            empty.contains("the paths went from 0 bytes to 0 bytes") && empty.contains("M0 100L1000 100"),
+            empty.contains("the paths went from 0 B to 0 B") && empty.contains("M0 100L1000 100"),
             "{empty}"
         );
         let most = growth(&[past(0, u64::MAX, None); 2]).into_string();

@@ -228,7 +228,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
             PinsView {
                 cache: name(),
                 pins: vec![pin; length.min(40)],
-                after: Some(base_name()),
+                after: Some(format!("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5.{}", name())),
                 next: Some(owned()),
             }
             .render(&Frame { note: Some(Note::Unpinned), ..member.clone() }),
