@@ -233,8 +233,8 @@ fn line(status: &StatusResponse, rates: Option<&Rates>) -> String {
         },
     );
     let jobs = status.known_jobs().map_or_else(
-        || "unknown".to_owned(),
-        |jobs| format!("{}{}", jobs.len(), if status.more_jobs { "+" } else { "" }),
+        || "jobs unknown".to_owned(),
+        |jobs| format!("{}{} jobs", jobs.len(), if status.more_jobs { "+" } else { "" }),
     );
     let mut line = match rates {
         Some(rates) => format!(
@@ -252,7 +252,7 @@ fn line(status: &StatusResponse, rates: Option<&Rates>) -> String {
     };
     let _ = write!(
         line,
-        "; {} in flight, {} uploading, {waiting} waiting; {jobs} jobs; lag {lag}",
+        "; {} in flight, {} uploading, {waiting} waiting; {jobs}; lag {lag}",
         status.requests.in_flight, status.pushes.uploading
     );
     if let Some(reason) = &status.not_ready {
@@ -383,7 +383,7 @@ pub(super) mod tests {
     #[test]
     fn what_the_database_does_not_say_is_unknown() {
         let of = |status: &StatusResponse| line(status, None).split_once("waiting; ").unwrap().1.to_owned();
-        let unknown = "unknown jobs; lag unknown; not ready: the database does not answer";
+        let unknown = "jobs unknown; lag unknown; not ready: the database does not answer";
         assert_eq!(of(&without_database()), unknown);
         // An earlier server does not tell the two apart.
         let earlier = StatusResponse { jobs_known: None, targets_known: None, ..without_database() };
