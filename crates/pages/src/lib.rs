@@ -59,7 +59,7 @@ pub use log::LogView;
 pub use operator::{
     AuditRow, AuditView, CollectionFigures, CollectionView, DamageView, ExpiryFigures, JobRow, JobsView,
     MadePlan, OperatorPage, OverviewView, PackFigures, PlanView, PublishedCacheRow, PublishingView, QueueRow,
-    ScrubFigures, ServerFigures, TargetView,
+    ScrubFigures, ServerFigures, TargetRow, TargetView,
 };
 pub use path::{PathView, PinRow};
 pub use paths::{PathRow, PathsView, SortedBy};

@@ -163,6 +163,21 @@ pub struct JobRow {
     pub error: Option<String>,
 }
 
+/// An edge target, in short.
+#[derive(Debug, Clone)]
+pub struct TargetRow {
+    /// Its name.
+    pub name: String,
+    /// Age of the oldest change that it does not have, in seconds.
+    pub lag_seconds: u64,
+    /// Paths that are there.
+    pub published: u64,
+    /// Paths to look at.
+    pub pending: u64,
+    /// Whether the last run failed.
+    pub has_failed: bool,
+}
+
 /// `/_dormer/`
 #[derive(Debug, Clone)]
 pub struct OverviewView {
@@ -184,9 +199,8 @@ pub struct OverviewView {
     pub jobs: Option<Vec<JobRow>>,
     /// Whether there are more.
     pub more_jobs: bool,
-    /// Edge targets: name, lag in seconds, published and pending paths, and whether the last run
-    /// failed; `None` if the database did not name them.
-    pub targets: Option<Vec<(String, u64, u64, u64, bool)>>,
+    /// Edge targets; `None` if the database did not name them.
+    pub targets: Option<Vec<TargetRow>>,
 }
 
 impl OverviewView {
@@ -266,15 +280,15 @@ impl OverviewView {
                     table.wide {
                         thead { tr { th scope="col" { "Target" } th.figure scope="col" { "Published" } th.figure scope="col" { "Pending" } th scope="col" { "Lag" } } }
                         tbody {
-                            @for (name, lag, published, pending, has_failed) in targets.iter().take(TARGETS_SHOWN) {
+                            @for target in targets.iter().take(TARGETS_SHOWN) {
                                 tr {
                                     th scope="row" {
-                                        a href=(frame.link(OperatorPage::Publishing.address())) { (shortened(name, NAME_CHARACTERS)) }
-                                        @if *has_failed { " " span.tag.private { "failed" } }
+                                        a href=(frame.link(OperatorPage::Publishing.address())) { (shortened(&target.name, NAME_CHARACTERS)) }
+                                        @if target.has_failed { " " span.tag.private { "failed" } }
                                     }
-                                    td.figure data-label="Published" { (number(*published)) }
-                                    td.figure data-label="Pending" { (number(*pending)) }
-                                    td data-label="Lag" { (lag_text(*lag)) }
+                                    td.figure data-label="Published" { (number(target.published)) }
+                                    td.figure data-label="Pending" { (number(target.pending)) }
+                                    td data-label="Lag" { (lag_text(target.lag_seconds)) }
                                 }
                             }
                         }

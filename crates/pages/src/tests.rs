@@ -9,7 +9,7 @@ use crate::{
     JobsView, ListedFile, ListedKind, LogView, MadePlan, Note, OverviewView, PAGE_BYTES_MAX, PastDay,
     PathRow, PathStay, PathView, PathsView, PinRow, PinsView, PlanView, ProblemView, PublishedCacheRow,
     PublishingView, QueueRow, Relation, RelationsView, RemoveView, Savings, ScrubFigures, ServerFigures,
-    SignInView, SizedPath, SortedBy, StayEnd, StayView, TargetView, Visitor,
+    SignInView, SizedPath, SortedBy, StayEnd, StayView, TargetRow, TargetView, Visitor,
 };
 
 /// The frame of a page below a cache, for anybody.
@@ -259,6 +259,7 @@ fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, S
         failures: 1,
         error: Some(owned()),
     };
+    let in_short = TargetRow { name: named(), lag_seconds: 5, published: 6, pending: 7, has_failed: true };
     let overview = OverviewView {
         server: owned(),
         version: owned(),
@@ -269,7 +270,7 @@ fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, S
         others: vec![named(); length],
         jobs: Some(vec![job.clone(); length.min(5)]),
         more_jobs: true,
-        targets: Some(vec![(named(), 5, 6, 7, true); length]),
+        targets: Some(vec![in_short; length]),
     };
     let collection =
         |plan| CollectionView { server: owned(), last: Some((1, CollectionFigures::default())), plan };

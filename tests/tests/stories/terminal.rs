@@ -178,7 +178,8 @@ fn top_and_charts_are_drawn_on_a_terminal_and_are_lines_without_one() {
         format!("{}; echo all ended with $?; sleep 60", line(&lab.server_process(&["gc", "--dry-run"]))),
     ];
     let terminal = Terminal::run(&session.join("; "), 100, 60);
-    let screen = terminal.shows("since the start");
+    // The last row is drawn last.
+    let screen = terminal.shows("q quits");
     for text in
         ["database and store answer", "reads", "pushes", "jobs", "nothing was published yet", "q quits"]
     {

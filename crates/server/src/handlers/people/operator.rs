@@ -9,7 +9,7 @@ use dormer_index::{AuditFilter, JobId, JobKind, PublishBacklog};
 use dormer_pages::{
     AuditRow, AuditView, CollectionFigures, CollectionView, DamageView, ExpiryFigures, JobRow, JobsView,
     MadePlan, OperatorPage, OverviewView, PackFigures, PlanView, PublishedCacheRow, PublishingView, QueueRow,
-    ScrubFigures, ServerFigures, TargetView,
+    ScrubFigures, ServerFigures, TargetRow, TargetView,
 };
 use http::{Method, Response};
 
@@ -98,8 +98,14 @@ async fn overview(app: &App, operations: &Operations) -> OverviewView {
     }
 }
 
-fn target_row(target: &TargetEntry) -> (String, u64, u64, u64, bool) {
-    (target.name.clone(), target.lag_seconds, target.published, target.pending, target.error.is_some())
+fn target_row(target: &TargetEntry) -> TargetRow {
+    TargetRow {
+        name: target.name.clone(),
+        lag_seconds: target.lag_seconds,
+        published: target.published,
+        pending: target.pending,
+        has_failed: target.error.is_some(),
+    }
 }
 
 /// The process that publishes to a target: a lease that has ended counts for nothing.
