@@ -227,7 +227,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
             "pins",
             PinsView {
                 cache: name(),
-                pins: vec![pin; length.min(40)],
+                pins: vec![pin; length.min(36)],
                 after: Some(format!("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5.{}", name())),
                 next: Some(owned()),
             }

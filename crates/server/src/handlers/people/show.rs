@@ -36,7 +36,7 @@ const LISTED_CACHES: u32 = 51;
 
 /// Paths and pins on a page.
 const PAGE_PATHS: usize = 50;
-const PAGE_PINS: u32 = 40;
+const PAGE_PINS: u32 = 36;
 
 /// Paths that the page of a cache names, of the largest and of the longest unused.
 const EXTREMES: u32 = 10;
