@@ -164,9 +164,11 @@ async function look() {
   await page.getByLabel("Name of a pin").fill("release");
   await page.getByLabel("Days").fill("30");
   await page.getByRole("button", { name: "Pin this path" }).click();
+  await page.getByText("The path is pinned.").waitFor();
   await page.getByRole("rowheader", { name: "release" }).waitFor();
   await page.goto("/main/pins");
   await page.getByRole("button", { name: "Remove the pin release" }).click();
+  await page.getByText("The pin is removed.").waitFor();
   await page.getByText("Nothing is pinned.").waitFor();
   await page.goto(`/main/${visit.program.hash}`);
   await page.getByRole("link", { name: "Remove this path" }).click();
@@ -179,6 +181,21 @@ async function look() {
   assert.deepEqual(faults, []);
   const after = await context.request.get("/secret/", { headers: { accept: "text/html" } });
   assert.equal(after.status(), 404);
+  await context.close();
+}
+
+// A link of another site, such as a chat, leads to a private cache. The browser keeps the session
+// back, and one click more shows the cache.
+async function comeFromElsewhere() {
+  const { context, page } = await open({ viewport: WIDE });
+  await signIn(page);
+  await page.goto(`data:text/html,<a href="${visit.url}/secret/">look</a>`);
+  await page.getByRole("link", { name: "look" }).click();
+  await page.getByRole("heading", { name: "Nothing here" }).waitFor();
+  await inspect(page, "a page from elsewhere");
+  await page.getByRole("link", { name: "Open this page again" }).click();
+  await page.getByText("The cache is private").waitFor();
+  assert.ok(page.url().endsWith("/secret/"), page.url());
   await context.close();
 }
 
@@ -276,6 +293,7 @@ async function operate() {
   await page.getByText(/^Planned /).or(page.getByText(/^A plan is being made/)).first().waitFor();
   while ((await page.getByText(/^Planned /).count()) === 0) await page.reload();
   await page.getByRole("img", { name: /^Planned .* is needed where it is/ }).waitFor();
+  assert.notEqual(await page.locator("[data-live]").getAttribute("data-live"), "", "the plan is this server's own");
   await tabs.getByRole("link", { name: "Audit" }).click();
   await page.getByLabel("Actor").fill("nobody");
   await page.getByRole("button", { name: "Filter" }).click();
@@ -286,7 +304,8 @@ async function operate() {
 }
 
 // A page that follows the server asks nothing while it is hidden, and less and less often while the
-// answer is 503. The clock of the page is turned on by hand.
+// answer is 503. It changes nothing under a selection, shows another server only when its own is
+// gone, and ends with the session. The clock of the page is turned on by hand.
 async function follow() {
   const { context, page } = await open({ viewport: WIDE });
   await signIn(page);
@@ -338,6 +357,40 @@ async function follow() {
   await asksAfter(60, "the server is back");
   await note("are read again every 5 seconds");
   await asksAfter(5, "as ever");
+
+  const answered = page.locator("dt", { hasText: "Requests answered" }).locator("+ dd");
+  const changes = (before) => page.waitForFunction(([dd, text]) => !dd.isConnected || dd.textContent !== text, before);
+  const seen = async () => [await answered.elementHandle(), await answered.textContent()];
+  await answered.evaluate((dd) => window.getSelection().selectAllChildren(dd));
+  const selected = await seen();
+  await asksAfter(5, "with a selection");
+  await asksAfter(5, "with a selection still");
+  assert.equal(await answered.textContent(), selected[1], "nothing changes under a selection");
+  await page.evaluate(() => window.getSelection().removeAllRanges());
+  await asksAfter(5, "without a selection");
+  await changes(selected);
+
+  // Behind a load balancer, another server answers.
+  const shown = () => page.locator("[data-live]").getAttribute("data-live");
+  const own = await shown();
+  await page.route("**/_dormer/", async (route) => {
+    const answer = await route.fetch();
+    await route.fulfill({ response: answer, body: (await answer.text()).replaceAll(own, "another server") });
+  });
+  const ownFigures = await seen();
+  for (let turn = 1; turn <= 5; turn += 1) await asksAfter(5, `another server, turn ${turn}`);
+  assert.deepEqual([await shown(), await answered.textContent()], [own, ownFigures[1]], "the page keeps its server");
+  await asksAfter(5, "its server is gone");
+  await page.getByText("another server, version").waitFor();
+  assert.equal(await shown(), "another server");
+  await page.unroute("**/_dormer/");
+
+  await page.route("**/_dormer/", (route) => route.fulfill({ status: 404, body: "" }));
+  await asksAfter(5, "before the end of the session");
+  await note("The session has ended: sign in again.");
+  asked = 0;
+  await page.clock.runFor(300_000);
+  assert.equal(asked, 0, "an ended session asks nothing");
   await context.close();
 }
 
@@ -399,6 +452,7 @@ async function seeEdge({ name, viewport, colorScheme }) {
 try {
   await copyLines();
   await look();
+  await comeFromElsewhere();
   await withoutScript();
   await operate();
   await follow();

@@ -117,7 +117,7 @@ impl Query {
 /// request or not at all.
 pub(crate) fn frame(path: &str, now: i64) -> Frame {
     let visitor = Visitor::Anybody { may_sign_in: false };
-    Frame { root: way_to_root(path), visitor, here: String::new(), now }
+    Frame { root: way_to_root(path), visitor, note: None, here: String::new(), now }
 }
 
 /// A request for the page at `/`: the public caches that are published here. Private ones are not
@@ -250,7 +250,12 @@ impl PageHost {
 
     /// Something that is not there, of a path that is.
     fn missing(&self, title: &str, text: &str) -> Answer {
-        let view = ProblemView { title: title.to_owned(), text: text.to_owned(), request: None };
+        let view = ProblemView {
+            title: title.to_owned(),
+            text: text.to_owned(),
+            request: None,
+            from_elsewhere: false,
+        };
         Answer::page(404, Visibility::Private, view.render(&self.frame), self.is_head)
     }
 

@@ -946,6 +946,8 @@ pub struct AuditFilter {
     pub action: Option<String>,
     /// Those of this subject.
     pub subject: Option<String>,
+    /// Those of subjects that begin so.
+    pub subject_start: Option<String>,
 }
 
 /// A page of the audit, the newest entry first.

@@ -18,10 +18,51 @@ pub struct Frame {
     pub root: String,
     /// The visitor.
     pub visitor: Visitor,
+    /// What the visitor has just done, if a form led to this page.
+    pub note: Option<Note>,
     /// The page's own address below the root, to come back to it after signing in.
     pub here: String,
     /// Seconds since 1970 UTC.
     pub now: i64,
+}
+
+/// What a form did, told by the page that the browser is led to. Its address names it, so it is one
+/// of a few words: no link makes a page say anything else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    /// A path was pinned.
+    Pinned,
+    /// A pin was removed.
+    Unpinned,
+    /// A path was removed.
+    Removed,
+}
+
+impl Note {
+    /// Each of them.
+    pub const ALL: [Self; 3] = [Self::Pinned, Self::Unpinned, Self::Removed];
+
+    /// The part of an address's query that names it.
+    pub const fn parameter(self) -> &'static str {
+        match self {
+            Self::Pinned => "done=pinned",
+            Self::Unpinned => "done=unpinned",
+            Self::Removed => "done=removed",
+        }
+    }
+
+    /// The note that a query names.
+    pub fn in_query(query: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|note| query.split('&').any(|part| part == note.parameter()))
+    }
+
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Pinned => "The path is pinned.",
+            Self::Unpinned => "The pin is removed.",
+            Self::Removed => "The path is removed: this cache has it no longer.",
+        }
+    }
 }
 
 /// The reader of a page.
@@ -151,7 +192,10 @@ impl Frame {
                         }
                         (self.session())
                     }
-                    main #main tabindex="-1" { (content) }
+                    main #main tabindex="-1" {
+                        @if let Some(note) = self.note { p.note role="status" { (note.text()) } }
+                        (content)
+                    }
                     footer { "Served by Dormer, a Nix binary cache." }
                 }
             }

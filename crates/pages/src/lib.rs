@@ -51,14 +51,15 @@ pub use cache::{CacheView, Contents, Counts};
 pub use closure::ClosureView;
 pub use files::{FileContent, FileView, FilesView, Found, ListedFile, ListedKind};
 pub use frame::{
-    Frame, PAGE_BYTES_MAX, Visitor, cache_address, escape_segment, file_address, path_address, way_to_root,
+    Frame, Note, PAGE_BYTES_MAX, Visitor, cache_address, escape_segment, file_address, path_address,
+    way_to_root,
 };
 pub use home::{CacheRow, HomeView};
 pub use log::LogView;
 pub use operator::{
     AuditRow, AuditView, CollectionFigures, CollectionView, DamageView, ExpiryFigures, JobRow, JobsView,
     MadePlan, OperatorPage, OverviewView, PackFigures, PlanView, PublishedCacheRow, PublishingView, QueueRow,
-    ScrubFigures, ServerFigures, TargetView,
+    ScrubFigures, ServerFigures, TargetRow, TargetView,
 };
 pub use path::{PathView, PinRow};
 pub use paths::{PathRow, PathsView, SortedBy};

@@ -7,7 +7,7 @@ use maud::{Markup, html};
 use crate::frame::{Frame, Step, escape_segment, path_address};
 use crate::parts::{moment, size};
 use crate::picture::{Share, one_bar, part_of};
-use crate::text::{bytes, counted, date, number, shortened, span};
+use crate::text::{CUT, bytes, counted, date, number, shortened, span};
 
 /// Rows of each list that a page shows.
 const JOBS_SHOWN: usize = 20;
@@ -72,7 +72,7 @@ impl OperatorPage {
         self.render_of(frame, "", content)
     }
 
-    /// The same, with the server whose figures these are.
+    /// The same, with the server whose figures these are, if another server has others.
     fn render_of(self, frame: &Frame, server: &str, content: &Markup) -> String {
         let mut way: Vec<Step> =
             vec![(Self::Overview.address().to_owned(), Self::Overview.name().to_owned())];
@@ -163,6 +163,21 @@ pub struct JobRow {
     pub error: Option<String>,
 }
 
+/// An edge target, in short.
+#[derive(Debug, Clone)]
+pub struct TargetRow {
+    /// Its name.
+    pub name: String,
+    /// Age of the oldest change that it does not have, in seconds.
+    pub lag_seconds: u64,
+    /// Paths that are there.
+    pub published: u64,
+    /// Paths to look at.
+    pub pending: u64,
+    /// Whether the last run failed.
+    pub has_failed: bool,
+}
+
 /// `/_dormer/`
 #[derive(Debug, Clone)]
 pub struct OverviewView {
@@ -178,15 +193,14 @@ pub struct OverviewView {
     pub figures: ServerFigures,
     /// What it takes turns at.
     pub queues: Vec<QueueRow>,
-    /// Processes that hold a job or a target, the answering one left out.
+    /// Processes that hold a job or a target, the answering one left out, as far as it is known.
     pub others: Vec<String>,
-    /// Open jobs, the oldest first.
-    pub jobs: Vec<JobRow>,
+    /// Open jobs, the oldest first; `None` if the database did not name them.
+    pub jobs: Option<Vec<JobRow>>,
     /// Whether there are more.
     pub more_jobs: bool,
-    /// Edge targets: name, lag in seconds, published and pending paths, and whether the last run
-    /// failed.
-    pub targets: Vec<(String, u64, u64, u64, bool)>,
+    /// Edge targets; `None` if the database did not name them.
+    pub targets: Option<Vec<TargetRow>>,
 }
 
 impl OverviewView {
@@ -241,33 +255,40 @@ impl OverviewView {
             }
             section {
                 h2 { "Other servers" }
-                @if self.others.is_empty() {
+                @if self.jobs.is_none() || self.targets.is_none() {
+                    (not_told("which servers hold jobs and targets"))
+                } @else if self.others.is_empty() {
                     p { "None holds a job or a target now. Servers know of each other by nothing else." }
                 } @else {
                     p { "These hold a job or a target now. Servers know of each other by nothing else." }
+                }
+                @if !self.others.is_empty() {
                     ul { @for name in self.others.iter().take(SERVERS_SHOWN) { li { (shortened(name, NAME_CHARACTERS)) } } }
                 }
             }
             section {
                 h2 { "Jobs" }
-                (jobs(frame, &self.jobs))
+                @match &self.jobs { Some(all) => (jobs(frame, all)), None => (not_told("which jobs are open")) }
                 @if self.more_jobs { p { a href=(frame.link(OperatorPage::Jobs.address())) { "All jobs" } } }
             }
             section {
                 h2 { "Edge targets" }
-                @if self.targets.is_empty() { p { "Nothing was published yet." } } @else {
+                @let targets = self.targets.as_deref().unwrap_or_default();
+                @if self.targets.is_none() { (not_told(TARGETS_NOT_TOLD)) }
+                @else if targets.is_empty() { p { "Nothing was published yet." } }
+                @else {
                     table.wide {
                         thead { tr { th scope="col" { "Target" } th.figure scope="col" { "Published" } th.figure scope="col" { "Pending" } th scope="col" { "Lag" } } }
                         tbody {
-                            @for (name, lag, published, pending, has_failed) in self.targets.iter().take(TARGETS_SHOWN) {
+                            @for target in targets.iter().take(TARGETS_SHOWN) {
                                 tr {
                                     th scope="row" {
-                                        a href=(frame.link(OperatorPage::Publishing.address())) { (shortened(name, NAME_CHARACTERS)) }
-                                        @if *has_failed { " " span.tag.private { "failed" } }
+                                        a href=(frame.link(OperatorPage::Publishing.address())) { (shortened(&target.name, NAME_CHARACTERS)) }
+                                        @if target.has_failed { " " span.tag.private { "failed" } }
                                     }
-                                    td.figure data-label="Published" { (number(*published)) }
-                                    td.figure data-label="Pending" { (number(*pending)) }
-                                    td data-label="Lag" { (lag_text(*lag)) }
+                                    td.figure data-label="Published" { (number(target.published)) }
+                                    td.figure data-label="Pending" { (number(target.pending)) }
+                                    td data-label="Lag" { (lag_text(target.lag_seconds)) }
                                 }
                             }
                         }
@@ -278,6 +299,13 @@ impl OverviewView {
         OperatorPage::Overview.render_of(frame, &self.server, &content)
     }
 }
+
+/// For what only the database knows, while it does not answer: an empty list would be a lie.
+fn not_told(what: &str) -> Markup {
+    html! { p.notice role="status" { "The database does not say now " (what) "." } }
+}
+
+const TARGETS_NOT_TOLD: &str = "how far targets are";
 
 /// Memory is in bytes, everything else is counted.
 fn amount(name: &str, value: u64) -> String {
@@ -412,6 +440,8 @@ pub enum PlanView {
 /// `/_dormer/collection`
 #[derive(Debug, Clone)]
 pub struct CollectionView {
+    /// The server that answers: each has a plan of its own.
+    pub server: String,
     /// When the last collection ended, and what it did.
     pub last: Option<(i64, CollectionFigures)>,
     /// What the next one would do.
@@ -424,6 +454,7 @@ impl CollectionView {
         let content = html! {
             section {
                 h2 { "What a collection would free" }
+                p.quiet { "Each server has a plan of its own. This is what " (shortened(&self.server, NAME_CHARACTERS)) " knows." }
                 @match &self.plan {
                     PlanView::None => p { "No plan was made since this server started. A plan reads the recipes of all paths and changes nothing." },
                     PlanView::Running(since) => p role="status" { "A plan is being made since " (date(*since)) ". Load this page again to see it." },
@@ -455,7 +486,7 @@ impl CollectionView {
                 }
             }
         };
-        OperatorPage::Collection.render(frame, &content)
+        OperatorPage::Collection.render_of(frame, &self.server, &content)
     }
 }
 
@@ -570,7 +601,7 @@ impl PublishingView {
         let targets = self.targets.as_deref().unwrap_or_default();
         let content = html! {
             @match &self.targets {
-                None => p.notice role="status" { "The database does not say now how far targets are." },
+                None => (not_told(TARGETS_NOT_TOLD)),
                 Some(targets) if targets.is_empty() => p { "Nothing was published yet." },
                 Some(_) => {},
             }
@@ -719,6 +750,14 @@ impl AuditView {
     /// Entries on a page.
     pub const ROWS: usize = ENTRIES_SHOWN;
 
+    /// Longest filter, in characters.
+    pub const FILTER_CHARACTERS: usize = 400;
+
+    /// The beginning of an actor that the page cut: a filter for what the page shows finds it.
+    pub fn cut(filter: &str) -> Option<&str> {
+        filter.strip_suffix(CUT)
+    }
+
     /// The names of the filters in an address.
     pub const FILTERS: [&'static str; 3] = ["cache", "action", "actor"];
 
@@ -728,16 +767,17 @@ impl AuditView {
         let mut query = String::from("?");
         for (name, value) in Self::FILTERS.iter().zip(&self.filters) {
             if !value.is_empty() {
-                let _ = write!(query, "{name}={}&", escape_segment(&shortened(value, 100)));
+                let _ =
+                    write!(query, "{name}={}&", escape_segment(&shortened(value, Self::FILTER_CHARACTERS)));
             }
         }
         let content = html! {
-            p { "What people did that cannot be undone, the newest first. The actor is the subject of the token." }
+            p { "What people did that cannot be undone, the newest first. The actor is the subject of the token. A filter that ends with " (CUT) " finds actors by their beginning." }
             form.filters method="get" action=(frame.link(OperatorPage::Audit.address())) role="search" {
                 @for ((name, label), value) in Self::FILTERS.iter().zip(labels).zip(&self.filters) {
                     div {
                         label for=(name) { (label) }
-                        input id=(name) name=(name) value=(shortened(value, 100)) maxlength="100" autocomplete="off" spellcheck="false" list=[(*name == "action").then_some("actions")];
+                        input id=(name) name=(name) value=(shortened(value, Self::FILTER_CHARACTERS)) maxlength=(Self::FILTER_CHARACTERS) autocomplete="off" spellcheck="false" list=[(*name == "action").then_some("actions")];
                     }
                 }
                 datalist #actions { option value="remove path" {} option value="delete cache" {} }

@@ -303,7 +303,7 @@ mod tests {
             by_compression: 1_600 << 20,
         };
         let html = savings(&of).into_string();
-        let title = "9.7 GiB of paths take 900.0 MiB in the store: 91 % is saved.";
+        let title = "9.8 GiB of paths take 900.0 MiB in the store: 91 % is saved.";
         assert!(html.contains(&format!("<figcaption id=\"savings\">{title}</figcaption>")), "{html}");
         assert!(html.contains("role=\"img\" aria-labelledby=\"savings\""), "said once: {html}");
         for text in ["Saved by holes</dt><dd>2.9 GiB <span class=\"quiet\">30 %", "Stored</dt><dd>900.0 MiB"]
@@ -323,7 +323,7 @@ mod tests {
     #[test]
     fn nothing_and_less_than_nothing_are_pictures_too() {
         let html = savings(&Savings::default()).into_string();
-        assert!(html.contains("0 bytes of paths take 0 bytes in the store: 0 % is saved."), "{html}");
+        assert!(html.contains("0 B of paths take 0 B in the store: 0 % is saved."), "{html}");
         let html = savings(&Savings { by_chunks: -5, stored_bytes: 5, ..Savings::default() }).into_string();
         assert!(
             html.contains("<rect class=\"c0\" x=\"0\" y=\"0\" width=\"1000\"") && !html.contains("=\"-"),
@@ -335,7 +335,7 @@ mod tests {
             by_holes: i64::MAX,
             ..Savings::default()
         });
-        assert!(html.into_string().contains("16383.9 PiB"));
+        assert!(html.into_string().contains("16384.0 PiB"));
     }
 
     fn past(day: i64, path_bytes: u64, activity: Option<(u64, u64)>) -> PastDay {
@@ -353,8 +353,7 @@ mod tests {
         assert_eq!(growth(&[]).into_string() + &growth(&[past(0, 5, None)]).into_string(), "");
         let days = [past(0, 0, None), past(1, 1 << 20, None), past(2, 2 << 20, None)];
         let html = growth(&days).into_string();
-        let title =
-            "From 2027-01-15 to 2027-01-17, the paths grew from 0 bytes to 2.0 MiB: then 2 paths, now 2.";
+        let title = "From 2027-01-15 to 2027-01-17, the paths grew from 0 B to 2.0 MiB: then 2 paths, now 2.";
         assert!(html.contains(&format!("<figcaption id=\"growth\">{title}</figcaption>")), "{html}");
         assert!(html.contains("role=\"img\" aria-labelledby=\"growth\""), "{html}");
         assert!(html.contains("d=\"M0 100L500 50L1000 0\""), "{html}");
@@ -369,7 +368,7 @@ mod tests {
         assert!(growth(&[past(0, 9, None), past(1, 3, None)]).into_string().contains("shrank"));
         let empty = growth(&[past(0, 0, None), past(1, 0, None)]).into_string();
         assert!(
-            empty.contains("the paths went from 0 bytes to 0 bytes") && empty.contains("M0 100L1000 100"),
+            empty.contains("the paths went from 0 B to 0 B") && empty.contains("M0 100L1000 100"),
             "{empty}"
         );
         let most = growth(&[past(0, u64::MAX, None); 2]).into_string();

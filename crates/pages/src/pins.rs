@@ -15,6 +15,8 @@ pub struct PinsView {
     pub cache: String,
     /// The pins, by name.
     pub pins: Vec<PinRow>,
+    /// Where this page begins; `None` of the first one.
+    pub after: Option<String>,
     /// Where the next page begins.
     pub next: Option<String>,
 }
@@ -26,7 +28,9 @@ impl PinsView {
         let content = html! {
             h1 { "Pins of " (self.cache) }
             p { "A pin keeps its path, and everything that the path needs. The page of a path pins it." }
-            @if self.pins.is_empty() { p role="status" { "Nothing is pinned." } } @else {
+            @if self.pins.is_empty() {
+                p role="status" { @if self.after.is_some() { "No more pins." } @else { "Nothing is pinned." } }
+            } @else {
                 table.wide data-filter {
                     thead { tr { th scope="col" { "Pin" } th scope="col" { "Path" } th scope="col" { "Since" } th scope="col" { "Until" } th scope="col" { span.unseen { "Remove" } } } }
                     tbody {
@@ -42,6 +46,7 @@ impl PinsView {
                                         (frame.form_token())
                                         input type="hidden" name="name" value=(pin.name);
                                         input type="hidden" name="back" value="pins";
+                                        @if let Some(after) = &self.after { input type="hidden" name="after" value=(after); }
                                         button aria-label={ "Remove the pin " (pin.name) } { "Remove" }
                                     }
                                 }
@@ -50,6 +55,7 @@ impl PinsView {
                     }
                 }
             }
+            @if self.after.is_some() { p { a href=(frame.link(&address)) { "The first pins" } } }
             @if let Some(next) = &self.next { p { a.button rel="next" href={ "?after=" (escape_segment(next)) } { "More" } } }
         };
         frame.page(

@@ -15,6 +15,8 @@ pub struct ProblemView {
     pub text: String,
     /// The id of the request, for the server's log.
     pub request: Option<String>,
+    /// Whether the browser may have kept a session back, because a page of another site led here.
+    pub from_elsewhere: bool,
 }
 
 impl ProblemView {
@@ -24,6 +26,7 @@ impl ProblemView {
             title: "Your session has ended".to_owned(),
             text: "Nothing was changed. Sign in again, and repeat it.".to_owned(),
             request: None,
+            from_elsewhere: false,
         }
     }
 
@@ -33,6 +36,7 @@ impl ProblemView {
             title: "Nothing here".to_owned(),
             text: "There is no such page, or you may not see it.".to_owned(),
             request: None,
+            from_elsewhere: false,
         }
     }
 
@@ -43,6 +47,10 @@ impl ProblemView {
             p { (shortened(&self.text, 600)) }
             @if let Visitor::Anybody { may_sign_in: true } = frame.visitor {
                 p { a href=(frame.link(&SignInView::address(&frame.here))) { "Sign in" } " with a token that may read more." }
+                @if self.from_elsewhere {
+                    // An empty address is that of the page itself.
+                    p { "Are you signed in, and did a link of another site lead you here? Browsers send no session with such a link. " a href="" { "Open this page again" } "." }
+                }
             }
             @if let Some(request) = &self.request { p.quiet { "Request " code { (shortened(request, 130)) } } }
             p { a href=(frame.root) { "All caches" } }

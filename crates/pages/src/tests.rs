@@ -6,10 +6,10 @@ use proptest::prelude::*;
 use crate::{
     AuditRow, AuditView, CacheRow, CacheView, ClosureView, CollectionFigures, CollectionView, Contents,
     Counts, DamageView, ExpiryFigures, FileContent, FileView, FilesView, Found, Frame, HomeView, JobRow,
-    JobsView, ListedFile, ListedKind, LogView, MadePlan, OverviewView, PAGE_BYTES_MAX, PastDay, PathRow,
-    PathStay, PathView, PathsView, PinRow, PinsView, PlanView, ProblemView, PublishedCacheRow,
+    JobsView, ListedFile, ListedKind, LogView, MadePlan, Note, OverviewView, PAGE_BYTES_MAX, PastDay,
+    PathRow, PathStay, PathView, PathsView, PinRow, PinsView, PlanView, ProblemView, PublishedCacheRow,
     PublishingView, QueueRow, Relation, RelationsView, RemoveView, Savings, ScrubFigures, ServerFigures,
-    SignInView, SizedPath, SortedBy, StayEnd, StayView, TargetView, Visitor,
+    SignInView, SizedPath, SortedBy, StayEnd, StayView, TargetRow, TargetView, Visitor,
 };
 
 /// The frame of a page below a cache, for anybody.
@@ -17,6 +17,7 @@ pub(crate) fn frame() -> Frame {
     Frame {
         root: "../".to_owned(),
         visitor: Visitor::Anybody { may_sign_in: true },
+        note: None,
         here: "main/".to_owned(),
         now: 1_800_000_000,
     }
@@ -206,7 +207,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
     let content =
         FileContent::InNar { substituter: owned(), path: owned(), nar_url: Some("nar/x".to_owned()) };
     let edge_file = files(1, Found::File(FileView { bytes: 1, is_executable: true, content }));
-    let problem = ProblemView { title: owned(), text: owned(), request: Some(owned()) };
+    let problem = ProblemView { title: owned(), text: owned(), request: Some(owned()), from_elsewhere: true };
     let (frame, member) = (frame(), signed_in(text));
     let mut pages = operator_pages(text, &name(), length);
     pages.extend(vec![
@@ -224,7 +225,13 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         ("log", log.render(&frame)),
         (
             "pins",
-            PinsView { cache: name(), pins: vec![pin; length.min(40)], next: Some(owned()) }.render(&member),
+            PinsView {
+                cache: name(),
+                pins: vec![pin; length.min(36)],
+                after: Some(format!("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5.{}", name())),
+                next: Some(owned()),
+            }
+            .render(&Frame { note: Some(Note::Unpinned), ..member.clone() }),
         ),
         ("remove", remove.render(&member)),
         ("sign in", SignInView { refused: Some(owned()), back: owned() }.render(&frame)),
@@ -252,6 +259,7 @@ fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, S
         failures: 1,
         error: Some(owned()),
     };
+    let in_short = TargetRow { name: named(), lag_seconds: 5, published: 6, pending: 7, has_failed: true };
     let overview = OverviewView {
         server: owned(),
         version: owned(),
@@ -260,11 +268,12 @@ fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, S
         figures: ServerFigures::default(),
         queues: vec![QueueRow { name: named(), waiting: 1, in_use: Some((1, 2)) }; length],
         others: vec![named(); length],
-        jobs: vec![job.clone(); length.min(5)],
+        jobs: Some(vec![job.clone(); length.min(5)]),
         more_jobs: true,
-        targets: vec![(named(), 5, 6, 7, true); length],
+        targets: Some(vec![in_short; length]),
     };
-    let collection = |plan| CollectionView { last: Some((1, CollectionFigures::default())), plan };
+    let collection =
+        |plan| CollectionView { server: owned(), last: Some((1, CollectionFigures::default())), plan };
     let made = MadePlan {
         at: 2,
         stored_bytes: 10,
@@ -296,8 +305,10 @@ fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, S
         hash: Some("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5".to_owned()),
     };
     let (frame, member) = (frame(), signed_in(text));
+    let silent = OverviewView { jobs: None, targets: None, ..overview.clone() };
     vec![
         ("overview", overview.render(&member)),
+        ("overview without the database", silent.render(&member)),
         ("jobs", JobsView { jobs: vec![job; length], next: Some(7) }.render(&frame)),
         ("plan", collection(PlanView::Made(Box::new(made))).render(&member)),
         ("failed plan", collection(PlanView::Failed(1, owned())).render(&member)),
@@ -530,12 +541,156 @@ fn counts_that_leave_something_out_say_so() {
 }
 
 #[test]
+fn what_the_database_does_not_say_is_no_empty_list() {
+    let empty = OverviewView {
+        server: "lab".to_owned(),
+        version: "0.1.0".to_owned(),
+        started_at: 1,
+        not_ready: None,
+        figures: ServerFigures::default(),
+        queues: Vec::new(),
+        others: Vec::new(),
+        jobs: Some(Vec::new()),
+        more_jobs: false,
+        targets: Some(Vec::new()),
+    };
+    let unknown = "The database does not say now";
+    let nothing = ["No job is open.", "Nothing was published yet.", "None holds a job or a target now."];
+    let see = |view: &OverviewView| view.render(&signed_in("ada"));
+    let html = see(&empty);
+    assert!(nothing.iter().all(|text| html.contains(text)) && !html.contains(unknown), "{html}");
+    let html = see(&OverviewView { jobs: None, targets: None, ..empty.clone() });
+    assert!(!nothing.iter().any(|text| html.contains(text)), "{html}");
+    assert_eq!(html.matches(unknown).count(), 3, "{html}");
+    // What is known of one is shown without the other.
+    let html = see(&OverviewView { targets: None, others: vec!["lab 2".to_owned()], ..empty });
+    assert!(html.contains(nothing[0]) && html.contains("<li>lab 2</li>"), "{html}");
+    assert_eq!(html.matches(unknown).count(), 2, "{html}");
+    let html = PublishingView { targets: None }.render(&signed_in("ada"));
+    assert!(html.contains(unknown) && !html.contains(nothing[1]), "{html}");
+}
+
+#[test]
+fn a_page_says_what_was_done_in_words_of_its_own() {
+    for note in Note::ALL {
+        assert_eq!(Note::in_query(note.parameter()), Some(note));
+        assert_eq!(Note::in_query(&format!("after=x&{}", note.parameter())), Some(note));
+        let html = ProblemView::nothing_here().render(&Frame { note: Some(note), ..signed_in("ada") });
+        assert_eq!(html.matches("<p class=\"note\" role=\"status\">").count(), 1, "{html}");
+    }
+    for none in ["", "done", "done=", "done=all", "x-done=pinned", "done=pinned%20", "DONE=pinned"] {
+        assert_eq!(Note::in_query(none), None, "{none}");
+    }
+}
+
+#[test]
+fn pins_behind_others_are_unpinned_where_they_are_shown() {
+    let pin = PinRow { name: "b".to_owned(), base_name: "h-b".to_owned(), created_at: 5, ends_at: None };
+    let see = |pins: &[PinRow], after: Option<&str>| {
+        let (pins, after) = (pins.to_vec(), after.map(str::to_owned));
+        PinsView { cache: "main".to_owned(), pins, after, next: None }.render(&signed_in("ada"))
+    };
+    let field = "name=\"after\" value=\"h.a&amp;&lt;\"";
+    let html = see(std::slice::from_ref(&pin), Some("h.a&<"));
+    assert!(html.contains(field) && html.contains("The first pins"), "{html}");
+    let html = see(&[pin], None);
+    assert!(!html.contains("name=\"after\"") && !html.contains("The first pins"), "{html}");
+    // The last pin of a later page was removed.
+    let html = see(&[], Some("h.a"));
+    assert!(html.contains("No more pins.") && !html.contains("Nothing is pinned."), "{html}");
+    assert!(html.contains("The first pins"), "{html}");
+    assert!(see(&[], None).contains("Nothing is pinned."));
+}
+
+#[test]
+fn a_job_says_how_far_it_is_and_who_goes_on() {
+    let job = JobRow {
+        id: 7,
+        kind: "delete-cache".to_owned(),
+        about: Some("cache old".to_owned()),
+        rows_done: 1_234_567,
+        holder: Some("process 12 on lab".to_owned()),
+        created_at: 1_800_000_000 - 7_200,
+        stepped_at: Some(1_800_000_000 - 3),
+        failures: 0,
+        error: None,
+    };
+    let see = |job: &JobRow| JobsView { jobs: vec![job.clone()], next: None }.render(&signed_in("ada"));
+    let html = see(&job);
+    for text in [
+        "7 delete-cache",
+        "cache old",
+        ">1,234,567<",
+        "2 hours ago",
+        "run by process 12 on lab",
+        "3 seconds ago",
+    ] {
+        assert!(html.contains(text), "{text} in {html}");
+    }
+    assert!(html.contains("goes on where the last one stopped") && !html.contains("failed"), "{html}");
+    let broken = JobRow { holder: None, failures: 2, error: Some("no room".to_owned()), ..job };
+    let html = see(&broken);
+    assert!(html.contains("waiting") && html.contains("2 failed tries, the last: no room"), "{html}");
+}
+
+/// Caches share what they store, so a cache has no savings of its own.
+#[test]
+fn a_cache_leads_its_owner_to_the_savings_of_the_store() {
+    let all = pages("x", 3);
+    let page = |wanted: &str| &all.iter().find(|(name, _)| *name == wanted).unwrap().1;
+    let (owner, edge) = (page("cache"), page("cache at the edge"));
+    assert!(owner.contains("What it saves") && owner.contains("<a href=\"../\">The first page shows them."));
+    assert!(!edge.contains("What it saves"), "{edge}");
+}
+
+/// Behind a load balancer, the script of a page waits for the server that it shows.
+#[test]
+fn a_page_that_other_servers_fill_otherwise_names_its_server() {
+    let named: Vec<&str> = operator_pages("lab", "lab", 2)
+        .into_iter()
+        .filter(|(_, html)| html.contains("data-live=\"lab\""))
+        .map(|(page, _)| page)
+        .collect();
+    assert_eq!(named, ["overview", "overview without the database", "plan", "failed plan"]);
+}
+
+/// What a page shows of an actor, pasted into its filter, finds the actor; no filter loses its end.
+#[test]
+fn the_audit_keeps_its_filters_whole_however_long_they_are() {
+    let actor = "repo:company/nixpkgs-with-a-long-name:ref:refs/heads/".to_owned() + &"branch".repeat(20);
+    let entry = AuditRow {
+        at: 1,
+        subject: Some(actor.clone()),
+        action: "remove path".to_owned(),
+        cache: None,
+        hash: None,
+    };
+    let filters = [String::new(), String::new(), actor.clone()];
+    let html = AuditView { filters, entries: vec![entry], next: Some(5) }.render(&signed_in("ada"));
+    assert!(html.contains(&format!("value=\"{actor}\"")), "the field has all of it: {html}");
+    let next = format!("?actor={}&amp;before=5", crate::escape_segment(&actor));
+    assert!(html.contains(&next), "{next} in {html}");
+    let tags = tags(&html);
+    let field = tags.iter().find(|tag| tag.attributes.contains(&("id".to_owned(), "actor".to_owned())));
+    let most = field.unwrap().attributes.iter().find(|(name, _)| name == "maxlength").unwrap();
+    assert!(most.1.parse::<usize>().unwrap() >= actor.chars().count(), "{field:?}");
+    let (_, shown) = html.split_once("data-label=\"Actor\">").unwrap();
+    let shown = shown.split('<').next().unwrap();
+    let start = AuditView::cut(shown).expect("so long an actor is cut");
+    assert!(actor.starts_with(start) && start.chars().count() < AuditView::FILTER_CHARACTERS, "{shown}");
+    assert_eq!(AuditView::cut("ada"), None);
+}
+
+#[test]
 fn a_plan_shows_the_packs_of_its_own_moment_until_a_collection_ends() {
     let figures =
         CollectionFigures { freed: crate::PackFigures { packs: 2, bytes: 4 << 20 }, ..Default::default() };
     let expiring = ExpiryFigures { paths: 7, bytes: 1 << 20, caches: 1, caches_left_out: 2 };
     let plan = MadePlan { at: 1_700_000_000, stored_bytes: 10 << 20, expiring, figures };
-    let see = |last| CollectionView { last, plan: PlanView::Made(Box::new(plan)) }.render(&signed_in("ada"));
+    let see = |last| {
+        let (server, plan) = ("lab".to_owned(), PlanView::Made(Box::new(plan)));
+        CollectionView { server, last, plan }.render(&signed_in("ada"))
+    };
     let html = see(Some((1_600_000_000, figures)));
     assert!(html.contains("of 10.0 MiB in packs, 6.0 MiB is needed where it is"), "{html}");
     assert!(

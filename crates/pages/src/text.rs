@@ -18,19 +18,20 @@ pub(crate) fn counted(count: u64, one: &str, many: &str) -> String {
     format!("{} {}", number(count), if count == 1 { one } else { many })
 }
 
-/// `1.5 KiB`; below 1 KiB `17 bytes`.
+/// `38.2 MiB`, rounded; below 1 KiB `17 B`. Pages and commands write every size so.
 pub fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if bytes < 1024 {
-        return format!("{bytes} byte{}", if bytes == 1 { "" } else { "s" });
+        return format!("{bytes} B");
     }
-    let mut tenths = u128::from(bytes) * 10 / 1024;
-    let mut unit = 0;
-    while tenths >= 10_240 && unit + 1 < UNITS.len() {
-        tenths /= 1024;
+    let tenths = |size: u128| (u128::from(bytes) * 10 + size / 2) / size;
+    let (mut unit, mut size) = (0, 1024);
+    // What would round to 1024.0 is 1.0 of the next unit.
+    while tenths(size) >= 10_240 && unit + 1 < UNITS.len() {
+        size *= 1024;
         unit += 1;
     }
-    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+    format!("{}.{} {}", tenths(size) / 10, tenths(size) % 10, UNITS[unit])
 }
 
 /// `73 %` of a whole; `0 %` of nothing.
@@ -77,10 +78,13 @@ pub fn span(seconds: i64) -> String {
     counted(count, one, many)
 }
 
-/// At most so many characters, and a mark if there were more.
+/// The mark of a text that is cut.
+pub(crate) const CUT: char = '…';
+
+/// At most so many characters, and [`CUT`] if there were more.
 pub(crate) fn shortened(text: &str, characters: usize) -> String {
     match text.char_indices().nth(characters) {
-        Some((end, _)) => format!("{}…", &text[..end]),
+        Some((end, _)) => format!("{}{CUT}", &text[..end]),
         None => text.to_owned(),
     }
 }
@@ -111,9 +115,11 @@ mod tests {
         assert_eq!(machine_time(1_800_000_000), "2027-01-15T08:00Z");
         assert_eq!(date(1_800_000_000), "2027-01-15 08:00 UTC");
         assert_eq!(day(-1), "1969-12-31");
-        assert_eq!([bytes(0), bytes(1), bytes(1_023)], ["0 bytes", "1 byte", "1023 bytes"]);
-        assert_eq!([bytes(1_536), bytes(5 << 30)], ["1.5 KiB", "5.0 GiB"]);
-        assert_eq!(bytes(u64::MAX), "16383.9 PiB");
+        assert_eq!([bytes(0), bytes(1), bytes(1_023)], ["0 B", "1 B", "1023 B"]);
+        assert_eq!([bytes(1_024), bytes(1_536), bytes(5 << 30)], ["1.0 KiB", "1.5 KiB", "5.0 GiB"]);
+        assert_eq!([bytes(40_055_603), bytes((1 << 20) - 1)], ["38.2 MiB", "1.0 MiB"]);
+        assert_eq!([bytes(1_048_524), bytes(1_048_525)], ["1023.9 KiB", "1.0 MiB"]);
+        assert_eq!(bytes(u64::MAX), "16384.0 PiB");
         assert_eq!(
             [number(0), number(999), number(1_000), number(1_234_567)],
             ["0", "999", "1,000", "1,234,567"]

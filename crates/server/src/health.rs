@@ -16,6 +16,16 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(4);
 
 const _: () = assert!(PING_MAX.as_millis() < CHECK_TIMEOUT.as_millis());
 
+/// Why a server is not ready.
+const NO_DATABASE: NotReady = NotReady("the database does not answer");
+const NO_STORE: NotReady = NotReady("the object store does not answer");
+const NEITHER: NotReady = NotReady("neither the database nor the object store answers");
+
+/// Whether the database answered a check that ended so.
+pub(crate) fn has_database(reason: &NotReady) -> bool {
+    ![NO_DATABASE.0, NEITHER.0].contains(&reason.0)
+}
+
 pub(crate) async fn check(engine: Engine) -> Result<(), NotReady> {
     let in_time =
         async |what, check: &mut (dyn Future<Output = dormer_engine::Result<()>> + Send + Unpin)| {
@@ -36,8 +46,8 @@ pub(crate) async fn check(engine: Engine) -> Result<(), NotReady> {
     let (index, store) = tokio::join!(in_time("database", &mut index), in_time("object store", &mut store));
     match (index, store) {
         (true, true) => Ok(()),
-        (false, true) => Err(NotReady("the database does not answer")),
-        (true, false) => Err(NotReady("the object store does not answer")),
-        (false, false) => Err(NotReady("neither the database nor the object store answers")),
+        (false, true) => Err(NO_DATABASE),
+        (true, false) => Err(NO_STORE),
+        (false, false) => Err(NEITHER),
     }
 }

@@ -67,6 +67,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
             "dormer-index",
             "dormer-engine",
             "dormer-server",
+            "dormer-pages",
             "dormer-edge-host",
             "dormer-http-host",
             "dormer-client",

@@ -105,13 +105,18 @@ impl Terminal {
 
     /// What the terminal shows as soon as it shows this text.
     fn shows(&self, text: &str) -> String {
+        self.becomes(text, |screen| screen.contains(text))
+    }
+
+    /// What the terminal shows as soon as that is so.
+    fn becomes(&self, what: &str, is_so: impl Fn(&str) -> bool) -> String {
         let end = Instant::now() + TIMEOUT;
         loop {
             let screen = self.tmux(&["capture-pane", "-p"]);
-            if screen.contains(text) {
+            if is_so(&screen) {
                 return screen;
             }
-            assert!(Instant::now() < end, "{text} in\n{screen}");
+            assert!(Instant::now() < end, "{what} in\n{screen}");
             thread::sleep(Duration::from_millis(50));
         }
     }
@@ -121,6 +126,13 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         self.tmux(&["kill-server"]);
     }
+}
+
+/// Sends a signal to processes.
+fn signal(name: &str, processes: &[u32]) {
+    let processes = processes.iter().map(u32::to_string);
+    let status = Command::new("kill").args(["-s", name]).args(processes).status().unwrap();
+    assert!(status.success(), "kill -s {name}");
 }
 
 /// A command with its environment as a line of shell.
@@ -166,7 +178,8 @@ fn top_and_charts_are_drawn_on_a_terminal_and_are_lines_without_one() {
         format!("{}; echo all ended with $?; sleep 60", line(&lab.server_process(&["gc", "--dry-run"]))),
     ];
     let terminal = Terminal::run(&session.join("; "), 100, 60);
-    let screen = terminal.shows("since the start");
+    // The last row is drawn last.
+    let screen = terminal.shows("q quits");
     for text in
         ["database and store answer", "reads", "pushes", "jobs", "nothing was published yet", "q quits"]
     {
@@ -175,6 +188,14 @@ fn top_and_charts_are_drawn_on_a_terminal_and_are_lines_without_one() {
     assert_eq!(terminal.tmux(&["display-message", "-p", "#{alternate_on}"]).trim(), "1");
     // A second answer brings rates.
     terminal.shows("/s");
+    // A server that hangs keeps nobody waiting: the screen follows the size of the terminal.
+    signal("STOP", &lab.process_ids());
+    thread::sleep(Duration::from_millis(1_500));
+    terminal.tmux(&["resize-window", "-x", "80", "-y", "40"]);
+    let ends_at_the_bottom = |screen: &str| screen.lines().nth(39).is_some_and(|row| row == "q quits");
+    terminal.becomes("drawn anew", ends_at_the_bottom);
+    signal("CONT", &lab.process_ids());
+    terminal.tmux(&["resize-window", "-x", "100", "-y", "60"]);
     terminal.tmux(&["send-keys", "q"]);
     terminal.shows("q ended with 0");
     terminal.tmux(&["send-keys", "Enter"]);

@@ -27,10 +27,33 @@ pub struct StatusResponse {
     pub queues: Vec<QueueStatus>,
     /// Open jobs of the whole installation, the oldest first.
     pub jobs: Vec<JobEntry>,
+    /// Whether the database named the jobs; absent from servers that do not say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jobs_known: Option<bool>,
     /// Whether there are more jobs than the answer names.
     pub more_jobs: bool,
     /// Edge targets of the whole installation, by name.
     pub targets: Vec<TargetEntry>,
+    /// Whether the database named the targets; absent from servers that do not say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub targets_known: Option<bool>,
+}
+
+impl StatusResponse {
+    /// The open jobs; `None` if the database did not name them.
+    pub fn known_jobs(&self) -> Option<&[JobEntry]> {
+        self.known(self.jobs_known, &self.jobs)
+    }
+
+    /// The edge targets; `None` if the database did not name them.
+    pub fn known_targets(&self) -> Option<&[TargetEntry]> {
+        self.known(self.targets_known, &self.targets)
+    }
+
+    /// An earlier server that is not ready may have left a list empty because it could not ask.
+    fn known<'a, T>(&self, is_known: Option<bool>, list: &'a [T]) -> Option<&'a [T]> {
+        is_known.unwrap_or(self.not_ready.is_none() || !list.is_empty()).then_some(list)
+    }
 }
 
 /// Requests and connections of a server.

@@ -324,5 +324,37 @@ fn version_2_tells_what_a_server_does() {
     assert_eq!((status.not_ready, status.jobs[0].holder.as_deref()), (None, None));
     let unready = r#""now":2,"not_ready":"the database does not answer""#;
     let json = serde_json::to_string(&StatusResponse { not_ready: None, ..status }).unwrap();
-    assert!(both_ways::<StatusResponse>(&json.replace(r#""now":2"#, unready)).not_ready.is_some());
+    let status = both_ways::<StatusResponse>(&json.replace(r#""now":2"#, unready));
+    assert!(status.not_ready.is_some());
+}
+
+/// Servers and readers of the status have versions of their own.
+#[test]
+fn a_list_that_the_database_did_not_name_is_no_empty_list() {
+    let answer = |not_ready: &str, jobs: &str, more: &str| {
+        format!(
+            r#"{{"process":"p","version":"0.1.0","started_at":1,"now":2,{not_ready}"requests":{{"answered":9,"failed":1,"refused":0,"in_flight":2,"connections":3,"received_bytes":4,"sent_bytes":5}},"reads":{{"narinfos":6,"missing":7,"nars":8}},"pushes":{{"nars":1,"nar_bytes":2,"new_bytes":3,"uploading":4}},"queues":[],"jobs":[{jobs}],{more}"#
+        )
+    };
+    let (ready, unready) = ("", r#""not_ready":"the object store does not answer","#);
+    let job = r#"{"id":7,"kind":"scrub","rows_done":1,"created_at":1,"failures":0}"#;
+    let known = |json: &str| {
+        let status = both_ways::<StatusResponse>(json);
+        (status.known_jobs().map(<[_]>::len), status.known_targets().map(<[_]>::len))
+    };
+    // An earlier server does not say so: what it could not ask for is unknown.
+    let earlier = r#""more_jobs":false,"targets":[]}"#;
+    assert_eq!(known(&answer(ready, "", earlier)), (Some(0), Some(0)));
+    assert_eq!(known(&answer(unready, "", earlier)), (None, None));
+    assert_eq!(known(&answer(unready, job, earlier)), (Some(1), None));
+    // This one does, whether it is ready or not.
+    let says = |jobs: bool, targets: bool| {
+        format!(r#""jobs_known":{jobs},"more_jobs":false,"targets":[],"targets_known":{targets}}}"#)
+    };
+    assert_eq!(known(&answer(ready, "", &says(true, false))), (Some(0), None));
+    assert_eq!(known(&answer(unready, "", &says(true, true))), (Some(0), Some(0)));
+    assert_eq!(known(&answer(unready, "", &says(false, false))), (None, None));
+    // An earlier reader requires both lists, and passes over what it does not know.
+    let now: serde_json::Value = serde_json::from_str(&answer(unready, "", &says(false, false))).unwrap();
+    assert!(now["jobs"].is_array() && now["targets"].is_array() && now["more_jobs"].is_boolean());
 }

@@ -97,7 +97,9 @@ pub(super) struct Watched {
     pub(super) status: Option<StatusResponse>,
     /// Why the last question had no answer.
     pub(super) failure: Option<String>,
-    /// The newest rate is the last.
+    /// Rates of the last answer. The first one of a process has none.
+    pub(super) now: Option<Rates>,
+    /// Rates of all answers that have some, the newest last.
     pub(super) rates: VecDeque<Rates>,
     /// The last answer of each server, and when it came; the newest is the last.
     answers: VecDeque<(StatusResponse, Instant)>,
@@ -105,7 +107,26 @@ pub(super) struct Watched {
 
 impl Watched {
     pub(super) fn new(server: String) -> Self {
-        Self { server, status: None, failure: None, rates: VecDeque::new(), answers: VecDeque::new() }
+        Self {
+            server,
+            status: None,
+            failure: None,
+            now: None,
+            rates: VecDeque::new(),
+            answers: VecDeque::new(),
+        }
+    }
+
+    /// Takes what came of a question. What may pass is shown; a token that is refused ends the
+    /// command.
+    fn take(&mut self, asked: dormer_client::Result<StatusResponse>) -> Result<()> {
+        use dormer_client::Error::{Forbidden, Unauthorized};
+        match asked {
+            Ok(status) => self.answer(status, Instant::now()),
+            Err(error @ (Unauthorized { .. } | Forbidden { .. })) => return Err(error.into()),
+            Err(error) => (self.now, self.failure) = (None, Some(Error::from(error).chain())),
+        }
+        Ok(())
     }
 
     /// Takes an answer that came at `at`.
@@ -115,10 +136,10 @@ impl Watched {
             before.process == status.process && before.started_at == status.started_at
         };
         let before = self.answers.iter().position(is_same).and_then(|place| self.answers.remove(place));
-        let rates = before.and_then(|(before, then)| {
+        self.now = before.and_then(|(before, then)| {
             Rates::between(&before, &status, at.duration_since(then).as_secs_f64())
         });
-        if let Some(rates) = rates {
+        if let Some(rates) = self.now {
             if self.rates.len() == REMEMBERED {
                 self.rates.pop_front();
             }
@@ -144,18 +165,6 @@ pub(super) async fn run(args: &TopArgs, context: &Context) -> Result<()> {
     print(args, context, &api, watched).await
 }
 
-/// Asks once more. What may pass is shown; a token that is refused ends the command.
-async fn ask(api: &ApiClient, watched: &mut Watched) -> Result<()> {
-    match api.status().await {
-        Ok(status) => watched.answer(status, Instant::now()),
-        Err(error @ (dormer_client::Error::Unauthorized { .. } | dormer_client::Error::Forbidden { .. })) => {
-            return Err(error.into());
-        }
-        Err(error) => watched.failure = Some(Error::from(error).chain()),
-    }
-    Ok(())
-}
-
 async fn print(args: &TopArgs, context: &Context, api: &ApiClient, mut watched: Watched) -> Result<()> {
     let printer = &context.printer;
     let mut answers = 0;
@@ -168,7 +177,7 @@ async fn print(args: &TopArgs, context: &Context, api: &ApiClient, mut watched: 
             message["server"] = watched.server.as_str().into();
             printer.message(&message)?;
             if !printer.json {
-                printer.data(&line(status, watched.rates.back()))?;
+                printer.data(&line(status, watched.now.as_ref()))?;
             }
         }
         answers += 1;
@@ -176,7 +185,7 @@ async fn print(args: &TopArgs, context: &Context, api: &ApiClient, mut watched: 
             return Ok(());
         }
         tokio::time::sleep(args.interval).await;
-        ask(api, &mut watched).await?;
+        watched.take(api.status().await)?;
     }
 }
 
@@ -190,25 +199,25 @@ async fn draw(args: &TopArgs, api: &ApiClient, mut watched: Watched) -> Result<(
         if args.count.is_some_and(|count| answers >= count) {
             return Ok(());
         }
-        let next = tokio::time::Instant::now() + args.interval;
-        loop {
+        let next = async {
+            tokio::time::sleep(args.interval).await;
+            api.status().await
+        };
+        let mut next = std::pin::pin!(next);
+        let asked = loop {
             tokio::select! {
                 // Nobody waits for a question that is under way.
                 () = &mut stop => return Ok(()),
-                changed = screen.changed() => {
-                    if !changed {
+                is_resized = screen.is_resized() => {
+                    if !is_resized {
                         return Ok(());
                     }
                     screen.draw(&watched).map_err(failed)?;
                 }
-                () = tokio::time::sleep_until(next) => break,
+                asked = &mut next => break asked,
             }
-        }
-        tokio::select! {
-            () = &mut stop => return Ok(()),
-            () = screen.quit() => return Ok(()),
-            asked = ask(api, &mut watched) => asked?,
-        }
+        };
+        watched.take(asked)?;
         answers += 1;
     }
 }
@@ -216,7 +225,17 @@ async fn draw(args: &TopArgs, api: &ApiClient, mut watched: Watched) -> Result<(
 /// One interval, for logs and pipes.
 fn line(status: &StatusResponse, rates: Option<&Rates>) -> String {
     let waiting: u64 = status.queues.iter().map(|queue| queue.waiting).sum();
-    let lag = status.targets.iter().map(|target| target.lag_seconds).max().unwrap_or(0);
+    let lag = status.known_targets().map_or_else(
+        || "unknown".to_owned(),
+        |targets| {
+            let seconds = targets.iter().map(|target| target.lag_seconds).max().unwrap_or(0);
+            human_duration(Duration::from_secs(seconds))
+        },
+    );
+    let jobs = status.known_jobs().map_or_else(
+        || "jobs unknown".to_owned(),
+        |jobs| format!("{}{} jobs", jobs.len(), if status.more_jobs { "+" } else { "" }),
+    );
     let mut line = match rates {
         Some(rates) => format!(
             "reads {:.1}/s, {}/s; pushes {:.1}/s, {}/s",
@@ -233,12 +252,8 @@ fn line(status: &StatusResponse, rates: Option<&Rates>) -> String {
     };
     let _ = write!(
         line,
-        "; {} in flight, {} uploading, {waiting} waiting; {}{} jobs; lag {}",
-        status.requests.in_flight,
-        status.pushes.uploading,
-        status.jobs.len(),
-        if status.more_jobs { "+" } else { "" },
-        human_duration(Duration::from_secs(lag))
+        "; {} in flight, {} uploading, {waiting} waiting; {jobs}; lag {lag}",
+        status.requests.in_flight, status.pushes.uploading
     );
     if let Some(reason) = &status.not_ready {
         let _ = write!(line, "; not ready: {reason}");
@@ -297,6 +312,7 @@ pub(super) mod tests {
                 failures: 0,
                 error: None,
             }],
+            jobs_known: Some(true),
             more_jobs: false,
             targets: vec![TargetEntry {
                 name: "edge".to_owned(),
@@ -305,6 +321,19 @@ pub(super) mod tests {
                 pending: 30,
                 error: None,
             }],
+            targets_known: Some(true),
+        }
+    }
+
+    /// The same server, while its database does not answer.
+    pub(crate) fn without_database() -> StatusResponse {
+        StatusResponse {
+            not_ready: Some("the database does not answer".to_owned()),
+            jobs: Vec::new(),
+            jobs_known: Some(false),
+            targets: Vec::new(),
+            targets_known: Some(false),
+            ..status()
         }
     }
 
@@ -352,6 +381,23 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn what_the_database_does_not_say_is_unknown() {
+        let of = |status: &StatusResponse| line(status, None).split_once("waiting; ").unwrap().1.to_owned();
+        let unknown = "jobs unknown; lag unknown; not ready: the database does not answer";
+        assert_eq!(of(&without_database()), unknown);
+        // An earlier server does not tell the two apart.
+        let earlier = StatusResponse { jobs_known: None, targets_known: None, ..without_database() };
+        assert_eq!(of(&earlier), unknown);
+        let idle = StatusResponse {
+            jobs_known: Some(true),
+            targets_known: Some(true),
+            not_ready: None,
+            ..without_database()
+        };
+        assert_eq!(of(&idle), "0 jobs; lag 0.0 s");
+    }
+
+    #[test]
     fn servers_that_answer_in_turns_have_rates_of_their_own() {
         let mut watched = Watched::new("lab".to_owned());
         let other =
@@ -367,6 +413,26 @@ pub(super) mod tests {
             watched.answer(StatusResponse { process: number.to_string(), ..status() }, begin);
         }
         assert_eq!(watched.answers.len(), SERVERS);
+    }
+
+    #[test]
+    fn a_rate_is_of_the_process_that_answered_last() {
+        let mut watched = Watched::new("lab".to_owned());
+        let begin = Instant::now();
+        let at = |second| begin + Duration::from_secs(second);
+        watched.answer(status(), at(0));
+        assert_eq!(watched.now, None, "the first answer has none");
+        watched.answer(later(), at(10));
+        assert_eq!(watched.now.map(|rates| rates.narinfos), Some(10.0));
+        // The server was restarted: its counters begin anew.
+        let restarted = |status: StatusResponse| StatusResponse { started_at: 4_705, ..status };
+        watched.answer(restarted(status()), at(20));
+        assert_eq!((watched.now, watched.rates.len()), (None, 1), "the picture keeps what was before");
+        watched.answer(restarted(later()), at(40));
+        assert_eq!(watched.now.map(|rates| rates.narinfos), Some(5.0));
+        // A server that does not answer has no rate either.
+        watched.take(Err(dormer_client::Error::NoDefaultServer)).unwrap();
+        assert!(watched.now.is_none() && watched.failure.is_some());
     }
 
     #[test]

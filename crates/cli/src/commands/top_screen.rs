@@ -60,13 +60,8 @@ impl Screen {
     }
 
     /// Waits until the screen must be drawn again. `false`: the person wants to leave.
-    pub(super) async fn changed(&mut self) -> bool {
+    pub(super) async fn is_resized(&mut self) -> bool {
         self.told.recv().await == Some(Told::Resized)
-    }
-
-    /// Waits until the person wants to leave.
-    pub(super) async fn quit(&mut self) {
-        while self.changed().await {}
     }
 }
 
@@ -102,6 +97,9 @@ fn quits(key: &KeyEvent) -> bool {
     key.kind == KeyEventKind::Press && (is_control_c || matches!(key.code, KeyCode::Char('q') | KeyCode::Esc))
 }
 
+/// For what only the database knows, while it does not answer.
+const NOT_TOLD: &str = "the database does not say now";
+
 const BOLD: Style = Style::new().add_modifier(Modifier::BOLD);
 const DIM: Style = Style::new().add_modifier(Modifier::DIM);
 const REVERSED: Style = Style::new().add_modifier(Modifier::REVERSED);
@@ -123,7 +121,7 @@ fn paint(frame: &mut Frame<'_>, watched: &Watched) {
     paint_rates(frame, pictures, watched);
     paint_queues(frame, turns, &queues);
     paint_jobs(frame, jobs, status);
-    paint_targets(frame, targets, &status.targets);
+    paint_targets(frame, targets, status.known_targets());
     frame.render_widget(Line::styled("q quits", DIM), foot);
 }
 
@@ -158,8 +156,7 @@ fn paint_head(frame: &mut Frame<'_>, area: Rect, watched: &Watched, status: &Sta
 
 fn paint_rates(frame: &mut Frame<'_>, area: Rect, watched: &Watched) {
     let [left, right] = Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).areas(area);
-    let last = watched.rates.back().copied();
-    let (reads, pushes) = match last {
+    let (reads, pushes) = match watched.now {
         Some(rates) => (
             format!("reads {:.1}/s, NARs {:.1}/s, {}/s", rates.narinfos, rates.nars, whole(rates.sent_bytes)),
             format!(
@@ -245,17 +242,24 @@ fn paint_jobs(frame: &mut Frame<'_>, area: Rect, status: &StatusResponse) {
         (None, Some(holder)) => holder.clone(),
         (None, None) => "waiting".to_owned(),
     };
-    let rows = status.jobs.iter().map(|job| {
+    let (shown, none) = match status.known_jobs() {
+        Some(jobs) => (jobs, "no jobs are open"),
+        None => (&[][..], NOT_TOLD),
+    };
+    let rows = shown.iter().map(|job| {
         [about(job), format!("{} rows", job.rows_done), ago(status.now, job.created_at), state(job)]
     });
     let widths = [Constraint::Fill(2), Constraint::Length(14), Constraint::Length(18), Constraint::Fill(2)];
     let title = if status.more_jobs { "jobs, the oldest" } else { "jobs" };
-    let table =
-        table(title, ["kind", "done", "opened", "run by"], rows.collect(), widths, "no jobs are open");
+    let table = table(title, ["kind", "done", "opened", "run by"], rows.collect(), widths, none);
     frame.render_widget(table, area);
 }
 
-fn paint_targets(frame: &mut Frame<'_>, area: Rect, targets: &[TargetEntry]) {
+fn paint_targets(frame: &mut Frame<'_>, area: Rect, targets: Option<&[TargetEntry]>) {
+    let (targets, none) = match targets {
+        Some(targets) => (targets, "nothing was published yet"),
+        None => (&[][..], NOT_TOLD),
+    };
     let lag = |target: &TargetEntry| match target.lag_seconds {
         0 => "no lag".to_owned(),
         seconds => format!("lag {}", human_duration(Duration::from_secs(seconds))),
@@ -271,7 +275,7 @@ fn paint_targets(frame: &mut Frame<'_>, area: Rect, targets: &[TargetEntry]) {
     });
     let widths = [Constraint::Fill(1), Constraint::Length(20), Constraint::Length(18), Constraint::Fill(1)];
     let head = ["target", "published", "pending", "lag"];
-    let table = table("publishing", head, rows.collect(), widths, "nothing was published yet");
+    let table = table("publishing", head, rows.collect(), widths, none);
     frame.render_widget(table, area);
 }
 
@@ -283,7 +287,7 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     use super::*;
-    use crate::commands::top::tests::{later, status};
+    use crate::commands::top::tests::{later, status, without_database};
 
     fn painted(watched: &Watched, width: u16, height: u16) -> String {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
@@ -307,6 +311,15 @@ mod tests {
     #[test]
     fn the_screen_shows_reads_pushes_turns_jobs_and_targets() {
         insta::assert_snapshot!("top_screen", painted(&watched(), 100, 24));
+    }
+
+    #[test]
+    fn what_the_database_does_not_say_is_no_empty_table() {
+        let mut silent = watched();
+        silent.status = Some(without_database());
+        let text = painted(&silent, 100, 24);
+        assert_eq!(text.matches(NOT_TOLD).count(), 2, "{text}");
+        assert!(!text.contains("no jobs are open") && !text.contains("nothing was published"), "{text}");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 pub(crate) use dormer_client::parse_size;
+pub(crate) use dormer_pages::bytes as human_size;
 
 const DURATION_UNITS: &[(&[&str], u64)] = &[
     (&["s", "sec", "secs", "second", "seconds"], 1),
@@ -77,20 +78,6 @@ pub(crate) fn write_size(bytes: u64) -> String {
         }
     }
     format!("{bytes} B")
-}
-
-/// A size for people, rounded: `38.2 MiB`.
-pub(crate) fn human_size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    #[expect(clippy::cast_precision_loss, reason = "rounded to one digit after the point anyway")]
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    // 1023.95 would print as 1024.0.
-    while value >= 1023.95 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
 /// An elapsed time for people: `9.4 s`, `3 min 05 s`, `2 h 07 min`.
@@ -180,9 +167,6 @@ mod tests {
 
     #[test]
     fn people_see_rounded_numbers() {
-        assert_eq!(human_size(1_023), "1023 B");
-        assert_eq!(human_size(40_055_603), "38.2 MiB");
-        assert_eq!(human_size((1 << 20) - 1), "1.0 MiB");
         assert_eq!(human_duration(Duration::from_millis(9_420)), "9.4 s");
         assert_eq!(human_duration(Duration::from_secs(185)), "3 min 05 s");
         assert_eq!(human_duration(Duration::from_mins(127)), "2 h 07 min");

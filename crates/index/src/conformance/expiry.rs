@@ -833,8 +833,16 @@ pub(super) async fn a_removal_by_hand_is_in_the_audit(both: Both) -> Result<()> 
         cache: cache.map(str::to_owned),
         action: action.map(str::to_owned),
         subject: subject.map(str::to_owned),
+        subject_start: None,
     };
+    let of_start =
+        |start: &str| AuditFilter { subject_start: Some(start.to_owned()), ..AuditFilter::default() };
     for (filter, expected) in [
+        (of_start("a"), vec![first]),
+        (of_start("ada"), vec![first]),
+        (of_start("da"), vec![]),
+        (of_start("a%"), vec![]),
+        (of_start("adam"), vec![]),
         (by(None, None, None), vec![third, second, first]),
         (by(Some("main"), None, None), vec![third, second, first]),
         (by(Some("mai"), None, None), vec![]),

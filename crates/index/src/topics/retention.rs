@@ -196,7 +196,8 @@ const AUDIT_BEFORE: Sql = both!(
              OR EXISTS (SELECT 1 FROM caches AS c WHERE c.id = a.cache AND c.name = CAST($3 AS TEXT)))
          AND (CAST($4 AS TEXT) IS NULL OR a.action = CAST($4 AS TEXT))
          AND (CAST($5 AS TEXT) IS NULL OR a.subject = CAST($5 AS TEXT))
-     ORDER BY a.number DESC LIMIT $6"
+         AND (CAST($6 AS TEXT) IS NULL OR substr(a.subject, 1, length(CAST($6 AS TEXT))) = CAST($6 AS TEXT))
+     ORDER BY a.number DESC LIMIT $7"
 );
 
 #[async_trait]
@@ -458,13 +459,14 @@ impl RetentionIndex for SqlIndex {
     }
 
     async fn audit_before(&self, before: i64, filter: &AuditFilter, limit: u32) -> Result<AuditPage> {
-        let AuditFilter { cache, action, subject } = filter;
+        let AuditFilter { cache, action, subject, subject_start } = filter;
         let arguments = [
             Number(before),
             Number(AUDIT_WINDOW),
             OptionalText(cache.as_deref()),
             OptionalText(action.as_deref()),
             OptionalText(subject.as_deref()),
+            OptionalText(subject_start.as_deref()),
             Number(limit.into()),
         ];
         self.read("read the audit", async |mut tx| {

@@ -11,6 +11,7 @@ use crate::body::{self, Body};
 use crate::call::Call;
 use crate::failure::Failure;
 use crate::figures::Figures;
+use crate::health;
 use crate::operations::Operations;
 use crate::route::NARINFO;
 
@@ -25,20 +26,25 @@ pub(crate) async fn show_status(app: &App, call: &Call) -> Result<Response<Body>
 }
 
 /// Four statements at most. While the database does not answer, jobs and targets are left out, and
-/// the status says so.
+/// the status says so: an empty list would say that there are none.
 pub(super) async fn status(app: &App, operations: &Operations) -> StatusResponse {
-    let mut not_ready = app.probes.check().await.err().map(|reason| reason.0.to_owned());
+    let reason = app.probes.check().await.err();
     app.metrics.refresh().await;
-    let found = match not_ready {
-        None => operations.jobs().list_jobs(None, JOBS_ASKED).await,
-        Some(_) => Ok(Vec::new()),
+    // A database that does not answer now would keep the status waiting.
+    let found = if reason.as_ref().is_none_or(health::has_database) {
+        operations.jobs().list_jobs(None, JOBS_ASKED).await.map(Some)
+    } else {
+        Ok(None)
     };
+    let mut not_ready = reason.map(|reason| reason.0.to_owned());
     let now = app.engine.now();
     let found = found.unwrap_or_else(|error| {
         tracing::warn!(error = dormer_nix::with_causes(&error), "failed to list the jobs");
         not_ready = Some("the database does not answer".to_owned());
-        Vec::new()
+        None
     });
+    let jobs_known = Some(found.is_some());
+    let found = found.unwrap_or_default();
     let figures = app.metrics.figures();
     let targets = app.metrics.publishing();
     StatusResponse {
@@ -51,8 +57,10 @@ pub(super) async fn status(app: &App, operations: &Operations) -> StatusResponse
         reads: reads(&figures),
         pushes: pushes(&figures),
         queues: queues(&figures),
+        jobs_known,
         more_jobs: found.len() > JOBS,
         jobs: found.into_iter().take(JOBS).map(|job| job_entry(job, now)).collect(),
+        targets_known: Some(targets.is_some()),
         targets: targets.iter().flat_map(|targets| targets.iter()).map(target_entry).collect(),
     }
 }

@@ -5,7 +5,7 @@ use dormer_nix::StorePath;
 use dormer_nix::nar::{Node, encode_tree};
 use serde_json::{Value, json};
 
-use crate::common::{Reply, Server, admin, nar, nar_info, now, path, token, token_of, token_with};
+use crate::common::{self, Reply, Server, admin, nar, nar_info, now, path, token, token_of, token_with};
 use crate::routes::pages;
 
 const BROWSER: (&str, &str) = ("Accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8");
@@ -749,7 +749,7 @@ fn forms_change_only_what_a_page_of_the_same_session_sent_with_its_permission() 
     assert_eq!(server.get(&format!("/main/{}.narinfo", library.hash())).status, 200);
 
     let pinned = submit(&server, &owner, &of("pin"), &fields, &[("Sec-Fetch-Site", ""), ("Origin", &origin)]);
-    let back = format!("../../main/{}", library.hash());
+    let back = format!("../../main/{}?done=pinned", library.hash());
     assert_eq!((pinned.status, pinned.header("location")), (303, Some(back.as_str())), "{pinned:?}");
     assert_eq!(pins(), [json!("release")]);
     assert!(browse(&server, Some(&owner), "/main/pins").text().contains("release"));
@@ -765,13 +765,88 @@ fn forms_change_only_what_a_page_of_the_same_session_sent_with_its_permission() 
     assert!(consequences.contains("It is pinned as") && consequences.contains("release"), "{consequences}");
     let unpinned =
         submit(&server, &owner, &of("unpin"), &format!("form_token={proof}&name=release&back=pins"), &[]);
-    assert_eq!((unpinned.status, unpinned.header("location")), (303, Some("../pins")));
+    assert_eq!((unpinned.status, unpinned.header("location")), (303, Some("../pins?done=unpinned")));
     assert_eq!(pins(), Vec::<Value>::new());
     let removed = submit(&server, &owner, &of("remove"), &format!("form_token={proof}"), &[]);
-    assert_eq!((removed.status, removed.header("location")), (303, Some("../")), "{removed:?}");
+    assert_eq!((removed.status, removed.header("location")), (303, Some("../?done=removed")), "{removed:?}");
     assert_eq!(server.get(&format!("/main/{}.narinfo", library.hash())).status, 404);
     let audit = server.block_on(server.index.audit_after(0, 100)).unwrap();
     assert_eq!(audit.last().unwrap().subject.as_deref(), Some("owner"));
+}
+
+#[test]
+fn a_page_says_what_its_form_did_and_a_list_of_pins_goes_on_where_it_was() {
+    let server = Server::start();
+    push(&server, "main", &path(1), &nar(1), &json!({}));
+    let owner = token_of("owner", &json!({"main": {"r": 1, "d": 1, "cq": 1}}));
+    let proof = form_token(&server, &owner);
+    let send = |form: &str, fields: &str| {
+        let address = format!("/main/{}/{form}", path(1).hash());
+        submit(&server, &owner, &address, &format!("form_token={proof}&{fields}"), &[])
+    };
+    for number in 0..38 {
+        assert_eq!(send("pin", &format!("name=pin-{number:02}")).status, 303);
+    }
+    let see = |address: &str| browse(&server, Some(&owner), address).text();
+    let first = see("/main/pins");
+    let (_, next) = first.split_once("rel=\"next\" href=\"?").expect("there are more pins");
+    let next = next.split('"').next().unwrap();
+    let second = see(&format!("/main/pins?{next}"));
+    assert!(second.contains(">pin-36<") && second.contains(">pin-37<"), "{second}");
+    let (_, after) = second.split_once("name=\"after\" value=\"").expect("the form knows its page");
+    let after = after.split('"').next().unwrap();
+    for (name, left) in [("pin-36", ">pin-37<"), ("pin-37", "No more pins.")] {
+        let reply = send("unpin", &format!("name={name}&back=pins&after={after}"));
+        let location = reply.header("location").unwrap().strip_prefix("..").unwrap().to_owned();
+        let page = see(&format!("/main{location}"));
+        assert!(page.contains("The pin is removed.") && page.contains(left), "{location}: {page}");
+        assert!(!page.contains(">pin-00<"), "the first page is another one: {page}");
+    }
+    for bad in ["x", "x.y", "//evil.example", &format!("{after}%0d%0aSet-Cookie:x")] {
+        let reply = send("unpin", &format!("name=pin-00&back=pins&after={bad}"));
+        assert_eq!(reply.status, 400, "{bad}: {reply:?}");
+    }
+    let long = format!("/main/pins?after={}.{}", path(1).hash(), "x".repeat(2_000));
+    assert_eq!(browse(&server, Some(&owner), &long).status, 400);
+    let removed = send("remove", "");
+    assert_eq!(removed.header("location"), Some("../?done=removed"));
+    assert!(see("/main/?done=removed").contains("The path is removed"));
+    // A link of another site brings no session, and says nothing.
+    let stranger = browse(&server, None, "/main/?done=removed").text();
+    assert!(!stranger.contains("The path is removed") && stranger.contains("Use this cache"), "{stranger}");
+}
+
+/// A browser keeps the session back from what a page of another site leads to.
+#[test]
+fn a_page_that_a_link_of_another_site_leads_to_can_be_opened_again() {
+    let server = Server::start();
+    push(&server, "team-a", &path(1), &nar(1), &json!({}));
+    let see = |address: &str, session: Option<&str>, site: Option<&str>| {
+        let cookie = session.map(cookie);
+        let mut headers = vec![BROWSER];
+        headers.extend(cookie.as_deref().map(|value| ("Cookie", value)));
+        headers.extend(site.map(|site| ("Sec-Fetch-Site", site)));
+        server.request("GET", address, &headers, b"")
+    };
+    let again = "<a href=\"\">Open this page again</a>";
+    for (address, status) in [("/team-a/", 404), ("/none/", 404), ("/main/pins", 403), ("/_dormer/", 404)] {
+        for site in [Some("cross-site"), None] {
+            let reply = see(address, None, site);
+            assert_eq!(reply.status, status, "{address}: {reply:?}");
+            assert!(reply.text().contains(again), "{address} from {site:?}: {}", reply.text());
+        }
+        // Here the browser has sent what it has.
+        for site in ["same-origin", "same-site", "none"] {
+            assert!(!see(address, None, Some(site)).text().contains(again), "{address} from {site}");
+        }
+        let weak = token(&json!({"main": {"r": 1}}));
+        let reply = see(address, Some(&weak), Some("same-origin"));
+        assert!(reply.status == status && !reply.text().contains(again), "{address}: {reply:?}");
+    }
+    let reader = token(&json!({"team-a": {"r": 1}}));
+    assert_eq!(see("/team-a/", Some(&reader), Some("same-origin")).status, 200);
+    let sent = server.request("POST", "/_dormer/collection", &[BROWSER], b"form_token=x");
+    assert!(!sent.text().contains(again), "the address of a form is no page");
 }
 
 #[test]
@@ -903,7 +978,8 @@ fn operators_see_jobs_publishing_and_the_audit_and_each_page_costs_four_statemen
     let server = Server::start();
     push(&server, "main", &path(1), &nar(1), &json!({}));
     let main = server.block_on(server.engine.find_cache("main")).unwrap().unwrap().id;
-    for (number, subject) in [(1, "ada"), (2, "<script>bob")] {
+    let workflow = format!("repo:company/{}", "name-".repeat(60));
+    for (number, subject) in [(1, "ada"), (2, "<script>bob"), (3, workflow.as_str())] {
         let hash = path(number).hash();
         let removal =
             server.index.remove_for_cause(main, &hash, Some(subject), false, now() + i64::from(number));
@@ -964,6 +1040,14 @@ fn operators_see_jobs_publishing_and_the_audit_and_each_page_costs_four_statemen
     assert!(see("/_dormer/audit?cache=team-a").contains("Nothing here."));
     assert!(see("/_dormer/audit?before=1").contains("Nothing here."));
     assert_eq!(browse(&server, Some(&admin()), "/_dormer/audit?before=x").status, 400);
+    // What the page shows of a long actor finds it, and so does the whole actor.
+    let (_, shown) = audit.split_once("repo:").unwrap();
+    let shown = format!("repo:{}", shown.split('<').next().unwrap());
+    assert!(shown.ends_with('…') && workflow.starts_with(shown.trim_end_matches('…')), "{shown}");
+    for actor in [shown.as_str(), workflow.as_str()] {
+        let found = see(&format!("/_dormer/audit?actor={}", dormer_pages::escape_segment(actor)));
+        assert!(found.contains("repo:") && !found.contains(">ada<"), "{found}");
+    }
     let long = format!("/_dormer/audit?actor={}", "x".repeat(500));
     assert_eq!(browse(&server, Some(&admin()), &long).status, 400);
     assert_eq!(
@@ -977,6 +1061,40 @@ fn operators_see_jobs_publishing_and_the_audit_and_each_page_costs_four_statemen
             .status,
         405
     );
+}
+
+/// An empty list would say that nothing is open and nothing was published.
+#[test]
+fn what_the_database_does_not_say_is_unknown_in_the_status_and_on_the_pages() {
+    let server = Server::start();
+    let see = || {
+        let status = server.call(&admin(), "GET", "/_api/v2/status", b"").json();
+        let page = browse(&server, Some(&admin()), "/_dormer/").text();
+        assert_eq!((&status["jobs"], &status["targets"]), (&json!([]), &json!([])), "{status}");
+        let known = ["jobs_known", "targets_known"].map(|name| status[name].as_bool().unwrap());
+        assert_eq!(page.contains("No job is open."), known[0], "{page}");
+        assert_eq!(page.contains("does not say now which jobs are open"), !known[0], "{page}");
+        assert_eq!(page.contains("Nothing was published yet."), known[1], "{page}");
+        assert_eq!(page.contains("does not say now how far targets are"), !known[1], "{page}");
+        assert_eq!(page.contains("None holds a job or a target now."), known == [true, true], "{page}");
+        known
+    };
+    assert_eq!(see(), [true, true]);
+    server.store.set_down(true);
+    common::until("the store is missed", || (server.get("/readyz").status == 503).then_some(()));
+    assert_eq!(see(), [true, true], "the store is no database");
+    server.store.set_down(false);
+    let take_away = |table: &str| {
+        let sql = format!("PRAGMA legacy_alter_table = ON; ALTER TABLE {table} RENAME TO {table}_away");
+        let file = server.folder.path().join("index.sqlite");
+        let output = std::process::Command::new("sqlite3").arg(file).arg(sql).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    take_away("outbox");
+    // What was told is remembered for two seconds.
+    common::until("the targets are asked for again", || (see() == [true, false]).then_some(()));
+    take_away("jobs");
+    assert_eq!(see(), [false, false]);
 }
 
 /// The claim opens the pages for operators, and no cache: to its holder, a private cache looks like

@@ -116,6 +116,7 @@ fn damaged(app: &App, call: &Call) -> Response<Body> {
                heals it."
             .to_owned(),
         request: None,
+        from_elsewhere: false,
     };
     let mut response = page(view.render(&frame(app, call)));
     *response.status_mut() = StatusCode::NOT_FOUND;

@@ -3,11 +3,11 @@
 use dormer_api::{CacheName, Permission, PinName};
 use dormer_index::Pin;
 use dormer_nix::StorePathHash;
-use dormer_pages::{RemoveView, path_address};
+use dormer_pages::{Note, RemoveView, escape_segment, path_address};
 use http::Response;
 
 use super::session::checked_form;
-use super::show::{find, index, open, pins_of, referrers};
+use super::show::{find, index, open, pin_place, pins_of, referrers};
 use super::{frame, page, see_other};
 use crate::app::App;
 use crate::body::Body;
@@ -49,7 +49,7 @@ pub(super) async fn pin(
     };
     app.engine.index().add_pin(opened.cache.id, &pin, None).await.map_err(index)?;
     tracing::info!(cache.name = %name, pin.name = pin.name, object.hash = %hash, "pinned a store path");
-    Ok(see_other(&path_page(name, hash)))
+    Ok(see_other(&told(&path_page(name, hash), Note::Pinned)))
 }
 
 /// Removes a pin of a path.
@@ -66,10 +66,16 @@ pub(super) async fn unpin(
     let removed =
         app.engine.index().remove_pins(cache.id, pin_name.as_str(), Some(hash)).await.map_err(index)?;
     tracing::info!(cache.name = %name, pin.name = pin_name.as_str(), removed, "removed pins");
-    if form.field("back") == Some("pins") {
-        return Ok(see_other("../pins"));
-    }
-    Ok(see_other(&path_page(name, hash)))
+    // A list of pins goes on where it was.
+    let back = match (form.field("back"), form.field("after")) {
+        (Some("pins"), Some(after)) => {
+            pin_place(after)?;
+            format!("../pins?after={}", escape_segment(after))
+        }
+        (Some("pins"), None) => "../pins".to_owned(),
+        _ => path_page(name, hash),
+    };
+    Ok(see_other(&told(&back, Note::Unpinned)))
 }
 
 /// Says what a removal would do.
@@ -113,7 +119,12 @@ pub(super) async fn remove(
     if app.engine.remove_object(&cache, hash, subject).await?.was_there {
         tracing::info!(cache.name = %name, object.hash = %hash, purge = false, "removed a store path");
     }
-    Ok(see_other("../"))
+    Ok(see_other(&told("../", Note::Removed)))
+}
+
+/// A page that says what was done.
+fn told(page: &str, note: Note) -> String {
+    format!("{page}{}{}", if page.contains('?') { '&' } else { '?' }, note.parameter())
 }
 
 /// The page of a path, as seen from a form below it.

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use dormer_api::CacheName;
 use dormer_edge::AnswerKind;
 use dormer_pages::{
-    ASSET_HEADERS, Asset, Frame, OperatorPage, PAGE_HEADERS, ProblemView, Visitor, way_to_root,
+    ASSET_HEADERS, Asset, Frame, Note, OperatorPage, PAGE_HEADERS, ProblemView, Visitor, way_to_root,
 };
 use http::header::{HeaderName, LOCATION, VARY, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, Response, StatusCode};
@@ -130,7 +130,7 @@ pub(crate) fn dress(app: &App, call: &Call, request: &str, mut response: Respons
         }
         StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND => {
             *response.status_mut() = StatusCode::NOT_FOUND;
-            ProblemView::nothing_here()
+            ProblemView { from_elsewhere: session::may_be_kept_back(call), ..ProblemView::nothing_here() }
         }
         _ => ProblemView {
             title: status.canonical_reason().unwrap_or("Something went wrong").to_owned(),
@@ -139,6 +139,7 @@ pub(crate) fn dress(app: &App, call: &Call, request: &str, mut response: Respons
                 _ => String::new(),
             },
             request: Some(request.to_owned()),
+            from_elsewhere: status == StatusCode::FORBIDDEN && session::may_be_kept_back(call),
         },
     };
     let html = view.render(&frame(app, call));
@@ -167,7 +168,12 @@ fn frame(app: &App, call: &Call) -> Frame {
         "" => path.to_owned(),
         query => format!("{path}?{query}"),
     };
-    Frame { root: way_to_root(call.path()), visitor, here, now: app.engine.now() }
+    // A link of another site brings no session, so nobody else makes a page say what was done.
+    let note = match visitor {
+        Visitor::SignedIn { .. } => Note::in_query(call.query_text()),
+        Visitor::Anybody { .. } => None,
+    };
+    Frame { root: way_to_root(call.path()), visitor, note, here, now: app.engine.now() }
 }
 
 fn page(html: String) -> Response<Body> {

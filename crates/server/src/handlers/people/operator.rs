@@ -3,13 +3,13 @@
 //! Their figures are those of the API's status, of `/metrics` and of the commands' `--json`. Each
 //! takes four statements at most.
 
-use dormer_api::v2::{JobEntry, StatusResponse};
+use dormer_api::v2::{JobEntry, StatusResponse, TargetEntry};
 use dormer_engine::{CollectionReport, CompactionTotals, PackTotals, ScrubReport};
 use dormer_index::{AuditFilter, JobId, JobKind, PublishBacklog};
 use dormer_pages::{
     AuditRow, AuditView, CollectionFigures, CollectionView, DamageView, ExpiryFigures, JobRow, JobsView,
     MadePlan, OperatorPage, OverviewView, PackFigures, PlanView, PublishedCacheRow, PublishingView, QueueRow,
-    ScrubFigures, ServerFigures, TargetView,
+    ScrubFigures, ServerFigures, TargetRow, TargetView,
 };
 use http::{Method, Response};
 
@@ -25,9 +25,6 @@ use crate::handlers::status::{job_entry, status};
 use crate::operations::{CompletePlan, Operations, Plan};
 use crate::publish_metrics::TargetBacklog;
 use crate::request_body::RequestBody;
-
-/// Longest filter of the audit, in bytes.
-const FILTER_BYTES_MAX: usize = 400;
 
 /// Answers a request for an operator's page.
 pub(super) async fn respond(
@@ -46,7 +43,7 @@ pub(super) async fn respond(
             operations.begin_plan(app.engine.now());
             return Ok(see_other("collection"));
         }
-        (&Method::GET, OperatorPage::Overview) => overview(&status(app, operations).await).render(&frame()),
+        (&Method::GET, OperatorPage::Overview) => overview(app, operations).await.render(&frame()),
         (&Method::GET, OperatorPage::Jobs) => jobs(app, call, operations).await?.render(&frame()),
         (&Method::GET, OperatorPage::Collection) => collection(operations).await?.render(&frame()),
         (&Method::GET, OperatorPage::Publishing) => publishing(app).await.render(&frame()),
@@ -60,8 +57,13 @@ pub(super) async fn respond(
     Ok(page(html))
 }
 
-fn overview(of: &StatusResponse) -> OverviewView {
+async fn overview(app: &App, operations: &Operations) -> OverviewView {
+    let of: &StatusResponse = &status(app, operations).await;
+    let publishing = app.metrics.publishing();
+    let publishers = publishing.iter().flat_map(|targets| targets.iter());
+    let publishers = publishers.filter_map(|of_target| holder(of_target, of.now));
     let mut others: Vec<String> = of.jobs.iter().filter_map(|job| job.holder.clone()).collect();
+    others.extend(publishers);
     others.retain(|holder| *holder != of.process);
     others.sort();
     others.dedup();
@@ -90,17 +92,25 @@ fn overview(of: &StatusResponse) -> OverviewView {
         },
         queues,
         others,
-        jobs: of.jobs.iter().cloned().map(job_row).collect(),
+        jobs: of.known_jobs().map(|jobs| jobs.iter().cloned().map(job_row).collect()),
         more_jobs: of.more_jobs,
-        targets: of
-            .targets
-            .iter()
-            .map(|target| {
-                let has_failed = target.error.is_some();
-                (target.name.clone(), target.lag_seconds, target.published, target.pending, has_failed)
-            })
-            .collect(),
+        targets: of.known_targets().map(|targets| targets.iter().map(target_row).collect()),
     }
+}
+
+fn target_row(target: &TargetEntry) -> TargetRow {
+    TargetRow {
+        name: target.name.clone(),
+        lag_seconds: target.lag_seconds,
+        published: target.published,
+        pending: target.pending,
+        has_failed: target.error.is_some(),
+    }
+}
+
+/// The process that publishes to a target: a lease that has ended counts for nothing.
+fn holder(of: &TargetBacklog, now: i64) -> Option<String> {
+    of.target.holder.clone().filter(|_| of.target.lease_ends_at > now)
 }
 
 fn queue_row(queue: &dormer_api::v2::QueueStatus) -> QueueRow {
@@ -155,7 +165,7 @@ async fn collection(operations: &Operations) -> Result<CollectionView, Failure> 
         Plan::Ended(at, Err(reason)) => PlanView::Failed(at, reason),
     };
     let last = last.map(|last| (last.ended_at, collected(&last.report)));
-    Ok(CollectionView { last, plan })
+    Ok(CollectionView { server: operations.name().to_owned(), last, plan })
 }
 
 fn packs(of: &PackTotals) -> PackFigures {
@@ -230,7 +240,7 @@ fn target(of: &TargetBacklog, now: i64) -> TargetView {
     TargetView {
         name: of.target.name.clone(),
         location: of.target.location.clone(),
-        holder: of.target.holder.clone().filter(|_| of.target.lease_ends_at > now),
+        holder: holder(of, now),
         ran_at: of.target.ran_at,
         error: of.target.error.clone(),
         lag_seconds: of.lag_seconds.unsigned_abs(),
@@ -263,12 +273,19 @@ async fn audit(app: &App, call: &Call) -> Result<AuditView, Failure> {
     let mut filters = [const { String::new() }; 3];
     for (filter, name) in filters.iter_mut().zip(AuditView::FILTERS) {
         query(call, name)?.unwrap_or_default().trim().clone_into(filter);
-        if filter.len() > FILTER_BYTES_MAX {
-            return Err(Failure::BadRequest(format!("a filter has at most {FILTER_BYTES_MAX} bytes")));
+        let most = AuditView::FILTER_CHARACTERS;
+        if filter.chars().count() > most {
+            return Err(Failure::BadRequest(format!(
+                "a filter has at most {most} characters; end it with … to find actors by their beginning"
+            )));
         }
     }
     let wanted = |place: usize| Some(filters[place].clone()).filter(|text: &String| !text.is_empty());
-    let filter = AuditFilter { cache: wanted(0), action: wanted(1), subject: wanted(2) };
+    let mut filter =
+        AuditFilter { cache: wanted(0), action: wanted(1), subject: wanted(2), subject_start: None };
+    if let Some(start) = filter.subject.as_deref().and_then(AuditView::cut) {
+        filter = AuditFilter { subject_start: Some(start.to_owned()), subject: None, ..filter };
+    }
     let before = number(call, "before")?.unwrap_or(i64::MAX);
     let rows = u32::try_from(AuditView::ROWS).unwrap_or(u32::MAX);
     let found = app.engine.index().audit_before(before, &filter, rows).await.map_err(index)?;

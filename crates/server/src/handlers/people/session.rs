@@ -18,7 +18,7 @@ use dormer_http_host::brief;
 use dormer_nix::NarHash;
 use dormer_pages::SignInView;
 use http::header::{COOKIE, HeaderName, ORIGIN, SET_COOKIE};
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 
 use super::show::query;
 use super::{frame, page, see_other};
@@ -165,6 +165,13 @@ pub(super) async fn checked_form(app: &App, call: &Call, body: &mut RequestBody)
         return Err(Failure::ForeignForm);
     }
     Ok(form)
+}
+
+/// Whether the browser may have a session that it did not send: it keeps a `SameSite=Strict` cookie
+/// back from whatever a page of another site leads to, and says so.
+pub(super) fn may_be_kept_back(call: &Call) -> bool {
+    let is_look = call.is_head() || call.method() == Method::GET;
+    is_look && call.header(&FETCH_SITE).is_none_or(|site| site == "cross-site")
 }
 
 /// Refuses a form that another site sent. Browsers say where a form comes from, and no script can

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use dormer_api::v2::{HistoryEntry, name_fits};
-use dormer_api::{CacheName, Permission, Permissions, TokenClaims};
+use dormer_api::{CacheName, Permission, Permissions, PinName, TokenClaims};
 use dormer_edge::{foreign_signatures, hash_in, key_names, provenance};
 use dormer_index::{
     Cache, CacheRules, ExpiryDefaults, ExpiryRule, ExtremeObjects, FoundObject, Keepers, ListedObject,
@@ -36,7 +36,7 @@ const LISTED_CACHES: u32 = 51;
 
 /// Paths and pins on a page.
 const PAGE_PATHS: usize = 50;
-const PAGE_PINS: u32 = 40;
+const PAGE_PINS: u32 = 36;
 
 /// Paths that the page of a cache names, of the largest and of the longest unused.
 const EXTREMES: u32 = 10;
@@ -402,21 +402,26 @@ pub(super) async fn pins(app: &App, call: &Call, name: &CacheName) -> Result<Res
     if !opened.may(Permission::ConfigureCacheRetention) {
         return Err(Failure::Forbidden(Permission::ConfigureCacheRetention));
     }
-    // The place behind a pin: its name and the hash of its path.
-    let after = query(call, "after")?;
-    let after = match after.as_deref().map(|place| place.split_once('.')) {
-        None => None,
-        Some(Some((hash, name))) => Some((name, hash.parse::<StorePathHash>().map_err(bad_request)?)),
-        Some(None) => return Err(Failure::BadRequest("`after` is not the `next` of a page".to_owned())),
-    };
-    let after = after.as_ref().map(|(name, hash)| (*name, hash));
+    let place = query(call, "after")?;
+    let after = place.as_deref().map(pin_place).transpose()?;
+    let after = after.as_ref().map(|(name, hash)| (name.as_str(), hash));
     let now = app.engine.now();
     let found =
         app.engine.index().list_pins(opened.cache.id, after, now, PAGE_PINS + 1).await.map_err(index)?;
     let last = found.get(PAGE_PINS as usize - 1).filter(|_| found.len() > PAGE_PINS as usize);
     let next = last.map(|pin| format!("{}.{}", pin.path.hash(), pin.name));
     let pins = found.into_iter().take(PAGE_PINS as usize).map(pin_row).collect();
-    Ok(page(PinsView { cache: opened.cache.name.clone(), pins, next }.render(&frame(app, call))))
+    let view = PinsView { cache: opened.cache.name.clone(), pins, after: place, next };
+    Ok(page(view.render(&frame(app, call))))
+}
+
+/// The place behind a pin: its name and the hash of its path. The forms of a page repeat it, so it
+/// is no longer than a name.
+pub(super) fn pin_place(text: &str) -> Result<(PinName, StorePathHash), Failure> {
+    let Some((hash, name)) = text.split_once('.') else {
+        return Err(Failure::BadRequest("`after` is not the `next` of a page".to_owned()));
+    };
+    Ok((name.parse().map_err(bad_request)?, hash.parse().map_err(bad_request)?))
 }
 
 pub(super) fn pin_row(pin: Pin) -> PinRow {
@@ -652,6 +657,7 @@ pub(super) async fn log(
             title: "No build log".to_owned(),
             text: "The cache has no log of the build that made this path.".to_owned(),
             request: None,
+            from_elsewhere: false,
         };
         let mut response = page(view.render(&frame));
         *response.status_mut() = StatusCode::NOT_FOUND;
