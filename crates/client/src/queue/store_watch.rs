@@ -27,11 +27,10 @@ use notify::{EventKind, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::entry::{QueueEntry, seconds};
+use super::entry::{QueueEntry, QueuedCache, seconds};
 use super::spool::Spool;
 use crate::error::{Error, Result};
 use crate::nix_store::NixStore;
-use crate::settings::CacheRef;
 
 /// First pause before the check of a candidate. A build registers its outputs together, within
 /// this time.
@@ -74,11 +73,12 @@ pub trait WatchReporter: Send + Sync {
 pub struct StoreWatch {
     store: NixStore,
     spool: Spool,
-    caches: Vec<CacheRef>,
+    caches: Vec<QueuedCache>,
     events: mpsc::Receiver<StoreEvent>,
     /// Set when an event found no room.
     overflowed: Arc<AtomicBool>,
-    _watcher: notify::RecommendedWatcher,
+    /// `None` if nothing is told: what is new is found at the end ([`StoreWatch::unwatched`]).
+    _watcher: Option<notify::RecommendedWatcher>,
     candidates: BTreeMap<StorePath, Candidate>,
     /// Everything that appeared before is queued, or was when this watcher began.
     queued_until: SystemTime,
@@ -103,12 +103,13 @@ struct Candidate {
 
 impl StoreWatch {
     /// Begins to watch. What appears from now on is queued by [`StoreWatch::run`].
-    pub fn start(store: NixStore, spool: Spool, caches: Vec<CacheRef>) -> Result<Self> {
+    pub fn start(store: NixStore, spool: Spool, caches: Vec<QueuedCache>) -> Result<Self> {
+        let mut watch = Self::unwatched(store, spool, caches);
         let (sender, events) = mpsc::channel(EVENTS_MAX);
-        let overflowed = Arc::new(AtomicBool::new(false));
+        let store = &watch.store;
         let folder = store.real_dir().to_owned();
         let failed = |source| Error::Watch { folder: folder.clone(), source };
-        let lost = Arc::clone(&overflowed);
+        let lost = Arc::clone(&watch.overflowed);
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             for event in store_events(event) {
                 if sender.try_send(event).is_err() {
@@ -118,17 +119,24 @@ impl StoreWatch {
         })
         .map_err(failed)?;
         watcher.watch(&folder, RecursiveMode::NonRecursive).map_err(failed)?;
-        Ok(Self {
+        (watch.events, watch._watcher) = (events, Some(watcher));
+        Ok(watch)
+    }
+
+    /// The same without a watch, for a system that has none to give. Only [`StoreWatch::finish`]
+    /// finds anything.
+    pub fn unwatched(store: NixStore, spool: Spool, caches: Vec<QueuedCache>) -> Self {
+        Self {
             store,
             spool,
             caches,
-            events,
-            overflowed,
-            _watcher: watcher,
+            events: mpsc::channel(1).1,
+            overflowed: Arc::new(AtomicBool::new(false)),
+            _watcher: None,
             candidates: BTreeMap::new(),
             queued_until: SystemTime::now(),
             has_caught_up: false,
-        })
+        }
     }
 
     /// Also queues what appeared since the last watcher for these caches ended, at most a day ago,
@@ -287,7 +295,7 @@ impl StoreWatch {
 }
 
 /// The name of the mark for a set of caches.
-fn mark_name(caches: &[CacheRef]) -> String {
+fn mark_name(caches: &[QueuedCache]) -> String {
     let names: BTreeSet<String> = caches.iter().map(ToString::to_string).collect();
     let names: Vec<String> = names.into_iter().collect();
     let digest = NarHash::digest(names.join(" ").as_bytes()).to_hex();
@@ -369,7 +377,7 @@ mod tests {
     #[test]
     fn each_set_of_caches_has_its_own_mark() {
         let name = |texts: &[&str]| {
-            let caches: Vec<CacheRef> = texts.iter().map(|text| text.parse().unwrap()).collect();
+            let caches: Vec<QueuedCache> = texts.iter().map(|text| text.parse().unwrap()).collect();
             mark_name(&caches)
         };
         assert_eq!(name(&["main", "lab:team"]), name(&["lab:team", "main"]));
