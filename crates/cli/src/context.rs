@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::Args;
 use dormer_client::queue::QueuedCache;
 use dormer_client::{
-    ApiClient, CacheRef, Error as ClientError, ENDPOINT_VARIABLE, Endpoint, HttpSettings, LoadedSettings, PushFilter,
-    ResolvedServer, Retry, RetryPolicy, RetryReporter, ServerName, SettingsPaths, Variables,
+    ApiClient, CacheRef, ENDPOINT_VARIABLE, Endpoint, Error as ClientError, HttpSettings, LoadedSettings,
+    PushFilter, ResolvedServer, Retry, RetryPolicy, RetryReporter, ServerName, SettingsPaths, Variables,
     process_variables,
 };
 

@@ -14,8 +14,7 @@ use dormer_client::queue::{
     EntryId, QueuedCache, RootEnd, Spool, Standing, WatchReporter,
 };
 use dormer_client::{
-    Error as ClientError, NixStore, PushOptions, PushReporter, RateLimit, Retry, TransferId,
-    TransferOptions,
+    Error as ClientError, NixStore, PushOptions, PushReporter, RateLimit, Retry, TransferId, TransferOptions,
 };
 use dormer_nix::{StoreDir, StorePath};
 use serde_json::json;

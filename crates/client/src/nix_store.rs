@@ -71,8 +71,7 @@ impl NixStore {
         let store_dir = Self::store_dir_of(variables)?;
         let config = NixConfig::read_settings(&program).await?;
         let setting = config.text("store").unwrap_or_default();
-        let location =
-            StoreLocation::of_setting(setting, store_dir, variables, &|path| path.exists())?;
+        let location = StoreLocation::of_setting(setting, store_dir, variables, &|path| path.exists())?;
         let case_hack = match config.flag("use-case-hack") {
             Some(true) => CaseHack::Strip,
             Some(false) => CaseHack::Keep,
@@ -755,9 +754,11 @@ mod tests {
         std::fs::write(&usual, "").unwrap();
         assert_eq!(found(false), usual.as_os_str());
         // Services of a user have neither profile on their search path.
-        for (profile, with_state) in
-            [("state/nix/profile", true), ("home/.local/state/nix/profile", false), ("home/.nix-profile", false)]
-        {
+        for (profile, with_state) in [
+            ("state/nix/profile", true),
+            ("home/.local/state/nix/profile", false),
+            ("home/.nix-profile", false),
+        ] {
             let program = folder.path().join(profile).join("bin/nix");
             std::fs::create_dir_all(program.parent().unwrap()).unwrap();
             std::fs::write(&program, "").unwrap();

@@ -387,12 +387,9 @@ impl LoadedSettings {
 
     /// The server at this address, if the settings have it, rather with a token than without. Its
     /// token is its own: `DORMER_TOKEN` is for the server that a command names, or the default one.
-    pub fn server_at(
-        &self,
-        endpoint: &Endpoint,
-        variables: Variables<'_>,
-    ) -> Result<Option<ResolvedServer>> {
-        let is_there = |server: &ServerSettings| server.endpoint.parse().is_ok_and(|at: Endpoint| at == *endpoint);
+    pub fn server_at(&self, endpoint: &Endpoint, variables: Variables<'_>) -> Result<Option<ResolvedServer>> {
+        let is_there =
+            |server: &ServerSettings| server.endpoint.parse().is_ok_and(|at: Endpoint| at == *endpoint);
         let own = |name: &str| if name == GENERAL_TOKEN_VARIABLE { None } else { variables(name) };
         let mut found = None;
         for (name, _) in self.settings.servers.iter().filter(|(_, server)| is_there(server)) {
@@ -405,7 +402,10 @@ impl LoadedSettings {
         Ok(found)
     }
 
-    fn find_server<'a>(&'a self, name: Option<&'a ServerName>) -> Result<(&'a ServerName, &'a ServerSettings)> {
+    fn find_server<'a>(
+        &'a self,
+        name: Option<&'a ServerName>,
+    ) -> Result<(&'a ServerName, &'a ServerSettings)> {
         let settings = &self.settings;
         let only = || {
             let mut names = settings.servers.keys();

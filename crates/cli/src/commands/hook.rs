@@ -90,7 +90,8 @@ fn enqueue(args: &HookArgs, variables: Variables<'_>) -> Result<()> {
     let folder = args.queue.folder(variables)?;
     let spool = open(&folder)?;
     // The names of another user may mean other servers here.
-    let is_own = fs::metadata(&folder).is_ok_and(|folder| folder.uid() == rustix::process::geteuid().as_raw());
+    let is_own =
+        fs::metadata(&folder).is_ok_and(|folder| folder.uid() == rustix::process::geteuid().as_raw());
     let with_server = |cache: &CacheRef| Context::queued_cache_if_known(cache, variables);
     let caches = named.iter().map(|cache| match cache.endpoint {
         None if is_own => with_server(&cache.cache),
@@ -228,7 +229,8 @@ mod tests {
             ("other:main", &[home], "other:main"),
             ("main", &[("XDG_CONFIG_HOME", "/nowhere")], "main"),
         ] {
-            let variables: Vec<(&str, &str)> = [("OUT_PATHS", PATH)].iter().chain(variables).copied().collect();
+            let variables: Vec<(&str, &str)> =
+                [("OUT_PATHS", PATH)].iter().chain(variables).copied().collect();
             let (done, entries) = queued(&variables, caches);
             done.unwrap();
             let names: Vec<String> = entries[0].caches.keys().map(ToString::to_string).collect();

@@ -322,7 +322,8 @@ async fn wait_for(args: &WaitForArgs, context: &Context) -> Result<()> {
     let caches = super::hook::chosen_caches(&args.caches)?;
     let queued = context.queued_caches(&caches)?;
     let is_meant = |cache: &QueuedCache| {
-        let is_same = |one: &QueuedCache| one == cache || (cache.endpoint.is_none() && one.cache == cache.cache);
+        let is_same =
+            |one: &QueuedCache| one == cache || (cache.endpoint.is_none() && one.cache == cache.cache);
         queued.iter().any(is_same)
     };
     let until = Instant::now() + args.timeout;
@@ -332,7 +333,8 @@ async fn wait_for(args: &WaitForArgs, context: &Context) -> Result<()> {
     };
     let mut has_said = false;
     loop {
-        let waiting = spool.entries()?.into_iter().filter_map(|(_, entry)| entry.ok()).filter(concerns).count();
+        let waiting =
+            spool.entries()?.into_iter().filter_map(|(_, entry)| entry.ok()).filter(concerns).count();
         if waiting == 0 {
             break;
         }

@@ -222,8 +222,7 @@ fn seconds_left(limits: &SessionResponse) -> i64 {
 
 /// Whether this client cuts as the server does.
 fn is_understood(limits: &SessionResponse, plan: &PushPlan) -> bool {
-    params_of(limits).is_some()
-        && plan.missing.iter().all(|info| info.store_dir == limits.store_dir)
+    params_of(limits).is_some() && plan.missing.iter().all(|info| info.store_dir == limits.store_dir)
 }
 
 fn params_of(limits: &SessionResponse) -> Option<ChunkParams> {

@@ -719,7 +719,8 @@ mod tests {
     #[test]
     fn a_cache_is_another_one_on_another_server() {
         let (_folder, spool) = spool();
-        let [one, other] = ["main@http://one", "main@http://other"].map(|text| text.parse::<QueuedCache>().unwrap());
+        let [one, other] =
+            ["main@http://one", "main@http://other"].map(|text| text.parse::<QueuedCache>().unwrap());
         let both = [one.clone(), other.clone()];
         let id = spool.enqueue(&QueueEntry::new(&both, vec!["/1".to_owned()], at(1)), at(1)).unwrap();
         let standing = Standing { tries: 8, not_before: 0, error: Some("damaged".to_owned()) };
@@ -727,8 +728,11 @@ mod tests {
         spool.bury(&id, &other, &standing).unwrap();
         let dead = spool.dead().unwrap();
         assert_eq!(dead.len(), 2, "{dead:?}");
-        assert!(spool.revive(&dead[0], false, at(2)).unwrap() && spool.revive(&dead[1], true, at(3)).unwrap());
-        let revived = spool.entries().unwrap().into_iter().flat_map(|(_, entry)| entry.unwrap().caches.into_keys());
+        assert!(
+            spool.revive(&dead[0], false, at(2)).unwrap() && spool.revive(&dead[1], true, at(3)).unwrap()
+        );
+        let revived =
+            spool.entries().unwrap().into_iter().flat_map(|(_, entry)| entry.unwrap().caches.into_keys());
         let revived: Vec<QueuedCache> = revived.collect();
         assert!(both.contains(&revived[0]) && revived[1].to_string() == "main", "{revived:?}");
     }

@@ -77,13 +77,20 @@ pub struct StoreWatch {
     events: mpsc::Receiver<StoreEvent>,
     /// Set when an event found no room.
     overflowed: Arc<AtomicBool>,
-    /// `None` if nothing is told: what is new is found at the end ([`StoreWatch::unwatched`]).
-    _watcher: Option<notify::RecommendedWatcher>,
+    _source: EventSource,
     candidates: BTreeMap<StorePath, Candidate>,
     /// Everything that appeared before is queued, or was when this watcher began.
     queued_until: SystemTime,
     /// Whether the mark may be renewed: what appeared before this watcher began is a candidate.
     has_caught_up: bool,
+}
+
+/// What sends the events. The channel is open for as long as this lives.
+enum EventSource {
+    /// The system.
+    Watcher { _watcher: notify::RecommendedWatcher },
+    /// Nothing: what is new is found at the end ([`StoreWatch::unwatched`]).
+    Nothing { _sender: mpsc::Sender<StoreEvent> },
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -119,20 +126,21 @@ impl StoreWatch {
         })
         .map_err(failed)?;
         watcher.watch(&folder, RecursiveMode::NonRecursive).map_err(failed)?;
-        (watch.events, watch._watcher) = (events, Some(watcher));
+        (watch.events, watch._source) = (events, EventSource::Watcher { _watcher: watcher });
         Ok(watch)
     }
 
     /// The same without a watch, for a system that has none to give. Only [`StoreWatch::finish`]
     /// finds anything.
     pub fn unwatched(store: NixStore, spool: Spool, caches: Vec<QueuedCache>) -> Self {
+        let (sender, events) = mpsc::channel(1);
         Self {
             store,
             spool,
             caches,
-            events: mpsc::channel(1).1,
+            events,
             overflowed: Arc::new(AtomicBool::new(false)),
-            _watcher: None,
+            _source: EventSource::Nothing { _sender: sender },
             candidates: BTreeMap::new(),
             queued_until: SystemTime::now(),
             has_caught_up: false,
