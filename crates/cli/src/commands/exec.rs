@@ -40,8 +40,8 @@ Exit codes:
 ///
 /// The exit code is that of COMMAND, which runs also if nothing can be queued or watched: then what
 /// is new is looked for after it. Paths that could not be pushed stay in the queue: `dormer queue
-/// list` shows them, and `dormer queue drain` pushes them. Signals go to COMMAND; a signal after its
-/// end stops the push.
+/// list` shows them, and `dormer queue drain` pushes them. Signals go to COMMAND; a signal after
+/// its end stops the push.
 ///
 /// Examples:
 ///   dormer exec main -- nix build .#a .#b

@@ -23,9 +23,9 @@ use crate::queue_place::QueueDirArgs;
 /// In each file that is wholly ours.
 const MARK: &str = "Made by `dormer install-hook`; `dormer install-hook --undo` removes it.";
 
-/// What `--undo` leaves in the place of the script. The daemon of Nix reads nix.conf when it starts
-/// and a build when it begins, and each calls its hook until it ends. If the hook is gone, the build
-/// fails.
+/// What `--undo` leaves in the place of the script. The daemon of Nix reads nix.conf when it
+/// starts, and a build when it begins. Each calls its hook until it ends, and a build whose hook is
+/// gone fails.
 const STUB: &str =
     "#!/bin/sh\n# Left by `dormer install-hook --undo`: a Nix that is running may still call this.\nexit 0\n";
 
@@ -38,10 +38,10 @@ const SETTING: &str = "post-build-hook";
 ///
 /// Writes a post-build-hook line into nix.conf, the script that it names, and a unit of systemd (on
 /// macOS, a job of launchd) that runs `dormer queue drain --watch`. The changes appear on standard
-/// output, with --dry-run nothing else happens, and --undo takes them back, up to a script that does
-/// nothing, because a Nix that is running may still call it. Refuses to replace another hook. The
-/// commands that start the service are printed and not run. The script names the address of each
-/// server: run this command again if a server moves.
+/// output, with --dry-run nothing else happens, and --undo takes them back, up to a script that
+/// does nothing, because a Nix that is running may still call it. Refuses to replace another hook.
+/// The commands that start the service are printed and not run. The script names the address of
+/// each server: run this command again if a server moves.
 ///
 /// Examples:
 ///   sudo dormer install-hook lab:main --system
