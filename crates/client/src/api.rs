@@ -745,7 +745,8 @@ impl ApiClient {
     }
 
     async fn read<T: DeserializeOwned>(&self, action: &str, response: Response) -> Result<T, Failure> {
-        decode(action, &self.read_body(action, response).await?)
+        let body = self.read_body(action, response).await?;
+        decode(action, &body).map_err(|error| Failure { error, passing: None })
     }
 
     async fn read_body(&self, action: &str, mut response: Response) -> Result<Vec<u8>, Failure> {
@@ -760,11 +761,8 @@ impl ApiClient {
     }
 }
 
-fn decode<T: DeserializeOwned>(action: &str, body: &[u8]) -> Result<T, Failure> {
-    serde_json::from_slice(body).map_err(|source| {
-        let error = Error::Answer { action: action.to_owned(), source };
-        Failure { error, passing: None }
-    })
+fn decode<T: DeserializeOwned>(action: &str, body: &[u8]) -> Result<T> {
+    serde_json::from_slice(body).map_err(|source| Error::Answer { action: action.to_owned(), source })
 }
 
 impl Error {

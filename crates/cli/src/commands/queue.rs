@@ -362,7 +362,7 @@ async fn wait_for(args: &WaitForArgs, context: &Context) -> Result<()> {
             let dead = dead.filter(|entry| entry.concerns(&path));
             let standings = dead.flat_map(|entry| entry.caches).filter(|(dead, _)| is_meant(dead));
             let standings = standings.filter(|(dead, _)| dead.cache == *cache);
-            let reason = standings.filter_map(|(_, standing)| standing.error).last();
+            let reason = standings.filter_map(|(_, standing)| standing.error).next_back();
             return Err(Error::NotInCache { path, cache: cache.to_string(), reason });
         }
     }

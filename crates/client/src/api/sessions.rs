@@ -57,12 +57,12 @@ impl ApiClient {
         let response = self.send(action, Repeat::Always, self.request(Method::PUT, route)).await?;
         let body = self.read_body(action, response).await?;
         // First of all: the rest of another format may have any form.
-        let SessionFormat { format } = decode(action, &body)?;
+        let lasting = |error| Failure { error, passing: None };
+        let SessionFormat { format } = decode(action, &body).map_err(lasting)?;
         if format != SESSION_FORMAT {
-            let error = Error::NoChunkApi { endpoint: self.endpoint.to_string() };
-            return Err(Failure { error, passing: None });
+            return Err(lasting(Error::NoChunkApi { endpoint: self.endpoint.to_string() }));
         }
-        decode(action, &body)
+        decode(action, &body).map_err(lasting)
     }
 
     /// For each chunk, whether the server wants to be sent it.

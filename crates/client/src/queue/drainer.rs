@@ -128,7 +128,6 @@ impl Default for DrainerOptions {
                 wait_first_busy: Duration::from_secs(5),
                 wait_max: Duration::from_mins(10),
                 retry_after_max: Duration::from_hours(24),
-                ..RetryPolicy::default()
             },
             entry_retry: RetryPolicy {
                 tries_max: 8,

@@ -460,9 +460,9 @@ impl Spool {
 
 /// The entry as if nothing had been tried, for its own servers or for those of the settings.
 fn fresh(entry: &QueueEntry, forgets_servers: bool) -> QueueEntry {
-    let caches = entry.caches.keys().cloned().map(|cache| match forgets_servers {
-        true => (cache.cache.into(), Standing::default()),
-        false => (cache, Standing::default()),
+    let caches = entry.caches.keys().cloned().map(|cache| {
+        let cache = if forgets_servers { cache.cache.into() } else { cache };
+        (cache, Standing::default())
     });
     QueueEntry { caches: caches.collect(), ..entry.clone() }
 }

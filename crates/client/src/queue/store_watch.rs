@@ -111,12 +111,11 @@ struct Candidate {
 impl StoreWatch {
     /// Begins to watch. What appears from now on is queued by [`StoreWatch::run`].
     pub fn start(store: NixStore, spool: Spool, caches: Vec<QueuedCache>) -> Result<Self> {
-        let mut watch = Self::unwatched(store, spool, caches);
+        let overflowed = Arc::new(AtomicBool::new(false));
         let (sender, events) = mpsc::channel(EVENTS_MAX);
-        let store = &watch.store;
         let folder = store.real_dir().to_owned();
         let failed = |source| Error::Watch { folder: folder.clone(), source };
-        let lost = Arc::clone(&watch.overflowed);
+        let lost = Arc::clone(&overflowed);
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             for event in store_events(event) {
                 if sender.try_send(event).is_err() {
@@ -126,21 +125,31 @@ impl StoreWatch {
         })
         .map_err(failed)?;
         watcher.watch(&folder, RecursiveMode::NonRecursive).map_err(failed)?;
-        (watch.events, watch._source) = (events, EventSource::Watcher { _watcher: watcher });
-        Ok(watch)
+        let source = EventSource::Watcher { _watcher: watcher };
+        Ok(Self { overflowed, ..Self::with_source(store, spool, caches, events, source) })
     }
 
     /// The same without a watch, for a system that has none to give. Only [`StoreWatch::finish`]
     /// finds anything.
     pub fn unwatched(store: NixStore, spool: Spool, caches: Vec<QueuedCache>) -> Self {
         let (sender, events) = mpsc::channel(1);
+        Self::with_source(store, spool, caches, events, EventSource::Nothing { _sender: sender })
+    }
+
+    fn with_source(
+        store: NixStore,
+        spool: Spool,
+        caches: Vec<QueuedCache>,
+        events: mpsc::Receiver<StoreEvent>,
+        source: EventSource,
+    ) -> Self {
         Self {
             store,
             spool,
             caches,
             events,
             overflowed: Arc::new(AtomicBool::new(false)),
-            _source: EventSource::Nothing { _sender: sender },
+            _source: source,
             candidates: BTreeMap::new(),
             queued_until: SystemTime::now(),
             has_caught_up: false,
