@@ -12,7 +12,8 @@ use dormer_nix::{StoreDir, StorePathHash};
 
 pub use sessions::{
     CHUNK_ID_BYTES, CommitEntry, CommitResponse, CommitResult, MISSING_POSITIONS_MAX, PartDigest,
-    SESSION_FORMAT, SessionId, SessionResponse, decode_missing, encode_missing, read_chunk_ids,
+    SESSION_FORMAT, SessionFormat, SessionId, SessionResponse, decode_missing, encode_missing,
+    read_chunk_ids,
 };
 pub use status::{JobEntry, PushStatus, QueueStatus, ReadStatus, RequestStatus, StatusResponse, TargetEntry};
 

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use dormer_client::queue::QueuedCache;
 use dormer_client::{
-    ApiClient, CacheRef, ENDPOINT_VARIABLE, Endpoint, HttpSettings, LoadedSettings, PushFilter,
-    ResolvedServer, Retry, RetryPolicy, RetryReporter, ServerName, SettingsPaths, process_variables,
+    ApiClient, CacheRef, ENDPOINT_VARIABLE, Endpoint, Error as ClientError, HttpSettings, LoadedSettings,
+    PushFilter, ResolvedServer, Retry, RetryPolicy, RetryReporter, ServerName, SettingsPaths, Variables,
+    process_variables,
 };
 
 use crate::error::Result;
@@ -62,11 +64,51 @@ impl Context {
         Ok(Self::client_settings()?.resolve_server(name, &process_variables)?)
     }
 
+    /// Caches with the addresses that they have now, for the queue. A mistyped server is found now,
+    /// and not with the first build.
+    pub(crate) fn queued_caches(&self, caches: &[CacheRef]) -> Result<Vec<QueuedCache>> {
+        let queued = |cache: &CacheRef| {
+            let endpoint = self.server(cache.server.as_ref())?.endpoint;
+            Ok(QueuedCache { cache: cache.clone(), endpoint: Some(endpoint) })
+        };
+        caches.iter().map(queued).collect()
+    }
+
+    /// A cache with its address, if these variables and their settings say it. Reads no token, and
+    /// nothing is checked.
+    pub(crate) fn queued_cache_if_known(cache: &CacheRef, variables: Variables<'_>) -> QueuedCache {
+        let endpoint = match variables(ENDPOINT_VARIABLE).filter(|_| cache.server.is_none()) {
+            Some(address) => address.parse().ok(),
+            None => LoadedSettings::load(&SettingsPaths::from_variables(variables))
+                .and_then(|loaded| loaded.endpoint_of(cache.server.as_ref()))
+                .ok(),
+        };
+        QueuedCache { cache: cache.clone(), endpoint }
+    }
+
+    /// The server that builds were queued for. The name may stand for another server by now, which
+    /// must not get them: then a login for the right one is looked for.
+    pub(crate) fn queued_server(&self, queued: &QueuedCache) -> Result<ResolvedServer> {
+        let named = self.server(queued.cache.server.as_ref());
+        let Some(endpoint) = &queued.endpoint else { return named };
+        let present = match named {
+            Ok(server) if server.endpoint == *endpoint => return Ok(server),
+            Ok(server) => Some(server.endpoint.to_string()),
+            Err(_) => None,
+        };
+        if let Some(server) = Self::server_of_environment()?.filter(|server| server.endpoint == *endpoint) {
+            return Ok(server);
+        }
+        let (cache, endpoint_text) = (queued.cache.to_string(), endpoint.to_string());
+        let found = Self::client_settings()?.server_at(endpoint, &process_variables)?;
+        Ok(found.ok_or(ClientError::OtherServer { cache, endpoint: endpoint_text, present })?)
+    }
+
     /// The filter that the settings have for a cache. An address in place of the settings has none.
     pub(crate) fn push_filter(&self, cache: &CacheRef, server: &ResolvedServer) -> Result<PushFilter> {
-        let is_from_settings = self.endpoint.is_none()
-            && (cache.server.is_some() || process_variables(ENDPOINT_VARIABLE).is_none());
-        if !is_from_settings {
+        let is_of_environment = cache.server.is_none()
+            && Self::server_of_environment()?.is_some_and(|other| other.endpoint == server.endpoint);
+        if self.endpoint.is_some() || is_of_environment {
             return Ok(PushFilter::default());
         }
         Ok(Self::client_settings()?.settings.push.filter_for(&server.name, &cache.cache))

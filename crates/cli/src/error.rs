@@ -180,6 +180,11 @@ impl Error {
         dormer_nix::with_causes(error).replace('\n', " ")
     }
 
+    /// The same line for an error of the client.
+    pub(crate) fn chain_of_client(error: &dormer_client::Error) -> String {
+        Self::chain_of(error)
+    }
+
     /// The exit code for the shell.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
@@ -206,7 +211,16 @@ impl Error {
         match self {
             Self::Settings(error) => error.hint().into_iter().collect(),
             Self::Client(error) => client_hints(error),
-            Self::QueueNotEmpty { .. } => hint("`dormer queue list` shows them with their reasons; `dormer queue retry` tries them at once"),
+            Self::QueueNotEmpty { paused_by, .. } => {
+                let mut hints = hint(
+                    "`dormer queue list` shows them with their reasons; `dormer queue retry` tries them at once",
+                );
+                let paused_by = paused_by.as_ref().map(|error| error.carried());
+                if let Some(error @ dormer_client::Error::OtherServer { .. }) = paused_by {
+                    hints.extend(client_hints(error));
+                }
+                hints
+            }
             Self::NotInCache { .. } => hint("`dormer push` pushes it now"),
             Self::OtherHook { .. } => vec![
                 "Nix runs one hook. Add a line to that one:".to_owned(),
@@ -365,9 +379,10 @@ impl Error {
 fn code_of_pause(error: &dormer_client::Error) -> u8 {
     use dormer_client::Error as Client;
     match error {
-        Client::QueueTarget { source, .. } => {
-            source.downcast_ref::<Error>().map_or(EXIT_FAILURE, Error::exit_code)
-        }
+        Client::QueueTarget { source, .. } => match source.downcast_ref::<Client>() {
+            Some(error) => client_exit_code(error),
+            None => source.downcast_ref::<Error>().map_or(EXIT_FAILURE, Error::exit_code),
+        },
         Client::Unauthorized { .. } | Client::Forbidden { .. } => EXIT_UNAUTHORIZED,
         _ if error.is_fatal_for_push() => EXIT_UNAVAILABLE,
         _ => EXIT_FAILURE,
@@ -445,7 +460,7 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
         Client::Refused { status: 413, name: None, .. } => hint(
             "a proxy in front of the server limits the size of requests; let it pass any size (nginx: client_max_body_size 0), or push by chunks in small parts (dormer push --part-size 1M)",
         ),
-        Client::Refused { status: 301..=308, .. } => hint(
+        Client::Redirected { .. } => hint(
             "Dormer follows redirects only for reading and only on the same server; if the other address is yours, log in there",
         ),
         Client::Answer { .. } | Client::AnswerTooLarge { .. } | Client::EndlessList { .. } => {
@@ -483,6 +498,27 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
         Client::ReadCertificates { .. } | Client::NoCertificates { .. } => hint(
             "the variable must name a PEM file with every authority to trust, as for Nix; unset it to trust the system's",
         ),
+        Client::Queue { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            hint("the disk of the queue is full: free some space, or keep the queue elsewhere (--queue-dir, DORMER_QUEUE_DIR)")
+        }
+        Client::Queue { .. } => hint(
+            "the queue must be in a folder that this user may write; --queue-dir or DORMER_QUEUE_DIR names another one",
+        ),
+        Client::QueueFull { .. } => hint(
+            "`dormer queue list` says why nothing leaves it; `dormer queue drain` pushes what is there, `dormer queue drop` gives it up",
+        ),
+        Client::Watch { .. } => hint(
+            "Linux has no watch left, or no store is there; raise the limits with `sysctl fs.inotify.max_user_instances=1024 \
+             fs.inotify.max_user_watches=524288`, or let Nix call a hook: dormer install-hook, dormer exec --by hook",
+        ),
+        Client::OtherServer { endpoint, .. } => vec![
+            format!("log in to it, under any name: dormer login NAME {endpoint} --token-file FILE"),
+            "if it moved, push to the server that has the name now: dormer queue retry --all --to-present-server; a hook \
+             keeps the address that it was installed with: run `dormer install-hook` again"
+                .to_owned(),
+        ],
+        Client::EntryVersion { .. } => hint("a later version of Dormer queued it; its own `dormer queue drain` pushes it"),
+        Client::CommitState { .. } => hint("upgrade this client, or push with `--api attic`"),
         Client::NoChunkApi { .. } => hint("leave out `--api v2`: then the NARs are sent whole, by Attic's API"),
         Client::SessionEnded { .. } => hint("run the same command again: it goes on in a new session"),
         Client::ChunksLost { .. } => {
@@ -577,12 +613,18 @@ mod tests {
         assert!(hints(refused(413, None)).contains("client_max_body_size"));
         // The server itself says which limit it is.
         assert!(hints(refused(413, Some(dormer_api::ErrorName::RequestError))).is_empty());
-        assert!(hints(refused(307, None)).contains("redirects"));
+        let redirected = dormer_client::Error::Redirected {
+            action: "x".to_owned(),
+            status: 307,
+            location: "https://y".to_owned(),
+        };
+        assert!(hints(redirected).contains("redirects"));
         let unavailable = |status| dormer_client::Error::Unavailable {
             action: "x".to_owned(),
             status,
             name: None,
             tries: 4,
+            retry_after: None,
             message: "y".to_owned(),
         };
         assert!(hints(unavailable(408)).contains("--jobs 1") && hints(unavailable(503)).is_empty());

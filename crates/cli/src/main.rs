@@ -42,8 +42,6 @@ mod tokens;
 use std::pin::Pin;
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 use crate::commands::CommandLine;
 use crate::context::Context;
 use crate::printer::Printer;
@@ -53,8 +51,7 @@ fn main() -> ExitCode {
     if commands::is_early(&words) {
         return commands::run_early(&words);
     }
-    // A usage error ends here, with clap's message and exit code 2.
-    let command_line = CommandLine::parse();
+    let command_line = CommandLine::of_process();
     let printer = command_line.printer();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -11,11 +11,10 @@ use clap::Args;
 use dormer_api::CacheName;
 use dormer_client::queue::{
     DrainEnd, DrainReporter, DrainScope, DrainTarget, DrainTargets, Drainer, DrainerLock, DrainerOptions,
-    EntryId, RootEnd, Spool, Standing, WatchReporter,
+    EntryId, QueuedCache, RootEnd, Spool, Standing, WatchReporter,
 };
 use dormer_client::{
-    CacheRef, Error as ClientError, NixStore, PushOptions, PushReporter, RateLimit, Retry, TransferId,
-    TransferOptions,
+    Error as ClientError, NixStore, PushOptions, PushReporter, RateLimit, Retry, TransferId, TransferOptions,
 };
 use dormer_nix::{StoreDir, StorePath};
 use serde_json::json;
@@ -226,19 +225,29 @@ struct SettingsTargets {
 impl DrainTargets for SettingsTargets {
     async fn connect(
         &self,
-        cache: &CacheRef,
+        cache: &QueuedCache,
         store: &NixStore,
     ) -> Result<DrainTarget, Box<dyn std::error::Error + Send + Sync>> {
-        let server = self.context.server(cache.server.as_ref())?;
+        // The drainer knows what to make of an error of the client.
+        self.connect_to(cache, store).map_err(|error| match error {
+            Error::Client(error) => error.into(),
+            error => error.into(),
+        })
+    }
+}
+
+impl SettingsTargets {
+    fn connect_to(&self, cache: &QueuedCache, store: &NixStore) -> Result<DrainTarget> {
+        let server = self.context.queued_server(cache)?;
         let api = self.context.queue_client_for(&server)?.with_rate_limit(self.rate_limit.clone());
         let options = PushOptions {
             jobs: self.jobs,
             case_hack: store.case_hack(),
             real_store_dir: Some(store.real_dir().to_owned()),
-            filter: self.context.push_filter(cache, &server)?,
+            filter: self.context.push_filter(&cache.cache, &server)?,
             ..PushOptions::default()
         };
-        Ok(DrainTarget { api, cache: cache.cache.clone(), options, transfer: self.transfer.clone() })
+        Ok(DrainTarget { api, cache: cache.cache.cache.clone(), options, transfer: self.transfer.clone() })
     }
 }
 
@@ -249,12 +258,12 @@ pub(crate) struct QueuePrinter {
 }
 
 impl DrainReporter for QueuePrinter {
-    fn push_reporter(&self, _cache: &CacheRef) -> Arc<dyn PushReporter> {
+    fn push_reporter(&self, _cache: &QueuedCache) -> Arc<dyn PushReporter> {
         Arc::new(UploadPrinter { printer: self.printer.clone() })
     }
 
-    fn root_ended(&self, cache: &CacheRef, path: &StorePath, end: &RootEnd) {
-        let path = path.to_absolute(&self.store_dir);
+    fn root_ended(&self, cache: &QueuedCache, path: &StorePath, end: &RootEnd) {
+        let (path, cache) = (path.to_absolute(&self.store_dir), &cache.cache);
         let (state, reason) = match end {
             RootEnd::Pushed => ("pushed", None),
             RootEnd::Present => ("present", None),
@@ -281,25 +290,25 @@ impl DrainReporter for QueuePrinter {
         self.printer.error(&format!("entry {id} waits, because it cannot be read: {reason}"));
     }
 
-    fn entry_failed(&self, cache: &CacheRef, id: &EntryId, standing: &Standing) {
+    fn entry_failed(&self, cache: &QueuedCache, id: &EntryId, standing: &Standing) {
         let reason = standing.error.as_deref().unwrap_or_default();
         self.printer.warn(&format!(
-            "{cache}: entry {id} failed {} times and is tried later: {reason}",
-            standing.tries
+            "{}: entry {id} failed {} times and is tried later: {reason}",
+            cache.cache, standing.tries
         ));
     }
 
-    fn trace_failed(&self, cache: &CacheRef, name: &str, reason: &str) {
-        self.printer.warn(&format!("{cache}: {name} is not sent: {reason}"));
+    fn trace_failed(&self, cache: &QueuedCache, name: &str, reason: &str) {
+        self.printer.warn(&format!("{}: {name} is not sent: {reason}", cache.cache));
     }
 
-    fn entry_dead(&self, cache: &CacheRef, id: &EntryId, reason: &str) {
-        self.printer.error(&format!("{cache}: entry {id} is given up: {reason}"));
+    fn entry_dead(&self, cache: &QueuedCache, id: &EntryId, reason: &str) {
+        self.printer.error(&format!("{}: entry {id} is given up: {reason}", cache.cache));
     }
 
-    fn cache_paused(&self, cache: &CacheRef, reason: &str, pause: Duration) {
-        self.printer
-            .warn(&format!("{cache} waits, and is tried again in {}: {reason}", human_duration(pause)));
+    fn cache_paused(&self, cache: &QueuedCache, reason: &str, pause: Duration) {
+        let (cache, pause) = (&cache.cache, human_duration(pause));
+        self.printer.warn(&format!("{cache} waits, and is tried again in {pause}: {reason}"));
     }
 }
 
@@ -369,7 +378,7 @@ mod tests {
         let spool = Spool::open(folder.path().join("queue")).unwrap();
         let id = add(&spool, "main");
         let mut followed = Followed::start(&spool, None).unwrap();
-        assert!(spool.hasten(&id, SystemTime::now()).unwrap());
+        assert!(spool.hasten(&id, false, SystemTime::now()).unwrap());
         assert_eq!(followed.waiting(&spool).unwrap(), 1);
         give_up(&spool, &spool.ids().unwrap()[0]);
         assert_eq!((followed.waiting(&spool).unwrap(), followed.dead(&spool).unwrap()), (0, 1));

@@ -712,11 +712,11 @@ impl ApiClient {
         let retry_after = header(RETRY_AFTER).and_then(|value| parse_retry_after(value, SystemTime::now()));
         let request_id = header(HeaderName::from_static(headers::REQUEST_ID))
             .map(|id| format!(" (request {})", printable(id)));
-        let location = header(LOCATION).map(|location| format!("it redirects to {}", printable(location)));
+        let location = header(LOCATION).map(printable);
         let body = read_up_to(&mut response, ERROR_BYTES_MAX).await.unwrap_or_default();
         let (name, message) = describe(status, &body);
         // The server's log says more about the request under this id.
-        let message = location.unwrap_or(message) + request_id.as_deref().unwrap_or_default();
+        let message = message + request_id.as_deref().unwrap_or_default();
         let passing = match status.as_u16() {
             429 | 503 => Some(Passing::Busy { retry_after }),
             408 | 500 | 502 | 504 => Some(Passing::Broken),
@@ -734,24 +734,35 @@ impl ApiClient {
             },
             (403, _) => Error::Forbidden { action, message },
             (status, name) if passing.is_some() => {
-                Error::Unavailable { action, status, name, tries: 1, message }
+                Error::Unavailable { action, status, name, tries: 1, retry_after, message }
             }
-            (status, name) => Error::Refused { action, status, name, message },
+            (status, name) => match location.filter(|_| (300..400).contains(&status)) {
+                Some(location) => Error::Redirected { action, status, location },
+                None => Error::Refused { action, status, name, message },
+            },
         };
         Err(Failure { error, passing })
     }
 
-    async fn read<T: DeserializeOwned>(&self, action: &str, mut response: Response) -> Result<T, Failure> {
-        let lasting = |error| Failure { error, passing: None };
+    async fn read<T: DeserializeOwned>(&self, action: &str, response: Response) -> Result<T, Failure> {
+        let body = self.read_body(action, response).await?;
+        decode(action, &body).map_err(|error| Failure { error, passing: None })
+    }
+
+    async fn read_body(&self, action: &str, mut response: Response) -> Result<Vec<u8>, Failure> {
         let body = read_up_to(&mut response, ANSWER_BYTES_MAX + 1)
             .await
             .map_err(|error| self.broken(action, Repeat::Always, error))?;
         if body.len() > ANSWER_BYTES_MAX {
-            return Err(lasting(Error::AnswerTooLarge { action: action.to_owned(), max: ANSWER_BYTES_MAX }));
+            let error = Error::AnswerTooLarge { action: action.to_owned(), max: ANSWER_BYTES_MAX };
+            return Err(Failure { error, passing: None });
         }
-        serde_json::from_slice(&body)
-            .map_err(|source| lasting(Error::Answer { action: action.to_owned(), source }))
+        Ok(body)
     }
+}
+
+fn decode<T: DeserializeOwned>(action: &str, body: &[u8]) -> Result<T> {
+    serde_json::from_slice(body).map_err(|source| Error::Answer { action: action.to_owned(), source })
 }
 
 impl Error {

@@ -9,7 +9,7 @@ use reqwest::Url;
 use crate::error::{Error, Result};
 
 /// The address of a server: an HTTP or HTTPS URL, perhaps with a base path.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint(Url);
 
 impl Endpoint {

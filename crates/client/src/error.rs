@@ -4,6 +4,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dormer_api::{CacheName, ErrorName};
 use dormer_nix::{StoreDir, StorePath};
@@ -207,6 +208,16 @@ pub enum Error {
         /// The message of the server.
         message: String,
     },
+    /// A redirect that the client does not follow (`redirects`).
+    #[error("{action}: the server answered {status}: it redirects to {location}")]
+    Redirected {
+        /// The attempted action.
+        action: String,
+        /// The HTTP status.
+        status: u16,
+        /// Where to: foreign text on one line.
+        location: String,
+    },
     /// Any other answer that is not a success.
     #[error("{action}: the server answered {status}: {message}")]
     Refused {
@@ -230,6 +241,8 @@ pub enum Error {
         name: Option<ErrorName>,
         /// Number of tries.
         tries: u32,
+        /// The last `Retry-After`.
+        retry_after: Option<Duration>,
         /// The message of the server.
         message: String,
     },
@@ -378,6 +391,14 @@ pub enum Error {
         /// The attempted action.
         action: String,
     },
+    /// The server says of a path what only a later client understands.
+    #[error("cache {cache} answers for {path} what this version does not know")]
+    CommitState {
+        /// The path.
+        path: StorePath,
+        /// The cache.
+        cache: CacheName,
+    },
     /// The server lost chunks of a path again and again.
     #[error("cache {cache} lost chunks of {path} again and again")]
     ChunksLost {
@@ -444,6 +465,19 @@ pub enum Error {
         cache: String,
         /// The reason.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Builds were queued for a server that this user has no login for.
+    #[error(
+        "builds were queued for {endpoint}, and there is no login for it here{}",
+        present.as_ref().map_or(String::new(), |present| format!(" ({cache} is on {present} now)"))
+    )]
+    OtherServer {
+        /// The cache as the user named it.
+        cache: String,
+        /// The server that the builds are for.
+        endpoint: String,
+        /// The server that has the name here and now.
+        present: Option<String>,
     },
     /// The store cannot be watched.
     #[error("watching {}", folder.display())]
@@ -539,11 +573,34 @@ impl Error {
     /// Whether the server refuses this client, which no later try of the same client changes.
     pub fn is_refusal(&self) -> bool {
         match self {
-            Self::Unauthorized { .. } | Self::Forbidden { .. } | Self::NoSuchCache { .. } => true,
-            Self::Shared(error) => error.is_refusal(),
-            Self::WholePush(error) => error.is_refusal(),
-            Self::QueueTarget { source, .. } => source.downcast_ref::<Self>().is_some_and(Self::is_refusal),
-            _ => false,
+            Self::Unauthorized { .. }
+            | Self::Forbidden { .. }
+            | Self::NoSuchCache { .. }
+            | Self::OtherServer { .. } => true,
+            _ => self.below().is_some_and(Self::is_refusal),
+        }
+    }
+
+    /// The error that this one only carries.
+    fn below(&self) -> Option<&Self> {
+        match self {
+            Self::Shared(error) => Some(error),
+            Self::WholePush(error) => Some(error),
+            Self::QueueTarget { source, .. } => source.downcast_ref(),
+            _ => None,
+        }
+    }
+
+    /// The error below all that only carry it.
+    pub fn carried(&self) -> &Self {
+        self.below().map_or(self, Self::carried)
+    }
+
+    /// How long the server asked to be left alone.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self.carried() {
+            Self::Unavailable { retry_after, .. } => *retry_after,
+            _ => None,
         }
     }
 

@@ -68,30 +68,36 @@ impl NixStore {
     }
 
     async fn open_with(program: OsString, variables: Variables<'_>) -> Result<Self> {
-        let Self { location, case_hack, .. } = Self::from_variables(variables)?;
+        let store_dir = Self::store_dir_of(variables)?;
         let config = NixConfig::read_settings(&program).await?;
         let setting = config.text("store").unwrap_or_default();
-        let location =
-            StoreLocation::of_setting(setting, location.store_dir, variables, &|path| path.exists())?;
+        let location = StoreLocation::of_setting(setting, store_dir, variables, &|path| path.exists())?;
         let case_hack = match config.flag("use-case-hack") {
             Some(true) => CaseHack::Strip,
             Some(false) => CaseHack::Keep,
-            None => case_hack,
+            None => CaseHack::default(),
         };
         Ok(Self { program, location, case_hack, has_traces: config.allows_content_addressed() })
     }
 
-    /// The `nix` on the search path, with the store folder from `NIX_STORE_DIR` (or `NIX_STORE`),
-    /// which Nix reads too.
-    pub fn from_variables(variables: Variables<'_>) -> Result<Self> {
-        let store_dir = variables("NIX_STORE_DIR").or_else(|| variables("NIX_STORE"));
-        let store_dir = match store_dir {
+    /// The same store for names of paths alone, which need no Nix on this machine: without an
+    /// answer of `nix`, only links into a store with a root of its own are not understood.
+    pub async fn open_for_names(variables: Variables<'_>) -> Result<Self> {
+        match Self::open(variables).await {
+            Ok(store) => Ok(store),
+            Err(_) => Ok(Self::new(nix_program(variables), Self::store_dir_of(variables)?)),
+        }
+    }
+
+    /// The folder in the names of paths: that of `NIX_STORE_DIR` (or `NIX_STORE`), which Nix reads
+    /// too. What a setting says differently, only [`NixStore::open`] knows.
+    pub fn store_dir_of(variables: Variables<'_>) -> Result<StoreDir> {
+        match variables("NIX_STORE_DIR").or_else(|| variables("NIX_STORE")) {
             Some(text) => {
-                text.parse().map_err(|source| Error::NotAStorePath { path: PathBuf::from(text), source })?
+                text.parse().map_err(|source| Error::NotAStorePath { path: PathBuf::from(text), source })
             }
-            None => StoreDir::default(),
-        };
-        Ok(Self::new(nix_program(variables), store_dir))
+            None => Ok(StoreDir::default()),
+        }
     }
 
     /// The folder of the store in the names of paths.
@@ -360,20 +366,34 @@ fn is_trusted(json: &[u8]) -> bool {
     answer["trusted"] == true || answer["trusted"] == 1
 }
 
-/// Where installations put `nix`. A service such as the Nix daemon often has a search path without
-/// it.
+/// Where installations for a whole machine put `nix`. A service such as the Nix daemon often has a
+/// search path without it.
 const USUAL_PROGRAMS: &[&str] = &["/nix/var/nix/profiles/default/bin/nix", "/run/current-system/sw/bin/nix"];
 
-/// The program `nix`: the one on the search path, else the one of the installation.
+/// The program `nix`: the one on the search path, else the one of the user's own profile or of the
+/// machine's installation.
 pub fn nix_program(variables: Variables<'_>) -> OsString {
     nix_program_in(variables, USUAL_PROGRAMS)
 }
 
 fn nix_program_in(variables: Variables<'_>, usual: &[&str]) -> OsString {
     let folders = variables("PATH").unwrap_or_default();
-    let is_on_path = std::env::split_paths(&folders).any(|folder| folder.join("nix").is_file());
-    let installed = || usual.iter().find(|program| Path::new(program).is_file());
-    if is_on_path { "nix".into() } else { installed().unwrap_or(&"nix").into() }
+    if std::env::split_paths(&folders).any(|folder| folder.join("nix").is_file()) {
+        return "nix".into();
+    }
+    let own = own_profiles(variables).into_iter().map(|profile| profile.join("bin/nix"));
+    let mut installed = own.chain(usual.iter().map(PathBuf::from));
+    installed.find(|program| program.is_file()).map_or_else(|| "nix".into(), PathBuf::into_os_string)
+}
+
+/// The profiles of a user: the one in the home, and the one of Nix's setting
+/// `use-xdg-base-directories`. A single-user installation puts `nix` there.
+fn own_profiles(variables: Variables<'_>) -> Vec<PathBuf> {
+    let absolute = |name| variables(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = absolute("HOME");
+    let state = absolute("XDG_STATE_HOME").or_else(|| home.as_ref().map(|home| home.join(".local/state")));
+    let in_home = home.map(|home| home.join(".nix-profile"));
+    in_home.into_iter().chain(state.map(|state| state.join("nix/profile"))).collect()
 }
 
 /// The path in `error: path '/nix/store/…' is not valid`, the error of Nix for a closure.
@@ -721,15 +741,31 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().to_str().unwrap().to_owned();
         let (on_path, usual) = (folder.path().join("nix"), folder.path().join("usual"));
-        let found = || {
-            let variables = |name: &str| (name == "PATH").then(|| format!("/nowhere:{path}"));
+        let found = |with_state: bool| {
+            let variables = |name: &str| match name {
+                "PATH" => Some(format!("/nowhere:{path}")),
+                "HOME" => Some(format!("{path}/home")),
+                "XDG_STATE_HOME" => with_state.then(|| format!("{path}/state")),
+                _ => None,
+            };
             nix_program_in(&variables, &["/nowhere/nix", usual.to_str().unwrap()])
         };
-        assert_eq!(found(), "nix", "the error names what was looked for");
+        assert_eq!(found(false), "nix", "the error names what was looked for");
         std::fs::write(&usual, "").unwrap();
-        assert_eq!(found(), usual.as_os_str());
+        assert_eq!(found(false), usual.as_os_str());
+        // Services of a user have neither profile on their search path.
+        for (profile, with_state) in [
+            ("state/nix/profile", true),
+            ("home/.local/state/nix/profile", false),
+            ("home/.nix-profile", false),
+        ] {
+            let program = folder.path().join(profile).join("bin/nix");
+            std::fs::create_dir_all(program.parent().unwrap()).unwrap();
+            std::fs::write(&program, "").unwrap();
+            assert_eq!(found(with_state), program.as_os_str());
+        }
         std::fs::write(&on_path, "").unwrap();
-        assert_eq!(found(), "nix");
+        assert_eq!(found(true), "nix");
     }
 
     #[tokio::test]

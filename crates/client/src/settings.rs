@@ -371,14 +371,7 @@ impl LoadedSettings {
         name: Option<&ServerName>,
         variables: Variables<'_>,
     ) -> Result<ResolvedServer> {
-        let settings = &self.settings;
-        let only = || {
-            let mut names = settings.servers.keys();
-            names.next().filter(|_| names.next().is_none())
-        };
-        let name = name.or(settings.default_server.as_ref()).or_else(only).ok_or(Error::NoDefaultServer)?;
-        let server =
-            settings.servers.get(name).ok_or_else(|| Error::UnknownServer { name: name.to_string() })?;
+        let (name, server) = self.find_server(name)?;
         let token = match (token_from(name, variables), &server.token, &server.token_file) {
             (Some(token), ..) => Some(token),
             (None, Some(token), _) => Some(token.clone()),
@@ -387,10 +380,49 @@ impl LoadedSettings {
         };
         Ok(ResolvedServer { name: name.clone(), endpoint: server.endpoint.parse()?, token })
     }
+
+    /// The address of the server that [`LoadedSettings::resolve_server`] finds. Reads no token.
+    pub fn endpoint_of(&self, name: Option<&ServerName>) -> Result<Endpoint> {
+        self.find_server(name)?.1.endpoint.parse()
+    }
+
+    /// The server at this address, if the settings have it, rather with a token than without. Its
+    /// token is its own: `DORMER_TOKEN` is for the server that a command names, or the default one.
+    pub fn server_at(&self, endpoint: &Endpoint, variables: Variables<'_>) -> Result<Option<ResolvedServer>> {
+        let is_there =
+            |server: &ServerSettings| server.endpoint.parse().is_ok_and(|at: Endpoint| at == *endpoint);
+        let own = |name: &str| if name == GENERAL_TOKEN_VARIABLE { None } else { variables(name) };
+        let mut found = None;
+        for (name, _) in self.settings.servers.iter().filter(|(_, server)| is_there(server)) {
+            let server = self.resolve_server(Some(name), &own)?;
+            if server.token.is_some() {
+                return Ok(Some(server));
+            }
+            found.get_or_insert(server);
+        }
+        Ok(found)
+    }
+
+    fn find_server<'a>(
+        &'a self,
+        name: Option<&'a ServerName>,
+    ) -> Result<(&'a ServerName, &'a ServerSettings)> {
+        let settings = &self.settings;
+        let only = || {
+            let mut names = settings.servers.keys();
+            names.next().filter(|_| names.next().is_none())
+        };
+        let name = name.or(settings.default_server.as_ref()).or_else(only).ok_or(Error::NoDefaultServer)?;
+        let server = settings.servers.get(name);
+        Ok((name, server.ok_or_else(|| Error::UnknownServer { name: name.to_string() })?))
+    }
 }
 
+/// The variable with the token for the server of a command.
+const GENERAL_TOKEN_VARIABLE: &str = "DORMER_TOKEN";
+
 fn token_from(server: &ServerName, variables: Variables<'_>) -> Option<Secret> {
-    let text = variables(&server.token_variable()).or_else(|| variables("DORMER_TOKEN"))?;
+    let text = variables(&server.token_variable()).or_else(|| variables(GENERAL_TOKEN_VARIABLE))?;
     Some(Secret::new(text.trim()))
 }
 
@@ -675,6 +707,29 @@ mod tests {
             token(&|name| name.starts_with("DORMER_TOKEN").then(|| name.to_owned())),
             "DORMER_TOKEN_MY_LAB"
         );
+    }
+
+    #[test]
+    fn a_server_is_found_by_its_address_with_its_own_token_only() {
+        let (_folder, paths) = folder();
+        let more = "[servers.bare]\nendpoint = \"http://a\"\n[servers.full]\nendpoint = \"http://a/\"\ntoken = \"own\"\n";
+        write(&paths.dormer, &format!("{ATTIC}{more}"));
+        let loaded = LoadedSettings::load(&paths).unwrap();
+        let at = |endpoint: &str, variables: Variables<'_>| {
+            let found = loaded.server_at(&endpoint.parse().unwrap(), variables).unwrap()?;
+            Some((found.name.to_string(), found.token.map(|token| token.expose().to_owned())))
+        };
+        let found = |name: &str, token: &str| Some((name.to_owned(), Some(token.to_owned())));
+        let all = |name: &str| name.starts_with("DORMER_TOKEN").then(|| name.to_owned());
+        let general = |name: &str| (name == "DORMER_TOKEN").then(|| name.to_owned());
+        assert_eq!(at("http://a", &general), found("full", "own"));
+        assert_eq!(at("http://a/", &all), found("bare", "DORMER_TOKEN_BARE"));
+        assert_eq!(at("http://localhost:8080", &general), found("lab", "eyJ.a.b"));
+        assert_eq!(at("https://localhost:8080", &general), None);
+        let lab: ServerName = "lab".parse().unwrap();
+        for name in [None, Some(&lab)] {
+            assert_eq!(loaded.endpoint_of(name).unwrap().to_string(), "http://localhost:8080/");
+        }
     }
 
     #[test]

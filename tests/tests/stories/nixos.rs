@@ -28,7 +28,8 @@ const EVERYTHING: &str = r#"{
       listen = "0.0.0.0:8080";
       api-endpoint = "https://cache.example.org/";
       garbage-collection.default-retention-period = "90d";
-      edge = [ { name = "r2"; bucket = "edge"; caches = [ "main" ]; region = "auto"; } ];
+      edge = [ { name = "r2"; bucket = "edge"; caches = [ "main" ]; region = "auto";
+                 endpoint = "https://account.r2.cloudflarestorage.com"; } ];
     };
   };
   programs.dormer = {

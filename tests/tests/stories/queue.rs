@@ -114,6 +114,9 @@ fn an_installed_hook_queues_builds_of_the_daemon_and_a_service_pushes_them() {
         builder.dormer(&install).succeeds();
         assert!(builder.dormer(&install).stderr().contains("nothing to do"));
         let words = builder.build_words("all", &format!("hook-{}", nix.name()));
+        let after = builder.build_words("empty", &format!("undone-{}", nix.name())) + " >&2";
+        let undo = ["install-hook", "--undo", "--system", "--service-manager", "none"];
+        let undo_words = format!("{} {} >&2", machine.dormer_path(), undo.join(" "));
         let script = format!(
             r#"set -eu
             b=/bin/busybox
@@ -122,6 +125,9 @@ fn an_installed_hook_queues_builds_of_the_daemon_and_a_service_pushes_them() {
             trap 'kill $daemon' EXIT
             for _ in $($b seq 100); do [ -S /nix/var/nix/daemon-socket/socket ] && break; $b sleep 0.1; done
             NIX_REMOTE=daemon {words}
+            {undo_words}
+            # This daemon has read nix.conf, and calls the hook still.
+            NIX_REMOTE=daemon {after}
             "#
         );
         let built = machine.run("/bin/busybox", &["sh", "-c", &script]);
@@ -143,8 +149,11 @@ fn an_installed_hook_queues_builds_of_the_daemon_and_a_service_pushes_them() {
         other.substitute(&lab.cache_url("main"), &all).succeeds();
         other.verify_all();
 
-        builder.dormer(&["install-hook", "--undo", "--system", "--service-manager", "none"]).succeeds();
-        assert_eq!(files(), before, "everything is as it was");
+        assert!(builder.dormer(&undo).stderr().contains("nothing to do"));
+        let (script, mut left) = (conf.join("dormer-post-build-hook"), files());
+        left.retain(|(path, _)| *path != script);
+        assert_eq!(left, before, "everything is as it was");
+        fs::remove_file(script).unwrap();
     }
 }
 
@@ -160,7 +169,12 @@ fn systemd_reads_the_unit_and_a_shell_the_script_that_install_hook_writes() {
     };
     dormer(&["install-hook", "lab:main", "--dry-run"]).succeeds();
     assert!(!queue.exists());
-    dormer(&["install-hook", "lab:main"]).succeeds();
+    let installed = dormer(&["install-hook", "lab:main"]);
+    installed.succeeds();
+    assert!(
+        installed.stderr().contains("sudo dormer install-hook CACHE --system"),
+        "no Nix trusts it: {installed}"
+    );
     assert!(queue.join("pending/f").is_dir(), "its user makes the queue, and not the daemon's root");
     let config = home.path().join(".config");
     let unit = config.join("systemd/user/dormer-queue.service");
@@ -188,8 +202,18 @@ fn systemd_reads_the_unit_and_a_shell_the_script_that_install_hook_writes() {
     let text = fs::read_to_string(&unit).unwrap();
     fs::write(&unit, text.replace("ExecStart=", "ExecStrt=")).unwrap();
     assert!(verify().stderr().contains("ExecStrt"));
+    let undone = dormer(&["install-hook", "--undo"]);
+    undone.succeeds();
+    // A build that runs may still call the script.
+    let script = config.join("nix/dormer-post-build-hook");
+    assert!(!unit.exists() && undone.stderr().contains(script.to_str().unwrap()), "{undone}");
+    let called = Run::of(Command::new(&script).env_clear().env("OUT_PATHS", PATH));
+    assert!(called.is_success() && called.stdout().is_empty() && called.stderr().is_empty(), "{called}");
+    assert_eq!(lines(&dormer(&["queue", "list", "--json"])).last().unwrap()["waiting"], 1);
+    assert!(dormer(&["install-hook", "--undo"]).stderr().contains("nothing to do"));
+    dormer(&["install-hook", "lab:main"]).succeeds();
+    assert!(fs::read_to_string(&script).unwrap().contains("hook lab:main"));
     dormer(&["install-hook", "--undo"]).succeeds();
-    assert!(!unit.exists() && !config.join("nix/dormer-post-build-hook").exists());
     assert!(!config.join("nix/nix.conf").exists(), "there was none before");
 }
 
@@ -319,6 +343,74 @@ fn exec_on_a_terminal_passes_on_what_no_key_sent() {
     assert_eq!(run.code(), Some(9), "{run}");
     assert!(is_in(&lab, read(&built).trim()), "{run}");
     assert_eq!(builder.list()["waiting"], 0);
+}
+
+/// A queue that cannot be made, and a system that watches nothing any more: the builds are pushed
+/// all the same.
+#[test]
+fn exec_pushes_without_a_queue_and_without_a_watch() {
+    let lab = Lab::start();
+    let builder = Builder::new(&lab, "builder", Nix::NEWEST);
+    fs::write(&builder.queue, "a file in the way").unwrap();
+    let exec = |salt: &str| {
+        let words = builder.build_words("empty", salt);
+        builder.command(&["exec", "main", "--by", "store", "--", "/bin/busybox", "sh", "-c", &words])
+    };
+    let run = Run::of(&mut exec("no-queue"));
+    assert!(is_in(&lab, run.succeeds().trim()), "{run}");
+    assert!(
+        run.stderr().contains("the command runs all the same") && run.stderr().contains("--queue-dir"),
+        "{run}"
+    );
+    let temporary = builder.machine.home().parent().unwrap().join("tmp");
+    assert!(!names(&temporary).iter().any(|name| name.starts_with("dormer-queue")), "{run}");
+
+    fs::remove_file(&builder.queue).unwrap();
+    let plain = exec("no-watch");
+    let mut limited = Command::new("unshare");
+    limited.args(["--user", "--map-root-user", "sh", "-c"]);
+    limited.arg("echo 0 >/proc/sys/user/max_inotify_instances; exec \"$0\" \"$@\"");
+    limited.arg(plain.get_program()).args(plain.get_args()).env_clear();
+    limited.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let run = Run::of(&mut limited);
+    assert!(run.stderr().contains("max_user_instances"), "{run}");
+    assert!(is_in(&lab, run.succeeds().trim()), "{run}");
+}
+
+/// One machine, two servers with a cache of the same name: each build goes to the server that it
+/// was queued for, whatever the process says that pushes.
+#[test]
+fn a_build_goes_to_the_server_that_it_was_queued_for() {
+    let [lab, other] = [Lab::start(), Lab::start()];
+    let builder = Builder::new(&lab, "builder", Nix::NEWEST);
+    let [here, there] = ["here", "there"].map(|salt| builder.machine.build("empty", &[("salt", salt)]));
+    builder.hook(std::slice::from_ref(&here));
+    let with_other = |arguments: &[&str]| {
+        let mut command = builder.command(arguments);
+        command.env("DORMER_ENDPOINT", other.url()).env("DORMER_TOKEN", other.admin_token());
+        command
+    };
+    // The hook of that job, and its drain, which serves both.
+    Run::of(with_other(&["hook", "main"]).env("OUT_PATHS", &there)).succeeds();
+    Run::of(&mut with_other(&["queue", "drain"])).succeeds();
+    assert!(is_in(&lab, &here) && is_in(&other, &there));
+    assert!(!is_in(&lab, &there) && !is_in(&other, &here));
+
+    // The service has no variables: what it has no login for waits, at once and for nothing else.
+    let [mine, theirs] = ["mine", "theirs"].map(|salt| builder.machine.build("empty", &[("salt", salt)]));
+    builder.hook(std::slice::from_ref(&mine));
+    Run::of(with_other(&["hook", "main"]).env("OUT_PATHS", &theirs)).succeeds();
+    let drained = builder.dormer(&["queue", "drain", "--timeout", "10min"]);
+    assert!(!drained.is_success() && drained.stderr().contains("there is no login for it here"), "{drained}");
+    assert!(drained.stderr().contains(&format!("dormer login NAME {}", other.url())), "{drained}");
+    assert!(is_in(&lab, &mine) && !is_in(&lab, &theirs) && !is_in(&other, &theirs));
+    let listed = builder.dormer(&["queue", "list", "--json"]);
+    let entry = lines(&listed).swap_remove(0);
+    assert_eq!(entry["endpoint"], format!("{}/", other.url().trim_end_matches('/')), "{listed}");
+    assert_eq!((&entry["cache"], &entry["tries"]), (&"main".into(), &0.into()), "{listed}");
+    builder.dormer(&["login", "second", &other.url(), &other.admin_token()]).succeeds();
+    builder.dormer(&["queue", "drain"]).succeeds();
+    assert!(is_in(&other, &theirs) && !is_in(&lab, &theirs));
 }
 
 /// Without a server, the command's code stays, and so do the builds.

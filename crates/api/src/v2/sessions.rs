@@ -103,6 +103,13 @@ fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(bytes)
 }
 
+/// What the answer to PUT of a session has in every format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct SessionFormat {
+    /// As in [`SessionResponse::format`].
+    pub format: u32,
+}
+
 /// Answer to PUT of a session: how to cut and compress, and what fits a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionResponse {
@@ -166,6 +173,9 @@ pub enum CommitResult {
         /// What the API would answer to an upload.
         error: ErrorBody,
     },
+    /// A state that a later server has. Only its path is concerned.
+    #[serde(other)]
+    Unknown,
 }
 
 /// One path of a commit, as bytes.

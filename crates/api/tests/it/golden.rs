@@ -282,6 +282,10 @@ fn a_session_says_what_it_takes_and_a_commit_what_became_of_each_path() {
     ));
     assert_eq!(commit.results.len(), 5);
     assert_eq!(commit.results[3], CommitResult::Missing { chunks: vec![0, 7] });
+    // A later server may say more.
+    let later = r#"{"results":[{"state":"verifying","seconds":5},{"state":"queued","behind":[7]}],"more":1}"#;
+    let later: CommitResponse = serde_json::from_str(later).unwrap();
+    assert_eq!(later.results, [CommitResult::Verifying, CommitResult::Unknown]);
 }
 
 /// Lengths are 32 bits, lowest byte first; the entries follow each other.

@@ -413,11 +413,7 @@ fn confirm(context: &Context, cache: &str, server: &str) -> Result<()> {
 }
 
 async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Result<()> {
-    // A hash needs no Nix on this machine; a link into a store with a root of its own does.
-    let store = match NixStore::open(&dormer_client::process_variables).await {
-        Ok(store) => store,
-        Err(_) => NixStore::from_variables(&dormer_client::process_variables)?,
-    };
+    let store = NixStore::open_for_names(&dormer_client::process_variables).await?;
     let hashes = args.paths.iter().map(|path| hash_of(&store, path)).collect::<Result<Vec<_>>>()?;
     let (server, api) = context.connect_to_cache(&args.cache)?;
     let (mut removed_count, mut referrer_count) = (0, 0_u64);
@@ -570,7 +566,7 @@ impl SizeClasses {
 }
 
 async fn show(args: &ShowArgs, context: &Context) -> Result<()> {
-    let store = NixStore::from_variables(&dormer_client::process_variables)?;
+    let store = NixStore::open_for_names(&dormer_client::process_variables).await?;
     let hash = hash_of(&store, &args.path)?;
     let (server, api) = context.connect_to_cache(&args.cache)?;
     let (cache, printer) = (&args.cache.cache, &context.printer);

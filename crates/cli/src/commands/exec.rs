@@ -8,8 +8,8 @@ use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, ValueEnum};
-use dormer_client::queue::{DrainEnd, DrainScope, StoreWatch};
-use dormer_client::{CacheRef, NixConfig, nix_program, process_variables};
+use dormer_client::queue::{DrainEnd, DrainScope, QueuedCache, StoreWatch};
+use dormer_client::{CacheRef, Error as ClientError, NixConfig, nix_program, process_variables};
 use dormer_nix::NarHash;
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::iterator::SignalsInfo;
@@ -38,9 +38,10 @@ Exit codes:
 /// what is built. Elsewhere, or if Nix has another hook, everything that appears in the store
 /// meanwhile is pushed. Filters of the settings ([push]) apply.
 ///
-/// The exit code is that of COMMAND. Paths that could not be pushed stay in the queue: `dormer
-/// queue list` shows them, and `dormer queue drain` pushes them. Signals go to COMMAND; a signal
-/// after its end stops the push.
+/// The exit code is that of COMMAND, which runs also if nothing can be queued or watched: then what
+/// is new is looked for after it. Paths that could not be pushed stay in the queue: `dormer queue
+/// list` shows them, and `dormer queue drain` pushes them. Signals go to COMMAND; a signal after
+/// its end stops the push.
 ///
 /// Examples:
 ///   dormer exec main -- nix build .#a .#b
@@ -79,28 +80,37 @@ enum By {
 pub(super) async fn run(args: ExecArgs, context: &Context) -> Result<ExitCode> {
     // First of all, so that no signal is lost during the start.
     let mut signals = listen()?;
-    let caches = chosen_caches(&args.caches)?;
-    for cache in &caches {
-        context.server(cache.server.as_ref())?;
-    }
-    let queue = Queue::open(&args.queue.folder(&process_variables)?, &args.push, context).await?;
+    let caches = context.queued_caches(&chosen_caches(&args.caches)?)?;
     let since = SystemTime::now();
+    let mut command = Command::new(&args.command[0]);
+    command.args(&args.command[1..]);
+    let program = Path::new(&args.command[0]);
+    let start = |command: &mut Command| command.spawn().map_err(Error::io("start", program));
+    // What is wrong with the push keeps no command from its work.
+    let Some(ExecQueue { queue, is_own }) = open_queue(&args, context).await else {
+        let status =
+            wait(start(&mut command)?, &mut signals).await.map_err(Error::io("wait for", program))?;
+        context.printer.error("nothing of what the command built is pushed");
+        return Ok(ExitCode::from(exit_code(status)));
+    };
     let by_hook = match args.by {
+        // A script outlives its command, and this queue may not.
+        _ if is_own => false,
         By::Auto => is_hook_obeyed(&queue).await,
         by => by == By::Hook,
     };
-    let mut command = Command::new(&args.command[0]);
-    command.args(&args.command[1..]);
-    let mut store_watch = None;
+    let hook = if by_hook { told(write_hook(queue.spool.folder(), &caches), context) } else { None };
     let scope = DrainScope { since, caches: caches.clone() };
-    if by_hook {
-        let hook = write_hook(queue.spool.folder(), &caches)?;
+    let mut store_watch = None;
+    if let Some(hook) = hook {
         command.env("NIX_CONFIG", with_hook(process_variables("NIX_CONFIG").as_deref(), &hook));
     } else {
-        store_watch = Some(StoreWatch::start(queue.store.clone(), queue.spool.clone(), caches)?);
+        let (store, spool) = (&queue.store, &queue.spool);
+        let begun = StoreWatch::start(store.clone(), spool.clone(), caches.clone());
+        let unwatched = || StoreWatch::unwatched(store.clone(), spool.clone(), caches);
+        store_watch = Some(told(begun.map_err(Error::from), context).unwrap_or_else(unwatched));
     }
-    let program = Path::new(&args.command[0]);
-    let child = command.spawn().map_err(Error::io("start", program))?;
+    let child = start(&mut command)?;
 
     let (command_ended, ended) = watch::channel(false);
     let mut draining = Box::pin(queue.drain_during(ended, args.drain_timeout, &scope));
@@ -138,13 +148,61 @@ pub(super) async fn run(args: ExecArgs, context: &Context) -> Result<ExitCode> {
         Some(end) => end,
         None => stoppable(draining, &mut signals).await,
     };
-    if let Err(error) = end.and_then(outcome) {
-        context.printer.error(&error.chain());
-        context.printer.hint(
-            "what is not pushed stays in the queue: dormer queue list shows it, dormer queue drain pushes it",
-        );
+    let folder = queue.spool.folder();
+    let option = if is_own { format!(" --queue-dir {}", folder.display()) } else { String::new() };
+    match end.and_then(outcome) {
+        // Best effort: a folder of temporary files may keep an empty queue.
+        Ok(()) if is_own => drop(fs::remove_dir_all(folder)),
+        Ok(()) => {}
+        Err(error) => {
+            context.printer.error(&error.chain());
+            context.printer.hint(&format!(
+                "what is not pushed stays in the queue: dormer queue list{option} shows it, dormer queue drain{option} pushes it",
+            ));
+        }
     }
     Ok(ExitCode::from(exit_code(status)))
+}
+
+/// The queue of a command.
+struct ExecQueue {
+    queue: Queue,
+    /// Whether it is for this command alone.
+    is_own: bool,
+}
+
+/// The queue of this user, else one of the command's own among the temporary files: a full disk or
+/// a missing home costs no build. `None` if nothing can be queued at all.
+async fn open_queue(args: &ExecArgs, context: &Context) -> Option<ExecQueue> {
+    let queue = match args.queue.folder(&process_variables) {
+        Ok(folder) => Queue::open(&folder, &args.push, context).await,
+        Err(error) => Err(error),
+    };
+    let is_of_nix =
+        |error: &Error| !matches!(error, Error::Client(ClientError::Queue { .. }) | Error::Usage { .. });
+    match queue {
+        Ok(queue) => return Some(ExecQueue { queue, is_own: false }),
+        // Without Nix, nobody can tell what was built.
+        Err(error) if is_of_nix(&error) => return told(Err(error), context),
+        Err(error) => drop(told::<()>(Err(error), context)),
+    }
+    let folder = std::env::temp_dir().join(format!("dormer-queue-{:016x}", rand::random::<u64>()));
+    let queue = told(Queue::open(&folder, &args.push, context).await, context)?;
+    context.printer.warn(&format!("what the command builds is queued in {}", folder.display()));
+    Some(ExecQueue { queue, is_own: true })
+}
+
+/// The value; else says why the push gets harder, and what helps.
+fn told<T>(outcome: Result<T>, context: &Context) -> Option<T> {
+    let error = match outcome {
+        Ok(value) => return Some(value),
+        Err(error) => error,
+    };
+    context.printer.warn(&format!("the command runs all the same: {}", error.chain()));
+    for hint in error.hints() {
+        context.printer.hint(&hint);
+    }
+    None
 }
 
 /// A drain, until a signal comes.
@@ -174,7 +232,7 @@ fn with_hook(before: Option<&str>, hook: &Path) -> String {
 
 /// The script that Nix runs after each build, one for each set of caches. It stays: the command may
 /// leave processes behind that keep `NIX_CONFIG`, and Nix fails a build whose hook is gone.
-fn write_hook(folder: &Path, caches: &[CacheRef]) -> Result<PathBuf> {
+fn write_hook(folder: &Path, caches: &[QueuedCache]) -> Result<PathBuf> {
     let text = hook_script(folder, caches)?;
     let digest = NarHash::digest(text.as_bytes()).to_hex();
     let path = folder.join(format!("exec-{}", &digest[..16]));
@@ -266,17 +324,18 @@ mod tests {
     fn the_script_of_a_set_of_caches_stays_and_is_one() {
         let folder = tempfile::tempdir().unwrap();
         let write = |caches: &[&str]| {
-            let caches: Vec<CacheRef> = caches.iter().map(|cache| cache.parse().unwrap()).collect();
+            let caches: Vec<QueuedCache> = caches.iter().map(|cache| cache.parse().unwrap()).collect();
             write_hook(folder.path(), &caches).unwrap()
         };
         let first = write(&["main"]);
         assert_eq!(write(&["main"]), first);
         assert_ne!(write(&["lab:team"]), first);
+        assert_ne!(write(&["main@http://lab"]), first, "the daemon has no DORMER_ENDPOINT");
         fs::write(&first, "half").unwrap();
         assert_eq!(write(&["main"]), first, "a damaged script is written again");
         let ran = std::process::Command::new(&first).arg("x").env_clear().output().unwrap();
         assert!(ran.status.success(), "{ran:?}");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
     }
 
     #[test]

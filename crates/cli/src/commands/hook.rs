@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use clap::{Args, Parser};
-use dormer_client::queue::{QueueEntry, Spool};
+use dormer_client::queue::{QueueEntry, QueuedCache, Spool};
 use dormer_client::{CacheRef, Variables, process_variables};
 use dormer_nix::StorePath;
 
@@ -37,9 +37,9 @@ use crate::queue_place::QueueDirArgs;
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct HookArgs {
-    /// [SERVER:]CACHE
+    /// [SERVER:]CACHE[@URL]; the URL is the server's, as `dormer install-hook` writes it
     #[arg(value_name = "CACHE")]
-    caches: Vec<CacheRef>,
+    caches: Vec<QueuedCache>,
     #[command(flatten)]
     queue: QueueDirArgs,
 }
@@ -84,8 +84,20 @@ pub(super) fn run(args: &HookArgs, printer: &Printer) {
 }
 
 fn enqueue(args: &HookArgs, variables: Variables<'_>) -> Result<()> {
-    let caches = chosen_caches(&args.caches)?;
+    let named = &args.caches;
+    let chosen = if named.is_empty() { chosen_caches(&[])? } else { Vec::new() };
     let now = SystemTime::now();
+    let folder = args.queue.folder(variables)?;
+    let spool = open(&folder)?;
+    // The names of another user may mean other servers here.
+    let is_own =
+        fs::metadata(&folder).is_ok_and(|folder| folder.uid() == rustix::process::geteuid().as_raw());
+    let with_server = |cache: &CacheRef| Context::queued_cache_if_known(cache, variables);
+    let caches = named.iter().map(|cache| match cache.endpoint {
+        None if is_own => with_server(&cache.cache),
+        _ => cache.clone(),
+    });
+    let caches: Vec<QueuedCache> = caches.chain(chosen.iter().map(with_server)).collect();
     let paths = variables("OUT_PATHS").unwrap_or_default();
     let paths = paths.split_whitespace().map(checked).collect::<Result<Vec<String>>>()?;
     let entry = match (paths.is_empty(), variables("DRV_PATH")) {
@@ -99,7 +111,7 @@ fn enqueue(args: &HookArgs, variables: Variables<'_>) -> Result<()> {
             ));
         }
     };
-    open(&args.queue.folder(variables)?)?.enqueue(&entry, now)?;
+    spool.enqueue(&entry, now)?;
     Ok(())
 }
 
@@ -184,7 +196,7 @@ mod tests {
             variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned())
         });
         let entries = Spool::open(folder.path().join("q")).unwrap().entries().unwrap();
-        (done, entries.into_iter().filter_map(|(_, entry)| entry).collect())
+        (done, entries.into_iter().filter_map(|(_, entry)| entry.ok()).collect())
     }
 
     #[test]
@@ -195,6 +207,35 @@ mod tests {
         assert_eq!(entries.len(), 1);
         assert_eq!(entries[0].paths, [PATH.to_owned(), format!("{PATH}-lib")]);
         assert_eq!(entries[0].caches.len(), 2);
+    }
+
+    /// Whatever says where a cache is, the entry keeps it: the process that pushes has neither the
+    /// variables nor, perhaps, the settings of the hook.
+    #[test]
+    fn an_entry_names_the_server_that_its_cache_has_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = folder.path().join("dormer/config.toml");
+        fs::create_dir_all(settings.parent().unwrap()).unwrap();
+        let text = "default-server = \"lab\"\n[servers.lab]\nendpoint = \"http://lab\"\ntoken-file = \"gone\"\n\
+                    [servers.two]\nendpoint = \"http://two\"\n";
+        fs::write(&settings, text).unwrap();
+        let home = ("XDG_CONFIG_HOME", folder.path().to_str().unwrap());
+        let variable = ("DORMER_ENDPOINT", "http://here:8080");
+        for (caches, variables, expected) in [
+            ("main two:team", &[home][..], "main@http://lab/ two:team@http://two/"),
+            ("main two:team", &[home, variable], "main@http://here:8080/ two:team@http://two/"),
+            ("main@http://there", &[home, variable], "main@http://there/"),
+            // The drainer may know more.
+            ("other:main", &[home], "other:main"),
+            ("main", &[("XDG_CONFIG_HOME", "/nowhere")], "main"),
+        ] {
+            let variables: Vec<(&str, &str)> =
+                [("OUT_PATHS", PATH)].iter().chain(variables).copied().collect();
+            let (done, entries) = queued(&variables, caches);
+            done.unwrap();
+            let names: Vec<String> = entries[0].caches.keys().map(ToString::to_string).collect();
+            assert_eq!(names.join(" "), expected);
+        }
     }
 
     #[test]

@@ -8,8 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use dormer_client::queue::Spool;
-use dormer_client::{CacheRef, NixConfig, NixStore, nix_program, process_variables};
+use dormer_client::queue::{QueuedCache, Spool};
+use dormer_client::{
+    CacheRef, ENDPOINT_VARIABLE, MACHINE_SETTINGS, NixConfig, NixStore, nix_program, process_variables,
+};
 
 use super::hook::chosen_caches;
 use super::nix_settings::{conf_for_additions, read_if_there, refuse_managed, show, write_whole};
@@ -21,6 +23,12 @@ use crate::queue_place::QueueDirArgs;
 /// In each file that is wholly ours.
 const MARK: &str = "Made by `dormer install-hook`; `dormer install-hook --undo` removes it.";
 
+/// What `--undo` leaves in the place of the script. The daemon of Nix reads nix.conf when it
+/// starts, and a build when it begins. Each calls its hook until it ends, and a build whose hook is
+/// gone fails.
+const STUB: &str =
+    "#!/bin/sh\n# Left by `dormer install-hook --undo`: a Nix that is running may still call this.\nexit 0\n";
+
 /// Name of the lines in nix.conf.
 const BLOCK: &str = "post-build-hook";
 
@@ -30,8 +38,10 @@ const SETTING: &str = "post-build-hook";
 ///
 /// Writes a post-build-hook line into nix.conf, the script that it names, and a unit of systemd (on
 /// macOS, a job of launchd) that runs `dormer queue drain --watch`. The changes appear on standard
-/// output, with --dry-run nothing else happens, and --undo takes them back exactly. Refuses to
-/// replace another hook. The commands that start the service are printed and not run.
+/// output, with --dry-run nothing else happens, and --undo takes them back, up to a script that
+/// does nothing, because a Nix that is running may still call it. Refuses to replace another hook.
+/// The commands that start the service are printed and not run. The script names the address of
+/// each server: run this command again if a server moves.
 ///
 /// Examples:
 ///   sudo dormer install-hook lab:main --system
@@ -116,12 +126,15 @@ pub(super) async fn run(args: &InstallHookArgs, context: &Context) -> Result<()>
         return undo(args, &places, context);
     }
     let caches = chosen_caches(&args.caches)?;
+    // Neither the daemon of Nix nor the service has the variables of this user.
+    let queued: Vec<QueuedCache> =
+        caches.iter().map(|cache| Context::queued_cache_if_known(cache, &process_variables)).collect();
     let folder = args.queue.folder(&process_variables)?;
     let before = read_if_there(&places.conf)?.unwrap_or_default();
     refuse_other_hook(&places, &before, args.system).await?;
     let mut conf = MarkedFile::of_command("install-hook", before.clone());
     conf.set(BLOCK, &[format!("{SETTING} = {}", places.script.display())]);
-    let mut files = vec![(&places.script, hook_script(&folder, &caches)?, 0o755)];
+    let mut files = vec![(&places.script, hook_script(&folder, &queued)?, 0o755)];
     if let Some(unit) = &places.unit {
         let text = match args.service_manager {
             Manager::Launchd => launchd_job(&folder, args.system)?,
@@ -138,6 +151,8 @@ pub(super) async fn run(args: &InstallHookArgs, context: &Context) -> Result<()>
         changed |= change(path, &old.unwrap_or_default(), text, *mode, args.dry_run, context)?;
     }
     warn_of_loss(&own_program()?, context)?;
+    warn_of_variable(&queued, context)?;
+    let is_obeyed = args.system || is_trusted().await?;
     if !args.dry_run {
         // By its owner, and not by the first build: the daemon of Nix runs the hook as root.
         Spool::open(&folder)?;
@@ -146,13 +161,21 @@ pub(super) async fn run(args: &InstallHookArgs, context: &Context) -> Result<()>
     changed |= change(&places.conf, &before, conf.text(), 0o644, args.dry_run, context)?;
     let names: Vec<String> = caches.iter().map(ToString::to_string).collect();
     let names = names.join(", ");
+    let what = if is_obeyed { "every build" } else { "every build of a trusted user" };
     context.printer.conclude(&match (changed, args.dry_run) {
-        (false, _) => format!("nothing to do: builds are queued for {names} already"),
-        (true, true) => format!("would queue every build for {names}"),
-        (true, false) => format!(
-            "Nix queues every build for {names} from now on; undo it with: dormer install-hook --undo"
-        ),
+        (false, _) => format!("nothing to do: {what} is queued for {names} already"),
+        (true, true) => format!("would queue {what} for {names}"),
+        (true, false) => {
+            format!("Nix queues {what} for {names} from now on; undo it with: dormer install-hook --undo")
+        }
     });
+    if !is_obeyed {
+        context.printer.warn("Nix does not say that it trusts this user, and ignores the hooks of others");
+        context.printer.hint(
+            "let root add this user to trusted-users in /etc/nix/nix.conf, which gives the user root's rights; or run \
+             `sudo dormer install-hook CACHE --system`; or let `dormer watch CACHE` push what appears in the store",
+        );
+    }
     if changed && !args.dry_run {
         for line in next_steps(args) {
             context.printer.hint(&line);
@@ -167,9 +190,10 @@ fn undo(args: &InstallHookArgs, places: &Places, context: &Context) -> Result<()
     conf.remove(BLOCK);
     // First: Nix must not look for a script that is gone.
     let mut changed = change(&places.conf, &before, conf.text(), 0o644, args.dry_run, context)?;
-    for path in [Some(&places.script), places.unit.as_ref()].into_iter().flatten() {
+    for (path, left) in [(Some(&places.script), STUB), (places.unit.as_ref(), "")] {
+        let Some(path) = path else { continue };
         if let Some(text) = read_if_there(path)?.filter(|text| is_ours(text)) {
-            changed |= change(path, &text, "", 0o644, args.dry_run, context)?;
+            changed |= change(path, &text, left, 0o755, args.dry_run, context)?;
         }
     }
     context.printer.conclude(match (changed, args.dry_run) {
@@ -177,11 +201,16 @@ fn undo(args: &InstallHookArgs, places: &Places, context: &Context) -> Result<()
         (true, true) => "would take the hook and the service back",
         (true, false) => "Nix queues no builds any more; what is queued stays in the queue",
     });
-    if changed && !args.dry_run && args.system {
-        context.printer.hint(
-            "restart the daemon of Nix now: it reads nix.conf when it starts, and until then fails builds whose hook \
-             is gone: systemctl restart nix-daemon",
-        );
+    if changed && !args.dry_run {
+        let until = if args.system {
+            "the daemon of Nix reads nix.conf when it starts: systemctl restart nix-daemon; until then"
+        } else {
+            "until builds that run now end,"
+        };
+        context.printer.hint(&format!(
+            "{until} Nix calls {}, which does nothing any more; after that you may remove it",
+            places.script.display()
+        ));
     }
     if changed && !args.dry_run && args.service_manager == Manager::Systemd {
         let user = if args.system { "" } else { " --user" };
@@ -226,7 +255,28 @@ fn warn_of_loss(program: &Path, context: &Context) -> Result<()> {
 }
 
 fn store_dir() -> Result<PathBuf> {
-    Ok(PathBuf::from(NixStore::from_variables(&process_variables)?.store_dir().as_str()))
+    Ok(PathBuf::from(NixStore::store_dir_of(&process_variables)?.as_str()))
+}
+
+/// The service runs without the variables of this user: its login is in the settings.
+fn warn_of_variable(caches: &[QueuedCache], context: &Context) -> Result<()> {
+    let settings = Context::client_settings()?;
+    for endpoint in caches.iter().filter_map(|cache| cache.endpoint.as_ref()) {
+        if settings.server_at(endpoint, &process_variables)?.is_none() {
+            context
+                .printer
+                .warn(&format!("the service has no {ENDPOINT_VARIABLE}, and no login for {endpoint}"));
+            context.printer.hint(&format!(
+                "as the user of the service: dormer login NAME {endpoint} --token-file FILE; or write {MACHINE_SETTINGS}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether Nix says that it obeys this user.
+async fn is_trusted() -> Result<bool> {
+    Ok(NixStore::open_for_names(&process_variables).await?.trusts_this_user().await)
 }
 
 /// Nix has one hook. One that Nix names in another file counts as well.
@@ -248,11 +298,11 @@ async fn refuse_other_hook(places: &Places, conf: &str, system: bool) -> Result<
 }
 
 fn is_ours(text: &str) -> bool {
-    text.contains(MARK)
+    text.contains(MARK) || text == STUB
 }
 
 /// The script that Nix runs after each build. It ends with 0 even if the program is gone.
-pub(super) fn hook_script(folder: &Path, caches: &[CacheRef]) -> Result<String> {
+pub(super) fn hook_script(folder: &Path, caches: &[QueuedCache]) -> Result<String> {
     let program = own_program()?;
     let words: Vec<String> = [program.display().to_string(), "hook".to_owned()]
         .into_iter()

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use dormer_api::Secret;
+use dormer_api::{Secret, routes};
 use dormer_client::{Endpoint, ResolvedServer, ServerName, ServerSettings};
 use dormer_nix::CacheInfo;
 use serde_json::json;
@@ -120,6 +120,16 @@ async fn check(context: &Context, server: &ResolvedServer) -> Result<Option<Vec<
         Err(error @ (Client::Unreachable { .. } | Client::Unavailable { .. } | Client::Stalled { .. })) => {
             return Err(error.into());
         }
+        Err(Client::Redirected { location, action, status }) => {
+            let address = redirected_address(&location).filter(|address| *address != server.endpoint);
+            return Err(match address {
+                Some(address) => Error::usage(
+                    format!("{} redirects to {address}, and a token follows no redirect", server.endpoint),
+                    format!("log in there: dormer login {} {address} --token-file FILE", server.name),
+                ),
+                None => Client::Redirected { location, action, status }.into(),
+            });
+        }
         Err(error) => error,
     };
     if let Some((server_address, cache)) = server.endpoint.split_cache()
@@ -137,6 +147,12 @@ async fn check(context: &Context, server: &ResolvedServer) -> Result<Option<Vec<
         }
         error => Err(error.into()),
     }
+}
+
+/// The address of the server behind a redirect of the list of caches.
+fn redirected_address(location: &str) -> Option<Endpoint> {
+    let path = location.split(['?', '#']).next()?;
+    path.strip_suffix(&routes::v2_caches(None))?.parse().ok()
 }
 
 /// Whether the address has what every binary cache has, or is Dormer's and wants another token for
@@ -162,5 +178,27 @@ fn read_token(from_stdin: bool) -> Result<Option<Secret>> {
             "pass show cache-token | dormer login … --token-stdin",
         )),
         token => Ok(Some(Secret::new(token))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_names_the_server_if_it_leads_to_the_same_route() {
+        for (location, address) in [
+            ("https://cache.example.org/_api/v2/caches", Some("https://cache.example.org/")),
+            (
+                "https://other.example.org:8443/base/_api/v2/caches?x=1",
+                Some("https://other.example.org:8443/base/"),
+            ),
+            ("https://login.example.org/?next=/_api/v2/caches", None),
+            ("/_api/v2/caches", None),
+            ("", None),
+        ] {
+            let found = redirected_address(location).map(|address| address.to_string());
+            assert_eq!(found.as_deref(), address, "{location}");
+        }
     }
 }

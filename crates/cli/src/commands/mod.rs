@@ -13,6 +13,7 @@ mod documented;
 mod edge_serve;
 mod exec;
 mod export;
+mod foreign_names;
 mod gc;
 mod hook;
 mod import;
@@ -203,6 +204,26 @@ impl Command {
 }
 
 impl CommandLine {
+    /// The command line of this process. A usage error ends the process with exit code 2 and clap's
+    /// message.
+    pub(crate) fn of_process() -> Self {
+        use clap::error::{ContextKind, ContextValue, ErrorKind};
+        let error = match Self::try_parse() {
+            Ok(line) => return line,
+            Err(error) => error,
+        };
+        // A hint about a closed standard error helps nobody.
+        if let (ErrorKind::InvalidSubcommand, Some(ContextValue::String(name))) =
+            (error.kind(), error.get(ContextKind::InvalidSubcommand))
+            && let Some(here) = foreign_names::command_here(name)
+        {
+            let _ = error.print();
+            Printer::new(Level::Default, false, false).hint(&format!("the command here: {here}"));
+            std::process::exit(error.exit_code());
+        }
+        error.exit()
+    }
+
     pub(crate) fn printer(&self) -> Printer {
         let level = match (self.output.quiet, self.output.verbose) {
             (0, false) => Level::Default,

@@ -84,7 +84,7 @@ async fn add(args: AddArgs, context: &Context) -> Result<()> {
             Error::usage("--keep-for is longer than 136 years", "without it, the pin lasts for ever")
         })?),
     };
-    let store = NixStore::from_variables(&dormer_client::process_variables)?;
+    let store = NixStore::open_for_names(&dormer_client::process_variables).await?;
     let path = store_path(&store, &args.path)?;
     let (_, api) = context.connect_to_cache(&args.cache)?;
     let request = AddPinRequest { store_path: path.to_string(), keep_for_seconds, keep: args.keep };
@@ -160,7 +160,7 @@ async fn remove(args: &RemoveArgs, context: &Context) -> Result<()> {
     let hash = match &args.path {
         None => None,
         Some(path) => {
-            let store = NixStore::from_variables(&dormer_client::process_variables)?;
+            let store = NixStore::open_for_names(&dormer_client::process_variables).await?;
             Some(hash_of(&store, path)?)
         }
     };

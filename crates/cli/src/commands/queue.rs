@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::{Args, Subcommand};
-use dormer_client::queue::{DeadLetter, QueueEntry, Spool};
+use dormer_client::queue::{DeadLetter, QueueEntry, QueuedCache, Spool};
 use dormer_client::{
     ApiClient, CacheRef, NixStore, PushOptions, ResolvedServer, plan_push, process_variables,
 };
@@ -62,6 +62,10 @@ pub(crate) struct ListArgs {
 pub(crate) struct RetryArgs {
     #[command(flatten)]
     chosen: ChosenArgs,
+    /// Push to the servers that the names of the caches stand for now, also what was queued for
+    /// others
+    #[arg(long)]
+    to_present_server: bool,
     #[command(flatten)]
     queue: QueueDirArgs,
 }
@@ -169,10 +173,10 @@ fn list(args: &ListArgs, context: &Context) -> Result<()> {
     let spool = open(&args.queue)?;
     let (entries, dead) = (spool.entries()?, spool.dead()?);
     for (id, entry) in &entries {
-        show_entry(id.as_str(), "waiting", entry.as_ref(), context)?;
+        show_entry(id.as_str(), "waiting", entry.as_ref().map_err(Error::chain_of_client), context)?;
     }
     for DeadLetter { name, entry } in &dead {
-        show_entry(name, "dead", entry.as_ref(), context)?;
+        show_entry(name, "dead", entry.as_ref().ok_or_else(|| "it cannot be read".to_owned()), context)?;
     }
     let (refused, drainer) = (spool.refused(), spool.drainer()?);
     let printer = &context.printer;
@@ -197,20 +201,29 @@ fn list(args: &ListArgs, context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn show_entry(name: &str, state: &str, entry: Option<&QueueEntry>, context: &Context) -> Result<()> {
+/// Shows an entry, or why it cannot be read.
+fn show_entry(
+    name: &str,
+    state: &str,
+    entry: std::result::Result<&QueueEntry, String>,
+    context: &Context,
+) -> Result<()> {
     let printer = &context.printer;
-    let Some(entry) = entry else {
-        let error = "it cannot be read";
-        printer.message(
-            &json!({ "message_type": "queue_entry", "entry": name, "state": state, "error": error }),
-        )?;
-        return if printer.json { Ok(()) } else { printer.data(&format!("{name}  {state}: {error}")) };
+    let entry = match entry {
+        Ok(entry) => entry,
+        Err(error) => {
+            printer.message(
+                &json!({ "message_type": "queue_entry", "entry": name, "state": state, "error": error }),
+            )?;
+            return if printer.json { Ok(()) } else { printer.data(&format!("{name}  {state}: {error}")) };
+        }
     };
-    for (cache, standing) in &entry.caches {
+    for (QueuedCache { cache, endpoint }, standing) in &entry.caches {
+        let endpoint = endpoint.as_ref().map(ToString::to_string);
         if printer.json {
             printer.message(&json!({
                 "message_type": "queue_entry", "entry": name, "state": state, "cache": cache.to_string(),
-                "paths": entry.paths, "derivation": entry.derivation, "queued_at": entry.queued_at,
+                "endpoint": endpoint, "paths": entry.paths, "derivation": entry.derivation, "queued_at": entry.queued_at,
                 "tries": standing.tries, "not_before": standing.not_before, "error": standing.error,
             }))?;
             continue;
@@ -218,7 +231,8 @@ fn show_entry(name: &str, state: &str, entry: Option<&QueueEntry>, context: &Con
         let queued_at = SystemTime::UNIX_EPOCH + Duration::from_secs(entry.queued_at);
         let age = human_duration(queued_at.elapsed().unwrap_or_default());
         let error = standing.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
-        printer.data(&format!("{name}  {state} for {cache}, queued {age} ago{error}"))?;
+        let server = endpoint.map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
+        printer.data(&format!("{name}  {state} for {cache}{server}, queued {age} ago{error}"))?;
         for path in entry.paths.iter().chain(&entry.derivation) {
             printer.data(&format!("  {path}"))?;
         }
@@ -232,13 +246,13 @@ fn retry(args: &RetryArgs, context: &Context) -> Result<()> {
     // Entries that wait go first: a revived one becomes one of them.
     for (id, entry) in spool.entries()? {
         // The drainer looks again and again at one that cannot be read.
-        if entry.is_some() && args.chosen.has(id.as_str(), entry.as_ref(), false) {
-            retried += usize::from(spool.hasten(&id, SystemTime::now())?);
+        if entry.is_ok() && args.chosen.has(id.as_str(), entry.as_ref().ok(), false) {
+            retried += usize::from(spool.hasten(&id, args.to_present_server, SystemTime::now())?);
         }
     }
     for letter in spool.dead()? {
         if args.chosen.has(&letter.name, letter.entry.as_ref(), true) {
-            retried += usize::from(spool.revive(&letter, SystemTime::now())?);
+            retried += usize::from(spool.revive(&letter, args.to_present_server, SystemTime::now())?);
         }
     }
     conclude("queue_retried", "retried", retried, &args.chosen, context)
@@ -248,7 +262,7 @@ fn drop_entries(args: &DropArgs, context: &Context) -> Result<()> {
     let spool = open(&args.queue)?;
     let mut dropped = 0;
     for (id, entry) in spool.entries()? {
-        if args.chosen.has(id.as_str(), entry.as_ref(), false) {
+        if args.chosen.has(id.as_str(), entry.as_ref().ok(), false) {
             dropped += usize::from(spool.drop_entry(&id)?);
         }
     }
@@ -302,18 +316,25 @@ async fn drain(args: &DrainArgs, context: &Context) -> Result<()> {
 
 async fn wait_for(args: &WaitForArgs, context: &Context) -> Result<()> {
     let spool = open(&args.queue)?;
-    let store = NixStore::from_variables(&process_variables)?;
+    let store = NixStore::open(&process_variables).await?;
     let paths = args.paths.iter().map(|path| Ok(store.resolve(path)?)).collect::<Result<Vec<StorePath>>>()?;
     let absolute: Vec<String> = paths.iter().map(|path| path.to_absolute(store.store_dir())).collect();
     let caches = super::hook::chosen_caches(&args.caches)?;
+    let queued = context.queued_caches(&caches)?;
+    let is_meant = |cache: &QueuedCache| {
+        let is_same =
+            |one: &QueuedCache| one == cache || (cache.endpoint.is_none() && one.cache == cache.cache);
+        queued.iter().any(is_same)
+    };
     let until = Instant::now() + args.timeout;
     let concerns = |entry: &QueueEntry| {
-        let is_for_cache = caches.iter().any(|cache| entry.caches.contains_key(cache));
+        let is_for_cache = entry.caches.keys().any(&is_meant);
         is_for_cache && (entry.derivation.is_some() || absolute.iter().any(|path| entry.concerns(path)))
     };
     let mut has_said = false;
     loop {
-        let waiting = spool.entries()?.into_iter().filter_map(|(_, entry)| entry).filter(concerns).count();
+        let waiting =
+            spool.entries()?.into_iter().filter_map(|(_, entry)| entry.ok()).filter(concerns).count();
         if waiting == 0 {
             break;
         }
@@ -339,7 +360,9 @@ async fn wait_for(args: &WaitForArgs, context: &Context) -> Result<()> {
             let path = lost.to_absolute(store.store_dir());
             let dead = spool.dead()?.into_iter().filter_map(|letter| letter.entry);
             let dead = dead.filter(|entry| entry.concerns(&path));
-            let reason = dead.filter_map(|entry| entry.caches.get(cache)?.error.clone()).next_back();
+            let standings = dead.flat_map(|entry| entry.caches).filter(|(dead, _)| is_meant(dead));
+            let standings = standings.filter(|(dead, _)| dead.cache == *cache);
+            let reason = standings.filter_map(|(_, standing)| standing.error).next_back();
             return Err(Error::NotInCache { path, cache: cache.to_string(), reason });
         }
     }

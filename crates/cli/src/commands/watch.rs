@@ -42,14 +42,11 @@ pub(crate) struct WatchArgs {
 pub(super) async fn run(args: WatchArgs, context: &Context) -> Result<ExitCode> {
     let mut stop = Box::pin(stop_signal()?);
     let caches = chosen_caches(&args.caches)?;
-    // A mistyped server is found now, and not with the first build.
-    for cache in &caches {
-        context.server(cache.server.as_ref())?;
-    }
+    let queued = context.queued_caches(&caches)?;
     let queue = Queue::open(&args.queue.folder(&process_variables)?, &args.push, context).await?;
     let folder = queue.store.real_dir().display().to_string();
     let names: Vec<String> = caches.iter().map(ToString::to_string).collect();
-    let mut watch = StoreWatch::start(queue.store.clone(), queue.spool.clone(), caches)?;
+    let mut watch = StoreWatch::start(queue.store.clone(), queue.spool.clone(), queued)?;
     watch.catch_up(SystemTime::now())?;
     context.printer.say(&format!("watching {folder} for {}", names.join(", ")));
     tokio::select! {

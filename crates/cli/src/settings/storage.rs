@@ -121,6 +121,15 @@ pub(super) fn remote_store(
         );
         return Err(wrong(raw, &keys.endpoint, problem));
     }
+    // R2's name for its one region. Amazon has none of that name, and the host of that name would
+    // not be found.
+    if endpoint.is_none() && optional_text(raw, &keys.region).as_deref() == Some("auto") {
+        let problem = format!(
+            "`auto` is R2's and needs {}: https://ACCOUNT.r2.cloudflarestorage.com",
+            keys.endpoint.path
+        );
+        return Err(wrong(raw, &keys.region, problem));
+    }
     // Self-hosted servers rarely have a wildcard in their DNS.
     let path_style =
         raw.find(&keys.path_style).map_or(endpoint.is_some(), |_| boolean(raw, &keys.path_style));

@@ -168,6 +168,7 @@ fn where_everything_is_elsewhere_no_folder_is_needed() {
 fn a_store_over_a_network_wants_what_it_needs() {
     insta::assert_snapshot!(message("[storage]\ntype = \"s3\""), @"storage.type (file dormer.toml): needs storage.bucket too");
     insta::assert_snapshot!(message("[storage]\ntype = \"s3\"\nbucket = \"b\"\ncredentials = { access_key_id = \"a\" }"), @"storage.credentials.access_key_id (file dormer.toml): needs storage.credentials.secret_access_key too");
+    insta::assert_snapshot!(message("[storage]\ntype = \"s3\"\nbucket = \"b\"\nregion = \"auto\""), @"storage.region (file dormer.toml): `auto` is R2's and needs storage.endpoint: https://ACCOUNT.r2.cloudflarestorage.com");
     let toml = "[storage]\ntype = \"s3\"\nbucket = \"b\"\nregion = \"r\"\nendpoint = \"http://minio:9000/\"\n[storage.credentials]\n\
                 access_key_id = \"a\"\nsecret_access_key = \"hunter2\"\n";
     let settings = load(toml, &[HOME].into(), &[]).unwrap();

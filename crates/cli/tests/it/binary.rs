@@ -7,7 +7,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the failure")]
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -302,6 +303,68 @@ fn mistakes_are_explained() {
         !home.path(".config/dormer/config.toml").exists(),
         "nothing is stored before the server answered"
     );
+}
+
+#[test]
+fn a_name_of_another_tool_gets_the_command_here() {
+    let home = TestHome::new();
+    for (words, here) in [
+        (&["watch-exec", "main"][..], "dormer exec CACHE -- COMMAND"),
+        (&["cache", "delete", "main"], "dormer cache destroy CACHE"),
+        (&["garbage-collector-once"], "dormer gc"),
+    ] {
+        let said = home.run(words);
+        assert!(said.starts_with("exit code: 2") && said.contains(here), "{said}");
+    }
+    assert!(!home.run(&["nonsense"]).contains("the command here"));
+}
+
+/// A server that sends everybody to another address.
+fn redirecting(to: &str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let answer =
+        format!("HTTP/1.1 301 Moved\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    address
+}
+
+#[test]
+fn a_login_at_an_address_that_moved_names_the_new_one() {
+    let home = TestHome::new();
+    for base in ["https://cache.example.org/", "https://cache.example.org:8443/nix/"] {
+        let address = redirecting(&format!("{base}_api/v2/caches"));
+        let said = home.run(&["login", "lab", &address, "t"]);
+        assert!(said.starts_with("exit code: 2"), "{said}");
+        assert!(said.contains(&format!("hint: log in there: dormer login lab {base} ")), "{said}");
+    }
+    let said = home.run(&["login", "lab", &redirecting("https://portal.example.org/"), "t"]);
+    assert!(said.starts_with("exit code: 1") && said.contains("it redirects to https://portal"), "{said}");
+    assert!(!home.path(".config/dormer/config.toml").exists());
+}
+
+/// Nothing that is wrong with the push keeps a command from its work, and its code counts. Here
+/// there is no Nix, so nobody can tell what was built.
+#[test]
+fn exec_runs_its_command_whatever_is_wrong_with_the_push() {
+    let home = TestHome::new();
+    fs::write(home.path("file"), "").unwrap();
+    let (file, good) = (home.path("file"), home.path("queue"));
+    for (queue, words) in [(&file, "--queue-dir"), (&good, "install Nix")] {
+        let mut command = home.command(&["exec", "main", "--", "sh", "-c", "echo built; exit 7"]);
+        command.env("DORMER_ENDPOINT", "http://127.0.0.1:1").env("TMPDIR", home.folder.path());
+        command.env("DORMER_QUEUE_DIR", queue);
+        let said = home.shown(&command.output().unwrap());
+        assert!(said.starts_with("exit code: 7") && said.contains("built"), "{said}");
+        assert!(said.contains(words) && said.contains("the command runs all the same"), "{said}");
+        assert!(said.contains("nothing of what the command built is pushed"), "{said}");
+    }
 }
 
 #[test]

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
-use dormer_api::v2::{CommitResponse, SessionId, SessionResponse, decode_missing};
+use dormer_api::v2::{
+    CommitResponse, SESSION_FORMAT, SessionFormat, SessionId, SessionResponse, decode_missing,
+};
 use dormer_api::{CacheName, ErrorBody, ErrorName, routes};
 use dormer_format::ChunkId;
 use futures::stream;
@@ -15,14 +17,15 @@ use reqwest::Method;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use serde::de::Error as _;
 
-use super::{ANSWER_BYTES_MAX, ApiClient, Failure, Repeat, counted, limited, printable, read_up_to};
+use super::{ANSWER_BYTES_MAX, ApiClient, Failure, Repeat, counted, decode, limited, printable, read_up_to};
 use crate::by_chunks::Part;
 use crate::error::{Error, Result};
 use crate::reporter::UploadReporter;
 
 impl ApiClient {
     /// Opens a session, or joins it again. `None` if the server has no such route, or if the
-    /// session is over or belongs to another caller. If `waits` is false, a caller that has as many
+    /// session is over or belongs to another caller. [`Error::NoChunkApi`] if the server speaks
+    /// another format. If `waits` is false, a caller that has as many
     /// sessions as it may have learns it at once: that may last for hours.
     pub(crate) async fn open_session(
         &self,
@@ -52,7 +55,14 @@ impl ApiClient {
 
     async fn try_open(&self, action: &str, route: &str) -> Result<SessionResponse, Failure> {
         let response = self.send(action, Repeat::Always, self.request(Method::PUT, route)).await?;
-        self.read(action, response).await
+        let body = self.read_body(action, response).await?;
+        // First of all: the rest of another format may have any form.
+        let lasting = |error| Failure { error, passing: None };
+        let SessionFormat { format } = decode(action, &body).map_err(lasting)?;
+        if format != SESSION_FORMAT {
+            return Err(lasting(Error::NoChunkApi { endpoint: self.endpoint.to_string() }));
+        }
+        decode(action, &body).map_err(lasting)
     }
 
     /// For each chunk, whether the server wants to be sent it.

@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use dormer_api::v2::{SESSION_FORMAT, SessionResponse};
+use dormer_api::v2::SessionResponse;
 use dormer_format::ChunkParams;
 use dormer_nix::StorePath;
 
@@ -187,6 +187,10 @@ async fn open(
                 reporter.falls_back(&plan.cache, &dormer_nix::with_causes(&error));
                 return Ok(None);
             }
+            Err(Error::NoChunkApi { .. }) if !must => {
+                reporter.falls_back(&plan.cache, OTHER_CUTS);
+                return Ok(None);
+            }
             limits => limits?,
         };
         match limits {
@@ -200,14 +204,16 @@ async fn open(
                 return Err(Error::NoChunkApi { endpoint: api.endpoint().to_string() });
             }
             Some(_) => {
-                reporter
-                    .falls_back(&plan.cache, "the server cuts NARs in a way that this version does not know");
+                reporter.falls_back(&plan.cache, OTHER_CUTS);
                 return Ok(None);
             }
             None => return Ok(None),
         }
     }
 }
+
+/// Why a push sends whole NARs to a server of another version.
+const OTHER_CUTS: &str = "the server cuts NARs in a way that this version does not know";
 
 fn seconds_left(limits: &SessionResponse) -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -216,9 +222,7 @@ fn seconds_left(limits: &SessionResponse) -> i64 {
 
 /// Whether this client cuts as the server does.
 fn is_understood(limits: &SessionResponse, plan: &PushPlan) -> bool {
-    limits.format == SESSION_FORMAT
-        && params_of(limits).is_some()
-        && plan.missing.iter().all(|info| info.store_dir == limits.store_dir)
+    params_of(limits).is_some() && plan.missing.iter().all(|info| info.store_dir == limits.store_dir)
 }
 
 fn params_of(limits: &SessionResponse) -> Option<ChunkParams> {

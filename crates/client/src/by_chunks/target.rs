@@ -359,6 +359,10 @@ impl Target {
                     let action = format!("pushing {} to cache {}", self.paths[path].path, self.cache);
                     self.fail(path, path_refusal(action, &error));
                 }
+                CommitResult::Unknown => {
+                    let (path_name, cache) = (self.paths[path].path.clone(), self.cache.clone());
+                    self.fail(path, Error::CommitState { path: path_name, cache });
+                }
                 CommitResult::Missing { chunks } => {
                     self.rounds[path] += 1;
                     changed = true;
@@ -600,6 +604,18 @@ mod tests {
         assert!(target.order.ready().is_empty());
         target.arrived(chunk(1));
         assert!(target.order.ready().contains(&2));
+    }
+
+    #[test]
+    fn a_state_that_a_later_server_has_concerns_its_path_only() {
+        let mut target = target(2);
+        make_ready(&mut target, 0);
+        make_ready(&mut target, 1);
+        let (batch, _) = target.next_commit(&manifests(2), true).unwrap();
+        target.committed(&batch, vec![CommitResult::Unknown, CommitResult::Verifying], &manifests(2));
+        let [failed] = &target.summary.failed[..] else { panic!("{:?}", target.summary) };
+        assert!(matches!(failed.error, Error::CommitState { .. }) && target.is_active());
+        assert!(target.order.is_left(1));
     }
 
     #[test]

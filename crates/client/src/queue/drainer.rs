@@ -24,7 +24,7 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::entry::{EntryId, QueueEntry, Standing, seconds};
+use super::entry::{EntryId, QueueEntry, QueuedCache, Standing, seconds};
 use super::spool::{DrainerLock, Spool};
 use crate::api::ApiClient;
 use crate::build_traces::push_traces;
@@ -35,7 +35,6 @@ use crate::push::{MISSING_PATHS_BATCH_MAX, PushOptions, PushSummary, plan_push};
 use crate::push_plan::{AddressedOutput, PushPlan};
 use crate::reporter::PushReporter;
 use crate::retry::{Passing, RetryPolicy};
-use crate::settings::CacheRef;
 
 /// Most paths of one plan. Their closures, some kilobytes for each path, are in memory.
 const ROOTS_MAX: usize = 1_000;
@@ -69,7 +68,7 @@ pub trait DrainTargets: Send + Sync {
     /// The cache, or why it cannot be reached.
     async fn connect(
         &self,
-        cache: &CacheRef,
+        cache: &QueuedCache,
         store: &NixStore,
     ) -> Result<DrainTarget, Box<dyn std::error::Error + Send + Sync>>;
 }
@@ -92,21 +91,21 @@ pub enum RootEnd {
 /// Receives what a drainer does.
 pub trait DrainReporter: Send + Sync {
     /// Receives the events of a push to `cache`.
-    fn push_reporter(&self, cache: &CacheRef) -> Arc<dyn PushReporter>;
+    fn push_reporter(&self, cache: &QueuedCache) -> Arc<dyn PushReporter>;
     /// A plan for `cache` was carried out.
-    fn pushed(&self, _cache: &CacheRef, _summary: &PushSummary) {}
+    fn pushed(&self, _cache: &QueuedCache, _summary: &PushSummary) {}
     /// The fate of one queued path.
-    fn root_ended(&self, _cache: &CacheRef, _path: &StorePath, _end: &RootEnd) {}
+    fn root_ended(&self, _cache: &QueuedCache, _path: &StorePath, _end: &RootEnd) {}
     /// A build trace could not be sent. Its path is in the cache.
-    fn trace_failed(&self, _cache: &CacheRef, _name: &str, _reason: &str) {}
+    fn trace_failed(&self, _cache: &QueuedCache, _name: &str, _reason: &str) {}
     /// An entry cannot be read, and is looked at again.
     fn entry_unreadable(&self, _id: &EntryId, _reason: &str) {}
     /// An entry rests until it is tried again.
-    fn entry_failed(&self, _cache: &CacheRef, _id: &EntryId, _standing: &Standing) {}
+    fn entry_failed(&self, _cache: &QueuedCache, _id: &EntryId, _standing: &Standing) {}
     /// An entry became a dead letter.
-    fn entry_dead(&self, _cache: &CacheRef, _id: &EntryId, _reason: &str) {}
+    fn entry_dead(&self, _cache: &QueuedCache, _id: &EntryId, _reason: &str) {}
     /// A cache is not tried before the end of this pause.
-    fn cache_paused(&self, _cache: &CacheRef, _reason: &str, _pause: Duration) {}
+    fn cache_paused(&self, _cache: &QueuedCache, _reason: &str, _pause: Duration) {}
 }
 
 /// How patient a drainer is.
@@ -119,8 +118,8 @@ pub struct DrainerOptions {
 }
 
 impl Default for DrainerOptions {
-    /// A cache is tried after 5 s, and then up to every 10 minutes. An entry is tried 8 times in
-    /// about an hour.
+    /// A cache is tried after 5 s, and then up to every 10 minutes, or as late as its server asks
+    /// for, up to a day. An entry is tried 8 times in about an hour.
     fn default() -> Self {
         Self {
             cache_retry: RetryPolicy {
@@ -128,7 +127,7 @@ impl Default for DrainerOptions {
                 wait_first: Duration::from_secs(5),
                 wait_first_busy: Duration::from_secs(5),
                 wait_max: Duration::from_mins(10),
-                ..RetryPolicy::default()
+                retry_after_max: Duration::from_hours(24),
             },
             entry_retry: RetryPolicy {
                 tries_max: 8,
@@ -147,7 +146,7 @@ pub struct DrainScope {
     /// Those queued at this time or later,
     pub since: SystemTime,
     /// for one of these caches.
-    pub caches: Vec<CacheRef>,
+    pub caches: Vec<QueuedCache>,
 }
 
 impl DrainScope {
@@ -183,7 +182,7 @@ pub struct Drainer {
     known: BTreeMap<EntryId, QueueEntry>,
     /// Entries that could not be read at the last look.
     unreadable: BTreeSet<EntryId>,
-    caches: HashMap<CacheRef, CacheState>,
+    caches: HashMap<QueuedCache, CacheState>,
     /// The calls of Nix that ask for the outputs of derivations.
     nix: Waiting,
     /// Entries in the folder at the last look.
@@ -207,10 +206,12 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// One failure more. Returns the pause until the next try.
-    fn pause(&mut self, retry: &RetryPolicy) -> Duration {
+    /// One failure more. Returns the pause until the next try, which is no shorter than the server
+    /// asks for.
+    fn pause(&mut self, retry: &RetryPolicy, retry_after: Option<Duration>) -> Duration {
         self.failures = self.failures.saturating_add(1);
         let pause = retry.wait(self.failures, Passing::Broken).unwrap_or(Duration::MAX);
+        let pause = pause.max(retry_after.unwrap_or_default().min(retry.retry_after_max));
         self.not_before = Instant::now().checked_add(pause);
         pause
     }
@@ -232,7 +233,7 @@ type RunningPlans = FuturesUnordered<LocalBoxFuture<'static, BatchEnd>>;
 
 /// What a plan came to.
 struct BatchEnd {
-    cache: CacheRef,
+    cache: QueuedCache,
     batch: Batch,
     roots: HashMap<StorePath, RootEnd>,
     /// The failure of the server or of Nix that ended it.
@@ -332,8 +333,8 @@ impl Drainer {
     fn is_futile(&self, scope: Option<&DrainScope>) -> bool {
         let is_in_memory = self.known.len() + self.unreadable.len() >= self.waiting;
         let is_refused =
-            |cache: &CacheRef| self.caches.get(cache).is_some_and(|state| state.waiting.is_refused());
-        let in_scope = |cache: &CacheRef| scope.is_none_or(|scope| scope.caches.contains(cache));
+            |cache: &QueuedCache| self.caches.get(cache).is_some_and(|state| state.waiting.is_refused());
+        let in_scope = |cache: &QueuedCache| scope.is_none_or(|scope| scope.caches.contains(cache));
         let mut entries =
             self.known.iter().filter(|(id, entry)| scope.is_none_or(|scope| scope.has(id, entry)));
         is_in_memory
@@ -348,7 +349,7 @@ impl Drainer {
             |scope: &DrainScope| self.unreadable.iter().filter(|id| !scope.is_since(id)).count();
         let outside = scope.map_or(0, |scope| known_outside(scope) + unreadable_outside(scope));
         let waiting = self.waiting.saturating_sub(outside);
-        let counts = |cache: &CacheRef| scope.is_none_or(|scope| scope.caches.contains(cache));
+        let counts = |cache: &QueuedCache| scope.is_none_or(|scope| scope.caches.contains(cache));
         let caches = self.caches.iter().filter(|(cache, _)| counts(cache));
         let paused_by = caches
             .map(|(_, state)| &state.waiting)
@@ -407,7 +408,7 @@ impl Drainer {
     /// Starts a plan for each cache that has due entries and no plan.
     async fn start_due(&mut self, running: &mut RunningPlans) -> Result<()> {
         self.find_outputs().await?;
-        let caches: BTreeSet<CacheRef> =
+        let caches: BTreeSet<QueuedCache> =
             self.known.values().flat_map(|entry| entry.caches.keys().cloned()).collect();
         for cache in caches {
             let state = self.caches.entry(cache.clone()).or_default();
@@ -439,8 +440,8 @@ impl Drainer {
         let now = seconds(SystemTime::now());
         let without_paths = self.known.iter().filter_map(|(id, entry)| {
             let derivation = entry.derivation.clone().filter(|_| entry.paths.is_empty())?;
-            let is_due = |(_, standing): &(&CacheRef, &Standing)| standing.not_before <= now;
-            let due: Vec<CacheRef> =
+            let is_due = |(_, standing): &(&QueuedCache, &Standing)| standing.not_before <= now;
+            let due: Vec<QueuedCache> =
                 entry.caches.iter().filter(is_due).map(|(cache, _)| cache.clone()).collect();
             (!due.is_empty()).then(|| (id.clone(), derivation, due))
         });
@@ -462,7 +463,7 @@ impl Drainer {
             if let Ok(path) = path
                 && let Err(failure) = self.store.invalid_paths(&[path]).await
             {
-                let pause = self.nix.pause(&self.options.cache_retry);
+                let pause = self.nix.pause(&self.options.cache_retry, None);
                 for cache in &due {
                     self.reporter.cache_paused(cache, &dormer_nix::with_causes(&failure), pause);
                 }
@@ -477,7 +478,7 @@ impl Drainer {
     }
 
     /// The entries of a cache that are due. An entry with a malformed path becomes a dead letter.
-    fn due_batch(&mut self, cache: &CacheRef) -> Result<Batch> {
+    fn due_batch(&mut self, cache: &QueuedCache) -> Result<Batch> {
         let now = seconds(SystemTime::now());
         let (mut batch, mut malformed, mut count) = (Batch::new(), Vec::new(), 0);
         for (id, entry) in &self.known {
@@ -539,14 +540,15 @@ impl Drainer {
             *state = CacheState::default();
             return Ok(());
         };
-        let pause = state.waiting.pause(&self.options.cache_retry);
+        let retry_after = stopped.as_ref().and_then(Error::retry_after);
+        let pause = state.waiting.pause(&self.options.cache_retry, retry_after);
         self.reporter.cache_paused(&cache, &reason, pause);
         state.waiting.paused_by = stopped.map(Arc::new);
         Ok(())
     }
 
     /// Notes a failure of an entry, which rests, or becomes a dead letter after the last try.
-    fn fail(&mut self, id: &EntryId, cache: &CacheRef, reason: &str) -> Result<()> {
+    fn fail(&mut self, id: &EntryId, cache: &QueuedCache, reason: &str) -> Result<()> {
         let before = self.known.get(id).and_then(|entry| entry.caches.get(cache));
         let tries = before.map_or(0, |standing| standing.tries) + 1;
         let Some(pause) = self.options.entry_retry.wait(tries, Passing::Broken) else {
@@ -560,7 +562,7 @@ impl Drainer {
         Ok(())
     }
 
-    fn bury(&mut self, id: &EntryId, cache: &CacheRef, reason: &str) -> Result<()> {
+    fn bury(&mut self, id: &EntryId, cache: &QueuedCache, reason: &str) -> Result<()> {
         let before = self.known.get(id).and_then(|entry| entry.caches.get(cache));
         let tries = before.map_or(0, |standing| standing.tries) + 1;
         let standing = Standing { tries, not_before: 0, error: Some(reason.to_owned()) };
@@ -592,7 +594,7 @@ fn path_bytes(entry: &QueueEntry) -> usize {
 /// Pushes the closures of `paths` as one plan. The result has no end for a path that was not tried
 /// because of the failure that is returned with it.
 async fn push_batch(
-    cache: &CacheRef,
+    cache: &QueuedCache,
     paths: BTreeSet<StorePath>,
     targets: &dyn DrainTargets,
     store: &NixStore,
@@ -628,19 +630,20 @@ async fn push_batch(
 fn stops_all(error: &Error) -> bool {
     error.is_fatal_for_push()
         || matches!(
-            error,
+            error.carried(),
             Error::QueueTarget { .. }
                 | Error::NixMissing { .. }
                 | Error::NixRun { .. }
                 | Error::Answer { .. }
                 | Error::AnswerTooLarge { .. }
                 | Error::Refused { .. }
+                | Error::Redirected { .. }
                 | Error::Unavailable { .. }
         )
 }
 
 async fn push_part(
-    cache: &CacheRef,
+    cache: &QueuedCache,
     paths: &[StorePath],
     target: &DrainTarget,
     store: &NixStore,
@@ -727,34 +730,46 @@ fn ends_of_plan(plan: &PushPlan) -> HashMap<StorePath, RootEnd> {
     ends
 }
 
-/// The place of the failure that ended a push, if one did. A request for many paths, such as the
-/// opening of a session, fails for the first of them and leaves the others without a failed
-/// reference: then the last failure ended the push, whatever its kind. If the first was also the
-/// only one, the kind decides: a server that refuses a path says so in an answer that can be read.
-fn stopper(summary: &PushSummary) -> Option<usize> {
-    if let Some(fatal) = summary.failed.iter().position(|failed| failed.error.is_fatal_for_push()) {
-        return Some(fatal);
-    }
+/// Whether the failure at a place concerns the server and not its path.
+///
+/// - A request for many paths, such as the opening of a session, fails for the first of them and
+///   leaves the others without a failed reference: then the last failure ended the push, whatever
+///   its kind.
+/// - A server that refuses a path says so in an answer that can be read. Without one, no path is to
+///   blame. By Attic's API, each path has a request of its own, so a server that took another path
+///   of the same push works, and the failure is the path's.
+fn is_of_server(summary: &PushSummary, place: usize) -> bool {
+    let error = &summary.failed[place].error;
     let ended_early = summary.not_tried.iter().any(|path| path.failed_reference.is_none());
-    let is_of_server = |error: &Error| {
-        matches!(error, Error::Answer { .. } | Error::AnswerTooLarge { .. } | Error::Unavailable { .. })
-    };
-    let last = summary.failed.len().checked_sub(1)?;
-    let stops = ended_early || (summary.by_chunks && is_of_server(&summary.failed[last].error));
-    stops.then_some(last)
+    let is_unexplained = matches!(
+        error.carried(),
+        Error::Answer { .. }
+            | Error::AnswerTooLarge { .. }
+            | Error::Redirected { .. }
+            | Error::Unavailable { .. }
+    );
+    let took_another = !summary.pushed.is_empty() || !summary.kept.is_empty();
+    error.is_fatal_for_push()
+        || (ended_early && place + 1 == summary.failed.len())
+        || (is_unexplained && (summary.by_chunks || !took_another))
+}
+
+/// The place of the failure that says best why the server's cache waits, if one does.
+fn stopper(summary: &PushSummary) -> Option<usize> {
+    let mut places = (0..summary.failed.len()).filter(|place| is_of_server(summary, *place));
+    let first = places.clone().next();
+    places.find(|place| summary.failed[*place].error.is_fatal_for_push()).or(first)
 }
 
 /// What became of the paths that were sent. A path that a failure of the server stopped has no end.
 fn ends_of_summary(summary: &PushSummary) -> HashMap<StorePath, RootEnd> {
-    let stopper = stopper(summary);
     let mut ends = HashMap::new();
     for done in summary.pushed.iter().chain(&summary.kept) {
         ends.insert(done.path.clone(), RootEnd::Pushed);
     }
     let mut reasons: HashMap<&StorePath, Option<String>> = HashMap::new();
     for (place, failed) in summary.failed.iter().enumerate() {
-        let concerns_all = failed.error.is_fatal_for_push() || stopper == Some(place);
-        let reason = (!concerns_all).then(|| dormer_nix::with_causes(&failed.error));
+        let reason = (!is_of_server(summary, place)).then(|| dormer_nix::with_causes(&failed.error));
         if let Some(reason) = &reason {
             ends.insert(failed.path.clone(), RootEnd::Failed(reason.clone()));
         }

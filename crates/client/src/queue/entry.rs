@@ -1,8 +1,13 @@
 //! One entry of the queue: which paths go to which caches, and what was tried. Pure: bytes in,
 //! bytes out.
 //!
-//! An entry is a JSON object in a file of its own. `version` is 1. A reader refuses other versions
+//! An entry is a JSON object in a file of its own. A reader refuses versions that it does not know
 //! and ignores fields that it does not know.
+//!
+//! | version | the names in `caches` |
+//! |---|---|
+//! | 1 | `[SERVER:]CACHE`: the settings of the drainer say where that is |
+//! | 2 | also `[SERVER:]CACHE@URL`: builds for the server at this address, and for no other |
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,13 +16,71 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::settings::CacheRef;
 
 /// Most bytes of an entry. The kernel gives a hook at most 128 KiB of paths.
 pub const ENTRY_BYTES_MAX: usize = 1024 * 1024;
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+
+/// What every version has.
+#[derive(Deserialize)]
+struct AnyVersion {
+    version: u32,
+}
+
+/// A cache that builds are queued for, and where its server was then. The settings or variables of
+/// the process that pushes may name another server, which must not get the builds.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct QueuedCache {
+    /// The cache as the user named it.
+    pub cache: CacheRef,
+    /// The server. `None` if nothing said it, as in entries of version 1.
+    pub endpoint: Option<Endpoint>,
+}
+
+impl From<CacheRef> for QueuedCache {
+    fn from(cache: CacheRef) -> Self {
+        Self { cache, endpoint: None }
+    }
+}
+
+impl FromStr for QueuedCache {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let Some((cache, endpoint)) = text.split_once('@') else {
+            return text.parse().map(|cache: CacheRef| cache.into());
+        };
+        Ok(Self { cache: cache.parse()?, endpoint: Some(endpoint.parse()?) })
+    }
+}
+
+impl TryFrom<String> for QueuedCache {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<QueuedCache> for String {
+    fn from(cache: QueuedCache) -> Self {
+        cache.to_string()
+    }
+}
+
+impl fmt::Display for QueuedCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.endpoint {
+            Some(endpoint) => write!(f, "{}@{endpoint}", self.cache),
+            None => self.cache.fmt(f),
+        }
+    }
+}
 
 /// The name of an entry: the time at which it was queued, and random digits. The order is that of
 /// the times.
@@ -84,7 +147,7 @@ pub struct QueueEntry {
     /// When the entry was queued, in seconds since 1970.
     pub queued_at: u64,
     /// The caches that do not have all of the paths yet.
-    pub caches: BTreeMap<CacheRef, Standing>,
+    pub caches: BTreeMap<QueuedCache, Standing>,
     /// Absolute store paths.
     #[serde(default)]
     pub paths: Vec<String>,
@@ -95,18 +158,18 @@ pub struct QueueEntry {
 
 impl QueueEntry {
     /// A new entry of these absolute store paths.
-    pub fn new(caches: &[CacheRef], paths: Vec<String>, now: SystemTime) -> Self {
+    pub fn new(caches: &[QueuedCache], paths: Vec<String>, now: SystemTime) -> Self {
         let caches = caches.iter().map(|cache| (cache.clone(), Standing::default())).collect();
         Self { version: VERSION, queued_at: seconds(now), caches, paths, derivation: None }
     }
 
     /// The same with the outputs of a derivation in place of paths.
-    pub fn of_derivation(caches: &[CacheRef], derivation: String, now: SystemTime) -> Self {
+    pub fn of_derivation(caches: &[QueuedCache], derivation: String, now: SystemTime) -> Self {
         Self { derivation: Some(derivation), ..Self::new(caches, Vec::new(), now) }
     }
 
     /// The same entry for one of its caches.
-    pub(crate) fn only_for(&self, cache: &CacheRef) -> Self {
+    pub(crate) fn only_for(&self, cache: &QueuedCache) -> Self {
         let caches = self.caches.iter().filter(|(other, _)| *other == cache);
         Self {
             caches: caches.map(|(cache, standing)| (cache.clone(), standing.clone())).collect(),
@@ -131,11 +194,12 @@ impl QueueEntry {
         if bytes.len() > ENTRY_BYTES_MAX {
             return Err(Error::EntryTooLarge { max: ENTRY_BYTES_MAX });
         }
-        let entry: Self = serde_json::from_slice(bytes).map_err(Error::EntryJson)?;
-        match entry.version {
-            VERSION => Ok(entry),
-            version => Err(Error::EntryVersion { version }),
+        // First of all: the rest of a later version may have any form.
+        let AnyVersion { version } = serde_json::from_slice(bytes).map_err(Error::EntryJson)?;
+        if !(1..=VERSION).contains(&version) {
+            return Err(Error::EntryVersion { version });
         }
+        serde_json::from_slice(bytes).map_err(Error::EntryJson)
     }
 }
 
@@ -149,7 +213,7 @@ mod tests {
     use super::*;
 
     fn entry() -> QueueEntry {
-        let caches = ["main".parse().unwrap(), "lab:team".parse().unwrap()];
+        let caches = ["main@http://lab:8080".parse().unwrap(), "lab:team".parse().unwrap()];
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_764_400_000);
         QueueEntry::new(&caches, vec!["/nix/store/x".to_owned()], now)
     }
@@ -157,12 +221,34 @@ mod tests {
     /// The form of the files, which later versions must read.
     #[test]
     fn an_entry_is_a_line_of_json() {
-        let text = "{\"version\":1,\"queued_at\":1764400000,\"caches\":{\"main\":{\"tries\":0,\"not_before\":0},\
-                    \"lab:team\":{\"tries\":0,\"not_before\":0}},\"paths\":[\"/nix/store/x\"]}\n";
+        let text = "{\"version\":2,\"queued_at\":1764400000,\"caches\":{\"main@http://lab:8080/\":{\"tries\":0,\
+                    \"not_before\":0},\"lab:team\":{\"tries\":0,\"not_before\":0}},\"paths\":[\"/nix/store/x\"]}\n";
         assert_eq!(String::from_utf8(entry().encode()).unwrap(), text);
         assert_eq!(QueueEntry::decode(text.as_bytes()).unwrap(), entry());
         let with_more = text.replace("\"paths\"", "\"later\":[1],\"paths\"");
         assert_eq!(QueueEntry::decode(with_more.as_bytes()).unwrap(), entry());
+        // Version 1 says nothing about servers.
+        let first = text.replace("@http://lab:8080/", "").replace("\"version\":2", "\"version\":1");
+        let read = QueueEntry::decode(first.as_bytes()).unwrap();
+        assert!(read.caches.keys().all(|cache| cache.endpoint.is_none()));
+        assert_eq!(String::from_utf8(read.encode()).unwrap(), first);
+    }
+
+    #[test]
+    fn a_queued_cache_is_written_as_it_is_read() {
+        for (text, written) in [
+            ("main", "main"),
+            ("lab:main", "lab:main"),
+            ("main@https://Lab/base", "main@https://lab/base/"),
+            ("lab:main@http://[::1]:8080", "lab:main@http://[::1]:8080/"),
+        ] {
+            let read: QueuedCache = text.parse().unwrap();
+            assert_eq!((read.to_string().as_str(), read.endpoint.is_some()), (written, text.contains('@')));
+            assert_eq!(written.parse::<QueuedCache>().unwrap(), read);
+        }
+        for text in ["", "@http://a", "main@", "main@lab", "main@http://user:p@lab", "a b@http://a"] {
+            assert!(text.parse::<QueuedCache>().is_err(), "{text}");
+        }
     }
 
     #[test]
@@ -171,8 +257,11 @@ mod tests {
         for end in 0..text.len() - 2 {
             assert!(QueueEntry::decode(&text.as_bytes()[..end]).is_err(), "the first {end} bytes");
         }
-        let other = text.replace("\"version\":1", "\"version\":2");
-        assert!(matches!(QueueEntry::decode(other.as_bytes()), Err(Error::EntryVersion { version: 2 })));
+        for (version, later) in [(0, ""), (3, ""), (3, ",\"caches\":7")] {
+            let other = format!("{{\"version\":{version}{later}}}");
+            let read = QueueEntry::decode(other.as_bytes());
+            assert!(matches!(read, Err(Error::EntryVersion { version: seen }) if seen == version), "{other}");
+        }
         let foreign = text.replace("lab:team", "lab/team");
         assert!(matches!(QueueEntry::decode(foreign.as_bytes()), Err(Error::EntryJson(_))));
         let large = vec![b' '; ENTRY_BYTES_MAX + 1];

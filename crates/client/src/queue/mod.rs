@@ -18,6 +18,6 @@ mod store_watch;
 pub use drainer::{
     DrainEnd, DrainReporter, DrainScope, DrainTarget, DrainTargets, Drainer, DrainerOptions, RootEnd,
 };
-pub use entry::{ENTRY_BYTES_MAX, EntryId, QueueEntry, Standing};
+pub use entry::{ENTRY_BYTES_MAX, EntryId, QueueEntry, QueuedCache, Standing};
 pub use spool::{DeadLetter, DrainerLock, Refused, Spool};
 pub use store_watch::{StoreWatch, WatchReporter};

@@ -27,12 +27,12 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use dormer_nix::NarHash;
 use serde::{Deserialize, Serialize};
 
-use super::entry::{ENTRY_BYTES_MAX, EntryId, QueueEntry, Standing, seconds};
+use super::entry::{ENTRY_BYTES_MAX, EntryId, QueueEntry, QueuedCache, Standing, seconds};
 use crate::error::{Error, Result};
 use crate::replaced_file::{UNFINISHED, replace_file, sync_folder};
-use crate::settings::CacheRef;
 
 /// Most entries in one of the 16 folders, which share the entries evenly: 65,536 in all. Counting
 /// this many names takes a hook a millisecond.
@@ -169,6 +169,7 @@ impl Spool {
     }
 
     /// Reads an entry; `None` if it is gone. An entry that nothing can read becomes a dead letter.
+    /// One of a later version is an error, and waits for a program that knows this version.
     pub fn read(&self, id: &EntryId) -> Result<Option<QueueEntry>> {
         let path = self.path(id);
         let bytes = match read_bounded(&path) {
@@ -176,8 +177,10 @@ impl Spool {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(Error::Queue { attempt: "read", path, source }),
         };
-        if let Ok(entry) = QueueEntry::decode(&bytes) {
-            return Ok(Some(entry));
+        match QueueEntry::decode(&bytes) {
+            Ok(entry) => return Ok(Some(entry)),
+            Err(error @ Error::EntryVersion { .. }) => return Err(error),
+            Err(_) => {}
         }
         let _editing = self.edit()?;
         let dead = self.folder.join("dead").join(file_name(id));
@@ -190,24 +193,19 @@ impl Spool {
         }
     }
 
-    /// All entries, oldest first; `None` for one whose file cannot be read now.
-    pub fn entries(&self) -> Result<Vec<(EntryId, Option<QueueEntry>)>> {
+    /// All entries, oldest first; the error for one that cannot be read now.
+    pub fn entries(&self) -> Result<Vec<(EntryId, Result<QueueEntry>)>> {
         let mut entries = Vec::new();
         for id in self.ids()? {
-            match self.read(&id) {
-                Ok(None) => {}
-                Ok(Some(entry)) => entries.push((id, Some(entry))),
-                Err(error) => {
-                    tracing::debug!(entry = %id, error = &error as &dyn std::error::Error, "an entry is not read");
-                    entries.push((id, None));
-                }
+            if let Some(entry) = self.read(&id).transpose() {
+                entries.push((id, entry));
             }
         }
         Ok(entries)
     }
 
     /// One cache has all paths of an entry. Returns what is left of the entry.
-    pub(crate) fn settle(&self, id: &EntryId, cache: &CacheRef) -> Result<Option<QueueEntry>> {
+    pub(crate) fn settle(&self, id: &EntryId, cache: &QueuedCache) -> Result<Option<QueueEntry>> {
         self.change(id, |entry| {
             entry.caches.remove(cache);
         })
@@ -217,7 +215,7 @@ impl Spool {
     pub(crate) fn note_failure(
         &self,
         id: &EntryId,
-        cache: &CacheRef,
+        cache: &QueuedCache,
         standing: &Standing,
     ) -> Result<Option<QueueEntry>> {
         self.change(id, |entry| {
@@ -232,7 +230,7 @@ impl Spool {
     pub(crate) fn bury(
         &self,
         id: &EntryId,
-        cache: &CacheRef,
+        cache: &QueuedCache,
         standing: &Standing,
     ) -> Result<Option<QueueEntry>> {
         let editing = self.edit()?;
@@ -242,7 +240,7 @@ impl Spool {
             *old = standing.clone();
         }
         let dead = self.folder.join("dead");
-        let name = format!("{id}.{}{SUFFIX}", cache.to_string().replace(':', "@"));
+        let name = format!("{id}.{}{SUFFIX}", file_part(cache));
         write_whole(&dead, &name, &letter.encode()).map_err(|source| Error::Queue {
             attempt: "write a dead letter into",
             path: dead.clone(),
@@ -271,26 +269,26 @@ impl Spool {
         Ok(letters)
     }
 
-    /// Queues a dead letter again, as if nothing had been tried. Returns `false` if it is gone or
-    /// cannot be read.
-    pub fn revive(&self, letter: &DeadLetter, now: SystemTime) -> Result<bool> {
+    /// Queues a dead letter again, as if nothing had been tried. With `forgets_servers`, the
+    /// settings say where its caches are. Returns `false` if it is gone or cannot be read.
+    pub fn revive(&self, letter: &DeadLetter, forgets_servers: bool, now: SystemTime) -> Result<bool> {
         let _editing = self.edit()?;
         let Some(entry) = &letter.entry else { return Ok(false) };
         let path = self.dead_path(letter);
         if !path.exists() {
             return Ok(false);
         }
-        self.enqueue(&fresh(entry), now)?;
+        self.enqueue(&fresh(entry, forgets_servers), now)?;
         remove(&path)?;
         Ok(true)
     }
 
-    /// Lets a waiting entry be tried at once, as if nothing had been tried. Returns `false` if it
-    /// is gone.
-    pub fn hasten(&self, id: &EntryId, now: SystemTime) -> Result<bool> {
+    /// Lets a waiting entry be tried at once, as if nothing had been tried. With `forgets_servers`,
+    /// the settings say where its caches are. Returns `false` if it is gone.
+    pub fn hasten(&self, id: &EntryId, forgets_servers: bool, now: SystemTime) -> Result<bool> {
         let _editing = self.edit()?;
         let Some(entry) = self.read_under_lock(id)? else { return Ok(false) };
-        self.enqueue(&fresh(&entry), now)?;
+        self.enqueue(&fresh(&entry, forgets_servers), now)?;
         remove(&self.path(id))?;
         Ok(true)
     }
@@ -460,10 +458,24 @@ impl Spool {
     }
 }
 
-/// The entry as if nothing had been tried.
-fn fresh(entry: &QueueEntry) -> QueueEntry {
-    let caches = entry.caches.keys().map(|cache| (cache.clone(), Standing::default())).collect();
-    QueueEntry { caches, ..entry.clone() }
+/// The entry as if nothing had been tried, for its own servers or for those of the settings.
+fn fresh(entry: &QueueEntry, forgets_servers: bool) -> QueueEntry {
+    let caches = entry.caches.keys().cloned().map(|cache| {
+        let cache = if forgets_servers { cache.cache.into() } else { cache };
+        (cache, Standing::default())
+    });
+    QueueEntry { caches: caches.collect(), ..entry.clone() }
+}
+
+/// A cache in the name of a file. Addresses have signs that no file's name can have.
+fn file_part(cache: &QueuedCache) -> String {
+    let name = cache.cache.to_string().replace(':', "@");
+    match &cache.endpoint {
+        Some(endpoint) => {
+            format!("{name}.{}", &NarHash::digest(endpoint.to_string().as_bytes()).to_hex()[..8])
+        }
+        None => name,
+    }
 }
 
 fn file_name(id: &EntryId) -> String {
@@ -540,7 +552,7 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
-    fn caches(texts: &[&str]) -> Vec<CacheRef> {
+    fn caches(texts: &[&str]) -> Vec<QueuedCache> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
@@ -573,7 +585,7 @@ mod tests {
         let second = spool.enqueue(&entry(&["a", "b"], "/2"), at(2)).unwrap();
         let first = spool.enqueue(&entry(&["a"], "/1"), at(1)).unwrap();
         assert_eq!(paths(&spool), ["/1", "/2"]);
-        let [a, b] = ["a", "b"].map(|text| text.parse::<CacheRef>().unwrap());
+        let [a, b] = ["a", "b"].map(|text| text.parse::<QueuedCache>().unwrap());
         assert_eq!(
             spool.settle(&second, &a).unwrap().unwrap().caches.into_keys().collect::<Vec<_>>(),
             std::slice::from_ref(&b)
@@ -622,7 +634,7 @@ mod tests {
         fs::create_dir(spool.path(&broken)).unwrap();
         assert!(spool.read(&broken).is_err());
         let entries = spool.entries().unwrap();
-        let seen: Vec<(&EntryId, bool)> = entries.iter().map(|(id, entry)| (id, entry.is_some())).collect();
+        let seen: Vec<(&EntryId, bool)> = entries.iter().map(|(id, entry)| (id, entry.is_ok())).collect();
         assert_eq!(seen, [(&broken, false), (&good, true)]);
     }
 
@@ -635,7 +647,7 @@ mod tests {
         let standing = Standing { tries: 1, not_before: 5, error: Some("x".to_owned()) };
         assert_eq!(spool.note_failure(&id, &cache, &standing).unwrap(), None);
         assert_eq!(spool.bury(&id, &cache, &standing).unwrap(), None);
-        assert!(!spool.hasten(&id, at(2)).unwrap() && !spool.drop_entry(&id).unwrap());
+        assert!(!spool.hasten(&id, false, at(2)).unwrap() && !spool.drop_entry(&id).unwrap());
         assert!(paths(&spool).is_empty() && spool.dead().unwrap().is_empty());
     }
 
@@ -643,15 +655,15 @@ mod tests {
     fn a_dead_letter_has_its_reason_and_comes_back_on_request() {
         let (_folder, spool) = spool();
         let id = spool.enqueue(&entry(&["lab:a", "b"], "/1"), at(1)).unwrap();
-        let cache: CacheRef = "lab:a".parse().unwrap();
+        let cache: QueuedCache = "lab:a".parse().unwrap();
         let standing = Standing { tries: 8, not_before: 0, error: Some("damaged".to_owned()) };
         let left = spool.bury(&id, &cache, &standing).unwrap().unwrap();
         assert_eq!(left.caches.into_keys().collect::<Vec<_>>(), caches(&["b"]));
         let dead = spool.dead().unwrap();
         assert_eq!(dead.len(), 1);
         assert_eq!(dead[0].entry.as_ref().unwrap().caches, [(cache.clone(), standing)].into());
-        assert!(spool.revive(&dead[0], at(3)).unwrap());
-        assert!(!spool.revive(&dead[0], at(3)).unwrap(), "it is revived once");
+        assert!(spool.revive(&dead[0], false, at(3)).unwrap());
+        assert!(!spool.revive(&dead[0], false, at(3)).unwrap(), "it is revived once");
         assert!(spool.dead().unwrap().is_empty());
         let (_, back) = spool.entries().unwrap().pop().unwrap();
         assert_eq!(back.unwrap().caches, [(cache, Standing::default())].into());
@@ -666,8 +678,49 @@ mod tests {
         assert_eq!(paths(&spool), ["/2"]);
         let dead = spool.dead().unwrap();
         assert_eq!((dead.len(), &dead[0].entry), (1, &None));
-        assert!(!spool.revive(&dead[0], at(3)).unwrap() && spool.drop_dead(&dead[0]).unwrap());
+        assert!(!spool.revive(&dead[0], false, at(3)).unwrap() && spool.drop_dead(&dead[0]).unwrap());
         assert!(spool.dead().unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_entry_of_a_later_version_waits_for_a_later_program() {
+        let (_folder, spool) = spool();
+        let id = spool.enqueue(&entry(&["a"], "/1"), at(1)).unwrap();
+        let later = "{\"version\":3,\"caches\":[\"a\"]}";
+        fs::write(spool.path(&id), later).unwrap();
+        let cache = "a".parse().unwrap();
+        let (standing, is_later) = (Standing::default(), |error| matches!(error, Error::EntryVersion { .. }));
+        assert!(is_later(spool.read(&id).unwrap_err()));
+        assert!(is_later(spool.settle(&id, &cache).unwrap_err()));
+        assert!(is_later(spool.note_failure(&id, &cache, &standing).unwrap_err()));
+        assert!(is_later(spool.bury(&id, &cache, &standing).unwrap_err()));
+        assert!(is_later(spool.hasten(&id, false, at(2)).unwrap_err()));
+        let [(_, read)] = &spool.entries().unwrap()[..] else { panic!("it is listed") };
+        assert!(read.as_ref().is_err_and(|error| error.to_string().contains("version 3")));
+        assert_eq!(fs::read_to_string(spool.path(&id)).unwrap(), later);
+        assert!(spool.dead().unwrap().is_empty() && spool.drop_entry(&id).unwrap());
+    }
+
+    /// One name on two servers: each has its own entry, dead letter and fate.
+    #[test]
+    fn a_cache_is_another_one_on_another_server() {
+        let (_folder, spool) = spool();
+        let [one, other] =
+            ["main@http://one", "main@http://other"].map(|text| text.parse::<QueuedCache>().unwrap());
+        let both = [one.clone(), other.clone()];
+        let id = spool.enqueue(&QueueEntry::new(&both, vec!["/1".to_owned()], at(1)), at(1)).unwrap();
+        let standing = Standing { tries: 8, not_before: 0, error: Some("damaged".to_owned()) };
+        spool.bury(&id, &one, &standing).unwrap();
+        spool.bury(&id, &other, &standing).unwrap();
+        let dead = spool.dead().unwrap();
+        assert_eq!(dead.len(), 2, "{dead:?}");
+        assert!(
+            spool.revive(&dead[0], false, at(2)).unwrap() && spool.revive(&dead[1], true, at(3)).unwrap()
+        );
+        let revived =
+            spool.entries().unwrap().into_iter().flat_map(|(_, entry)| entry.unwrap().caches.into_keys());
+        let revived: Vec<QueuedCache> = revived.collect();
+        assert!(both.contains(&revived[0]) && revived[1].to_string() == "main", "{revived:?}");
     }
 
     #[test]

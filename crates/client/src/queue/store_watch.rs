@@ -27,11 +27,10 @@ use notify::{EventKind, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::entry::{QueueEntry, seconds};
+use super::entry::{QueueEntry, QueuedCache, seconds};
 use super::spool::Spool;
 use crate::error::{Error, Result};
 use crate::nix_store::NixStore;
-use crate::settings::CacheRef;
 
 /// First pause before the check of a candidate. A build registers its outputs together, within
 /// this time.
@@ -74,16 +73,24 @@ pub trait WatchReporter: Send + Sync {
 pub struct StoreWatch {
     store: NixStore,
     spool: Spool,
-    caches: Vec<CacheRef>,
+    caches: Vec<QueuedCache>,
     events: mpsc::Receiver<StoreEvent>,
     /// Set when an event found no room.
     overflowed: Arc<AtomicBool>,
-    _watcher: notify::RecommendedWatcher,
+    _source: EventSource,
     candidates: BTreeMap<StorePath, Candidate>,
     /// Everything that appeared before is queued, or was when this watcher began.
     queued_until: SystemTime,
     /// Whether the mark may be renewed: what appeared before this watcher began is a candidate.
     has_caught_up: bool,
+}
+
+/// What sends the events. The channel is open for as long as this lives.
+enum EventSource {
+    /// The system.
+    Watcher { _watcher: notify::RecommendedWatcher },
+    /// Nothing: what is new is found at the end ([`StoreWatch::unwatched`]).
+    Nothing { _sender: mpsc::Sender<StoreEvent> },
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -103,9 +110,9 @@ struct Candidate {
 
 impl StoreWatch {
     /// Begins to watch. What appears from now on is queued by [`StoreWatch::run`].
-    pub fn start(store: NixStore, spool: Spool, caches: Vec<CacheRef>) -> Result<Self> {
-        let (sender, events) = mpsc::channel(EVENTS_MAX);
+    pub fn start(store: NixStore, spool: Spool, caches: Vec<QueuedCache>) -> Result<Self> {
         let overflowed = Arc::new(AtomicBool::new(false));
+        let (sender, events) = mpsc::channel(EVENTS_MAX);
         let folder = store.real_dir().to_owned();
         let failed = |source| Error::Watch { folder: folder.clone(), source };
         let lost = Arc::clone(&overflowed);
@@ -118,17 +125,35 @@ impl StoreWatch {
         })
         .map_err(failed)?;
         watcher.watch(&folder, RecursiveMode::NonRecursive).map_err(failed)?;
-        Ok(Self {
+        let source = EventSource::Watcher { _watcher: watcher };
+        Ok(Self { overflowed, ..Self::with_source(store, spool, caches, events, source) })
+    }
+
+    /// The same without a watch, for a system that has none to give. Only [`StoreWatch::finish`]
+    /// finds anything.
+    pub fn unwatched(store: NixStore, spool: Spool, caches: Vec<QueuedCache>) -> Self {
+        let (sender, events) = mpsc::channel(1);
+        Self::with_source(store, spool, caches, events, EventSource::Nothing { _sender: sender })
+    }
+
+    fn with_source(
+        store: NixStore,
+        spool: Spool,
+        caches: Vec<QueuedCache>,
+        events: mpsc::Receiver<StoreEvent>,
+        source: EventSource,
+    ) -> Self {
+        Self {
             store,
             spool,
             caches,
             events,
-            overflowed,
-            _watcher: watcher,
+            overflowed: Arc::new(AtomicBool::new(false)),
+            _source: source,
             candidates: BTreeMap::new(),
             queued_until: SystemTime::now(),
             has_caught_up: false,
-        })
+        }
     }
 
     /// Also queues what appeared since the last watcher for these caches ended, at most a day ago,
@@ -287,7 +312,7 @@ impl StoreWatch {
 }
 
 /// The name of the mark for a set of caches.
-fn mark_name(caches: &[CacheRef]) -> String {
+fn mark_name(caches: &[QueuedCache]) -> String {
     let names: BTreeSet<String> = caches.iter().map(ToString::to_string).collect();
     let names: Vec<String> = names.into_iter().collect();
     let digest = NarHash::digest(names.join(" ").as_bytes()).to_hex();
@@ -369,7 +394,7 @@ mod tests {
     #[test]
     fn each_set_of_caches_has_its_own_mark() {
         let name = |texts: &[&str]| {
-            let caches: Vec<CacheRef> = texts.iter().map(|text| text.parse().unwrap()).collect();
+            let caches: Vec<QueuedCache> = texts.iter().map(|text| text.parse().unwrap()).collect();
             mark_name(&caches)
         };
         assert_eq!(name(&["main", "lab:team"]), name(&["lab:team", "main"]));

@@ -632,7 +632,7 @@ async fn no_redirect_carries_anything_to_another_origin() {
 async fn redirects_come_to_an_end() {
     let server = Server::scripted([redirect(302, "/again")]).await;
     let error = client(&server).list_caches().await.unwrap_err();
-    assert!(matches!(error, Error::Refused { status: 302, .. }), "{error:?}");
+    assert!(matches!(error, Error::Redirected { status: 302, .. }), "{error:?}");
     assert_eq!(server.requests().len(), 4);
 }
 

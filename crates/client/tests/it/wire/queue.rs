@@ -8,11 +8,11 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use dormer_client::queue::{
     DrainEnd, DrainReporter, DrainScope, DrainTarget, DrainTargets, Drainer, DrainerOptions, EntryId,
-    QueueEntry, RootEnd, Spool, Standing,
+    QueueEntry, QueuedCache, RootEnd, Spool, Standing,
 };
 use dormer_client::{
-    ApiClient, CacheRef, Error, HttpSettings, NixStore, PushApi, PushFilter, PushOptions, PushReporter,
-    RetryPolicy, Silent, TransferOptions,
+    ApiClient, Error, HttpSettings, NixStore, PushApi, PushFilter, PushOptions, PushReporter, RetryPolicy,
+    Silent, TransferOptions,
 };
 use dormer_nix::StorePath;
 
@@ -32,7 +32,7 @@ struct Targets {
 impl DrainTargets for Targets {
     async fn connect(
         &self,
-        cache: &CacheRef,
+        cache: &QueuedCache,
         _store: &NixStore,
     ) -> Result<DrainTarget, Box<dyn std::error::Error + Send + Sync>> {
         let address = self.addresses.get(&cache.to_string()).ok_or("no such server")?;
@@ -41,13 +41,13 @@ impl DrainTargets for Targets {
         let api = ApiClient::new(address.parse()?, None, settings)?;
         let options = PushOptions { filter: self.filter.clone(), ..PushOptions::default() };
         let transfer = TransferOptions { api: self.api, ..TransferOptions::default() };
-        Ok(DrainTarget { api, cache: cache.cache.clone(), options, transfer })
+        Ok(DrainTarget { api, cache: cache.cache.cache.clone(), options, transfer })
     }
 }
 
-/// Records what the drainer says.
+/// Records what the drainer says, and the seconds of the longest pause.
 #[derive(Default)]
-struct Log(Mutex<Vec<String>>);
+struct Log(Mutex<Vec<String>>, AtomicUsize);
 
 impl Log {
     fn write(&self, line: String) {
@@ -62,11 +62,11 @@ impl Log {
 }
 
 impl DrainReporter for Log {
-    fn push_reporter(&self, _cache: &CacheRef) -> Arc<dyn PushReporter> {
+    fn push_reporter(&self, _cache: &QueuedCache) -> Arc<dyn PushReporter> {
         Arc::new(Silent)
     }
 
-    fn root_ended(&self, cache: &CacheRef, path: &StorePath, end: &RootEnd) {
+    fn root_ended(&self, cache: &QueuedCache, path: &StorePath, end: &RootEnd) {
         let end = match end {
             RootEnd::Pushed => "pushed",
             RootEnd::Present => "present",
@@ -81,16 +81,17 @@ impl DrainReporter for Log {
         self.write("unreadable".to_owned());
     }
 
-    fn entry_failed(&self, cache: &CacheRef, _id: &EntryId, standing: &Standing) {
+    fn entry_failed(&self, cache: &QueuedCache, _id: &EntryId, standing: &Standing) {
         self.write(format!("{cache} try {}", standing.tries));
     }
 
-    fn entry_dead(&self, cache: &CacheRef, _id: &EntryId, _reason: &str) {
+    fn entry_dead(&self, cache: &QueuedCache, _id: &EntryId, _reason: &str) {
         self.write(format!("{cache} dead"));
     }
 
-    fn cache_paused(&self, cache: &CacheRef, _reason: &str, _pause: Duration) {
+    fn cache_paused(&self, cache: &QueuedCache, _reason: &str, pause: Duration) {
         self.write(format!("{cache} paused"));
+        self.1.fetch_max(usize::try_from(pause.as_secs()).unwrap(), Ordering::SeqCst);
     }
 }
 
@@ -118,7 +119,7 @@ impl Queue {
     }
 
     fn add(&self, caches: &[&str], numbers: &[usize]) -> EntryId {
-        let caches: Vec<CacheRef> = caches.iter().map(|cache| cache.parse().unwrap()).collect();
+        let caches: Vec<QueuedCache> = caches.iter().map(|cache| cache.parse().unwrap()).collect();
         let full = |number: &usize| self.store.paths[*number].to_absolute(self.store.nix.store_dir());
         let now = SystemTime::now();
         self.spool.enqueue(&QueueEntry::new(&caches, numbers.iter().map(full).collect(), now), now).unwrap()
@@ -138,7 +139,7 @@ impl Queue {
     }
 
     fn waiting(&self) -> Vec<QueueEntry> {
-        self.spool.entries().unwrap().into_iter().filter_map(|(_, entry)| entry).collect()
+        self.spool.entries().unwrap().into_iter().filter_map(|(_, entry)| entry.ok()).collect()
     }
 }
 
@@ -409,6 +410,114 @@ async fn a_server_that_fails_as_a_whole_costs_no_try() {
     }
 }
 
+/// The server takes sessions, and fails every request of one kind: no path is to blame.
+#[tokio::test]
+async fn a_server_that_fails_one_kind_of_request_costs_no_try() {
+    for (api, status, failing) in [
+        (PushApi::Chunks, 500, "/parts/"),
+        (PushApi::Chunks, 502, "/parts/"),
+        (PushApi::Chunks, 500, "/missing"),
+        (PushApi::Chunks, 500, "/commit"),
+        (PushApi::Attic, 500, "PUT /_api/v1/upload-path"),
+        // An answer of another program.
+        (PushApi::Attic, 200, "PUT /_api/v1/upload-path"),
+    ] {
+        let mut queue = Queue::new(Store::new(&[("a", 10, None), ("b", 10, None)]));
+        queue.api = api;
+        let store_dir = queue.store.nix.store_dir().clone();
+        let server = Server::answering(move |_, line| {
+            if line.contains(failing) {
+                Step::Answer(status, "", String::new())
+            } else if line.contains("/missing") {
+                // All of them: one bit for each of the two chunks, at most.
+                Step::Answer(200, "", "\u{1}".to_owned())
+            } else if line.contains("/_api/v2/") {
+                let limits = format!(
+                    r#"{{"format":1,"store_dir":"{store_dir}","chunk_min":32768,"chunk_avg":131072,"chunk_max":524288,
+                    "level":1,"part_bytes_max":8388608,"missing_chunks_max":1,"commit_bytes_max":25165824,
+                    "commit_paths_max":512,"ends_at":99999999999}}"#
+                );
+                Step::Answer(200, "", limits)
+            } else if line.starts_with("POST ") {
+                Step::Answer(200, "", format!("{{\"missing_paths\":[\"{:032}\",\"{:032}\"]}}", 0, 1))
+            } else {
+                Step::Answer(200, "", "{}".to_owned())
+            }
+        })
+        .await;
+        queue.add(&["main"], &[0]);
+        queue.add(&["main"], &[1]);
+        let before = queue.waiting();
+        for _ in 0..2 {
+            let end = queue.drain(&[("main", &server)]).await;
+            assert_eq!((end.waiting, end.dead), (2, 0), "{failing} {status}");
+            assert!(end.paused_by.is_some(), "{failing} {status}");
+            assert_eq!(queue.waiting(), before, "{failing} {status}: no entry changes");
+        }
+        assert!(count(&server, "P") > 2, "{failing}");
+        assert_eq!(queue.log.take(), ["main paused"; 2], "{failing} {status}");
+    }
+}
+
+/// By Attic's API each path has its own request, and a server that takes others works.
+#[tokio::test]
+async fn a_path_that_breaks_a_working_server_is_given_up_alone() {
+    let queue = Queue::new(Store::new(&[("bad", 10, None), ("good", 20, None), ("fine", 30, None)]));
+    let server = server(&[0, 1, 2], |number| match number {
+        0 => Step::Answer(500, "", String::new()),
+        _ => uploaded(number),
+    })
+    .await;
+    for number in [0, 1, 2] {
+        queue.add(&["main"], &[number]);
+    }
+    let _ = queue.drain(&[("main", &server)]).await;
+    let log = queue.log.take();
+    assert!(log.contains(&"main try 1".to_owned()), "{log:?}");
+}
+
+/// A server that is busy for long is not asked again before its time.
+#[tokio::test]
+async fn a_busy_server_is_left_alone_for_as_long_as_it_says() {
+    for (after, seconds) in [("Retry-After: 1200\r\n", 1200), ("Retry-After: 999999\r\n", 86_400)] {
+        for failing in ["GET ", "POST ", "PUT "] {
+            let queue = Queue::new(Store::new(&[("a", 10, None)]));
+            let server = Server::answering(move |_, line| {
+                if line.starts_with(failing) {
+                    Step::Answer(503, after, String::new())
+                } else if line.starts_with("POST ") {
+                    Step::Answer(200, "", format!("{{\"missing_paths\":[\"{:032}\"]}}", 0))
+                } else {
+                    Step::Answer(200, "", "{}".to_owned())
+                }
+            })
+            .await;
+            queue.add(&["main"], &[0]);
+            assert_eq!(queue.drain(&[("main", &server)]).await.waiting, 1);
+            assert_eq!(queue.log.1.load(Ordering::SeqCst), seconds, "{failing}");
+        }
+    }
+}
+
+/// The same name at two addresses is two caches: neither gets the builds of the other.
+#[tokio::test]
+async fn builds_for_one_server_never_go_to_another_of_the_same_name() {
+    let queue = Queue::new(Store::new(&[("a", 10, None)]));
+    let [one, other] = [server(&[0], uploaded).await, server(&[0], uploaded).await];
+    let [here, there] = [&one, &other].map(|server| format!("main@{}/", server.address));
+    queue.add(&[&here], &[0]);
+    queue.add(&[&there], &[0]);
+    // The second server is not known to this drainer.
+    let end = queue.drain(&[(&here, &one)]).await;
+    assert_eq!((end.waiting, end.dead), (1, 0), "{end:?} {:?}", queue.log.take());
+    let log = queue.log.take();
+    assert!(log.len() == 2 && log.contains(&format!("{here} a pushed")), "{log:?}");
+    assert!(log.contains(&format!("{there} paused")), "{log:?}");
+    assert_eq!((count(&one, "PUT "), count(&other, "PUT ")), (1, 0));
+    let end = queue.drain(&[(&here, &one), (&there, &other)]).await;
+    assert_eq!((end.waiting, count(&one, "PUT "), count(&other, "PUT ")), (0, 1, 1));
+}
+
 #[tokio::test]
 async fn a_derivation_rests_after_a_failure_and_waits_for_nix() {
     let mut queue = Queue::new(Store::new(&[("a", 10, None)]));
@@ -434,7 +543,7 @@ async fn a_derivation_rests_after_a_failure_and_waits_for_nix() {
         assert_eq!(queue.drain(&[("main", &server)]).await.waiting, 1);
     }
     assert_eq!(queue.log.take(), ["main try 1"]);
-    assert!(queue.spool.hasten(&before, SystemTime::now()).unwrap());
+    assert!(queue.spool.hasten(&before, false, SystemTime::now()).unwrap());
     queue.store.replace_nix_store(&format!("[ \"$1\" = --check-validity ] || echo {out}"));
     assert_eq!(queue.drain(&[("main", &server)]).await.waiting, 0);
     assert_eq!(queue.log.take(), ["main a pushed"]);
