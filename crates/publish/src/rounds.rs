@@ -398,9 +398,9 @@ impl Run<'_> {
         Ok(Turn { outcome, is_done })
     }
 
-    /// Notes everything of a cache as out of date if the cache was public when it was written and is
-    /// private now, or the reverse: the headers that a bucket keeps with a file say who may keep
-    /// it. The access rules take effect first. Returns `false` if the run is to end.
+    /// Notes everything of a cache as out of date if the cache was public when it was written and
+    /// is private now, or the reverse: the headers that a bucket keeps with a file say which caches
+    /// may keep it. The access rules take effect first. Returns `false` if the run is to end.
     async fn follow_visibility(
         &mut self,
         cache: &Cache,

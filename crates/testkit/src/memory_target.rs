@@ -95,7 +95,7 @@ impl MemoryTarget {
     /// The `Cache-Control` that was written with a file.
     pub async fn cache_control(&self, name: &str) -> Option<String> {
         let found = self.files.memory.get_opts(&Path::from(name), GetOptions::default()).await.ok()?;
-        found.attributes.get(&Attribute::CacheControl).map(ToString::to_string)
+        found.attributes.get(&Attribute::CacheControl).map(|value| value.as_ref().to_owned())
     }
 
     /// The target, without faults.
