@@ -101,7 +101,7 @@ async fn a_slow_line_gets_fewer_parts_at_once_until_they_come_in_time() {
         request_timeout: REQUEST_TIMEOUT,
     };
     let retries = RetryPolicy {
-        tries_max: 4,
+        tries_max: 12,
         time_max: Duration::from_secs(30),
         first_pause: Duration::from_millis(10),
         pause_max: Duration::from_millis(20),
