@@ -7,7 +7,8 @@
 //! - Nothing of a cache is looked up, in R2 or in the data centre's cache, before the caller may
 //!   read it.
 //! - At most two requests to R2: the cache's state document (remembered for seconds) and the
-//!   object. A page of files or of a log makes a third, because it also needs the narinfo.
+//!   object. A page of files or of a log makes a third, because it also needs the narinfo, and so
+//!   does a part that the object has not, because its answer tells the size.
 //! - Bodies of objects are streams that pass from R2 to the client; no byte of one is copied into
 //!   the module. Only pages copy the documents that they are made of, piece by piece.
 //! - The Worker writes only to the data centre's cache.
@@ -269,14 +270,14 @@ impl<'a> Host<'a> {
                 runtime::object(&[("offset", number(first)), ("length", number(length))])
             }
             // R2 takes no part of no bytes.
-            Part::Last(0) => return Ok((read.outside(), None)),
+            Part::Last(0) => return self.outside(bucket, read).await,
             Part::Last(count) => runtime::object(&[("suffix", number(count))]),
         };
         let name = self.name_of(read.key());
         let promise = bucket.get(&name, &runtime::object(&[("range", range)]));
         let object = match runtime::found(promise.map_err(|error| format!("{name}: {error:?}"))?).await {
             Ok(object) => object,
-            Err(error) if is_outside(&error) => return Ok((read.outside(), None)),
+            Err(error) if is_outside(&error) => return self.outside(bucket, read).await,
             Err(error) => return Err(format!("{name} cannot be read: {error:?}")),
         };
         let answer = read.respond(object.as_ref().map(meta_of).as_ref());
@@ -288,6 +289,14 @@ impl<'a> Host<'a> {
             return Ok((answer, None));
         }
         Ok((answer, body))
+    }
+
+    /// The answer for a part that an object has not, with the size of what it has.
+    async fn outside(&self, bucket: &R2Bucket, read: &Read) -> Result<Answered, String> {
+        let name = self.name_of(read.key());
+        let failed = |error: JsValue| format!("{name} cannot be read: {error:?}");
+        let object = runtime::found(bucket.head(&name).map_err(failed)?).await.map_err(failed)?;
+        Ok((read.respond(object.as_ref().map(meta_of).as_ref()), None))
     }
 
     fn count(&self, key: &EdgeKey, kind: &str, answer: &Answer) {

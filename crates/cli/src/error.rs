@@ -552,6 +552,14 @@ fn publish_hints(error: &dormer_publish::Error) -> Vec<String> {
         Publish::Moved { .. } | Publish::Moving { .. } => hint(
             "to continue at the new place: dormer publish TARGET --reconcile; to publish to both, give the new one its own name",
         ),
+        Publish::Unknown { .. } => hint(
+            "to find out what is there, and send only what is missing: dormer publish TARGET --reconcile; what the lab \
+             does not have leaves then, so import it first if it is worth keeping",
+        ),
+        Publish::OtherLab { .. } => hint(
+            "give this target a prefix, bucket or folder of its own; to take over what is there, stop the other lab's \
+             publisher, delete dormer-lab.json there, and run: dormer publish TARGET --reconcile",
+        ),
         Publish::Target(dormer_blobs::Error::Refused { .. }) => hint(
             "the keys under [[edge]] describe the store; the publisher must be allowed to put, get, list and delete objects",
         ),

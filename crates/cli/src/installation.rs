@@ -187,6 +187,8 @@ pub(crate) struct Follower {
     pub(crate) index: Arc<dyn Index>,
     /// The same index, by its other contract.
     pub(crate) publish: Arc<dyn PublishIndex>,
+    /// The id of the installation, if it has one.
+    pub(crate) id: Option<String>,
 }
 
 /// Opens an existing installation, beside its server or without one. Makes nothing.
@@ -195,7 +197,8 @@ pub(crate) async fn open_beside(settings: &Settings) -> Result<Follower> {
     let blobs = open_store(settings, &*index, StoreRole::Beside, &mut Vec::new()).await?.blobs;
     let key = master_key_beside(settings, &*index).await?;
     let engine = Engine::new(Arc::clone(&index), blobs, key, settings.engine.clone(), Arc::new(SystemClock));
-    Ok(Follower { engine, index, publish })
+    let id = store::installation_id(&*index).await?.map(|id| id.to_string());
+    Ok(Follower { engine, index, publish, id })
 }
 
 /// The journal of an existing installation, beside its server or without one, and its store.

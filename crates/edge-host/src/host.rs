@@ -19,7 +19,9 @@ use futures::future::BoxFuture;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE};
+use hyper::header::{
+    AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE,
+};
 use hyper::{Method, Request, Response, StatusCode};
 use moka::sync::Cache as Memory;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -170,7 +172,9 @@ impl EdgeServer {
 
     async fn respond(&self, request: &Request<Incoming>) -> Response<Body> {
         let begin = Instant::now();
-        let header = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
+        let header = |name: HeaderName| joined(request.headers(), &name);
+        let (authorization, if_none_match) = (header(AUTHORIZATION), header(IF_NONE_MATCH));
+        let (range, if_range) = (header(RANGE), header(IF_RANGE));
         let known = self.settings.address.clone();
         let knows_origin = known.is_some();
         let origin = known.or_else(|| origin(request));
@@ -180,11 +184,11 @@ impl EdgeServer {
             method: request.method().as_str(),
             path: request.uri().path(),
             query: request.uri().query().unwrap_or_default(),
-            authorization: header(AUTHORIZATION),
-            range: header(RANGE),
+            authorization: authorization.as_deref(),
+            range: range.as_deref(),
             // A value that is no text is no tag of ours.
-            if_range: request.headers().get(IF_RANGE).map(|value| value.to_str().unwrap_or_default()),
-            if_none_match: header(IF_NONE_MATCH),
+            if_range: if_range.as_deref(),
+            if_none_match: if_none_match.as_deref(),
             shows_pages: self.settings.shows_pages,
         });
         let is_head = request.method() == Method::HEAD;
@@ -352,6 +356,14 @@ impl Service for EdgeServer {
     fn probes(&self) -> &Probes {
         &self.probes
     }
+}
+
+/// The values of a header as one, as the Worker's runtime gives them. Those that are no text count
+/// as empty.
+fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    let values: Vec<&str> =
+        headers.get_all(name).iter().map(|value| value.to_str().unwrap_or_default()).collect();
+    (!values.is_empty()).then(|| values.join(", "))
 }
 
 /// The address of this host as the client says it. A proxy in front speaks TLS, and says so; only

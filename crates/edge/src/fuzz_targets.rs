@@ -7,7 +7,7 @@
 use dormer_api::{TokenBounds, TokenClaims, presented_token};
 
 use crate::{
-    Admission, Answer, Body, CacheState, Catalog, EdgeKey, ObjectMeta, PageRead, PageStep, Request,
+    Admission, Answer, Body, CacheState, Catalog, EdgeKey, LabMark, ObjectMeta, PageRead, PageStep, Request,
     RequestPlan, SignedToken, decode_file_path, decode_path, plan,
 };
 
@@ -178,6 +178,9 @@ pub fn fuzz_authorization(data: &[u8]) {
 pub fn fuzz_documents(data: &[u8]) {
     if let Ok(state) = CacheState::parse(data) {
         assert_eq!(CacheState::parse(&state.to_json()).expect("what we wrote, we read"), state);
+    }
+    if let Ok(mark) = LabMark::parse(data) {
+        assert_eq!(LabMark::parse(&mark.to_json()).expect("what we wrote, we read"), mark);
     }
     if let Ok(catalog) = Catalog::parse(data) {
         assert_eq!(Catalog::parse(&catalog.to_json()).expect("what we wrote, we read"), catalog);

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! dormer-caches.json                       the public caches that are published here
+//! dormer-lab.json                          the lab that publishes here
 //! main/nix-cache-info
 //! main/dormer-state.json                   its visibility, its keys, what was published when
 //! main/<store hash>.narinfo
@@ -40,6 +41,9 @@ pub const MISS_SECONDS: u32 = 5;
 
 /// Catalogue of a target.
 const CATALOG: &str = "dormer-caches.json";
+
+/// Names the lab of a target.
+const LAB: &str = "dormer-lab.json";
 
 /// Describes a cache to the edge.
 const STATE: &str = "dormer-state.json";
@@ -93,6 +97,8 @@ impl FromStr for NarFile {
 pub enum EdgeKey {
     /// `dormer-caches.json`: the public caches of the target ([`Catalog`](crate::Catalog)).
     Catalog,
+    /// `dormer-lab.json`: the lab that publishes to the target ([`LabMark`](crate::LabMark)).
+    Lab,
     /// `<cache>/dormer-state.json` ([`CacheState`](crate::CacheState)).
     State(CacheName),
     /// `<cache>/nix-cache-info`.
@@ -112,6 +118,9 @@ impl EdgeKey {
     pub fn parse(name: &str) -> Result<Self> {
         if name == CATALOG {
             return Ok(Self::Catalog);
+        }
+        if name == LAB {
+            return Ok(Self::Lab);
         }
         let parsed = name.split_once('/').and_then(|(cache, rest)| {
             let cache: CacheName = cache.parse().ok()?;
@@ -145,10 +154,10 @@ impl EdgeKey {
         })
     }
 
-    /// The cache it belongs to; none for the catalogue.
+    /// The cache it belongs to; none for the documents of the whole target.
     pub fn cache(&self) -> Option<&CacheName> {
         match self {
-            Self::Catalog => None,
+            Self::Catalog | Self::Lab => None,
             Self::State(cache)
             | Self::CacheInfo(cache)
             | Self::Narinfo(cache, _)
@@ -161,7 +170,7 @@ impl EdgeKey {
     /// Its media type.
     pub fn content_type(&self) -> &'static str {
         match self {
-            Self::Catalog | Self::State(_) | Self::Listing(..) => "application/json",
+            Self::Catalog | Self::Lab | Self::State(_) | Self::Listing(..) => "application/json",
             Self::CacheInfo(_) => "text/x-nix-cache-info",
             Self::Narinfo(..) => "text/x-nix-narinfo",
             Self::Nar(..) => "application/x-nix-nar",
@@ -172,7 +181,7 @@ impl EdgeKey {
     /// The row of [`caching`](crate::caching) that says what clients and proxies may keep.
     pub fn answer_kind(&self) -> AnswerKind {
         match self {
-            Self::Catalog | Self::State(_) => AnswerKind::State,
+            Self::Catalog | Self::Lab | Self::State(_) => AnswerKind::State,
             Self::CacheInfo(_) | Self::Narinfo(..) | Self::Listing(..) | Self::Document(..) => {
                 AnswerKind::Document
             }
@@ -187,7 +196,7 @@ impl EdgeKey {
         const MINUTE: u32 = 60;
         const DAY: u32 = 24 * 60 * MINUTE;
         match self {
-            Self::Catalog | Self::State(_) => STATE_SECONDS,
+            Self::Catalog | Self::Lab | Self::State(_) => STATE_SECONDS,
             Self::CacheInfo(_) | Self::Narinfo(..) | Self::Document(..) => 5 * MINUTE,
             Self::Listing(..) => 60 * MINUTE,
             Self::Nar(..) => 7 * DAY,
@@ -199,6 +208,7 @@ impl fmt::Display for EdgeKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Catalog => f.write_str(CATALOG),
+            Self::Lab => f.write_str(LAB),
             Self::State(cache) => write!(f, "{cache}/{STATE}"),
             Self::CacheInfo(cache) => write!(f, "{cache}/{CACHE_INFO}"),
             Self::Narinfo(cache, hash) => write!(f, "{cache}/{hash}.narinfo"),
@@ -251,6 +261,7 @@ mod tests {
         let debug = "debuginfo/00ab3f.debug";
         for (key, name) in [
             (EdgeKey::Catalog, "dormer-caches.json".to_owned()),
+            (EdgeKey::Lab, "dormer-lab.json".to_owned()),
             (EdgeKey::State(cache()), "main/dormer-state.json".to_owned()),
             (EdgeKey::CacheInfo(cache()), "main/nix-cache-info".to_owned()),
             (EdgeKey::Narinfo(cache(), hash), format!("main/{HASH}.narinfo")),

@@ -48,7 +48,7 @@ pub use page::{
 };
 pub use rules::{Admission, ObjectMeta, Read, Request, RequestPlan, Visit, plan};
 pub use spelling::{decode_file_path, decode_form, decode_path, split_files};
-pub use state::{CacheState, Catalog, STATE_BYTES_MAX};
+pub use state::{CacheState, Catalog, LabMark, STATE_BYTES_MAX};
 pub use token::{Algorithm, HS256_SECRET_BYTES_MIN, SignedToken, may_read};
 #[cfg(feature = "verify")]
 pub use verify::{KeyError, TokenKey, TokenVerifier, check_secret};

@@ -82,7 +82,7 @@ impl Route {
         }
         let key = EdgeKey::of_address(name).ok()?;
         match &key {
-            EdgeKey::Catalog | EdgeKey::State(_) => None,
+            EdgeKey::Catalog | EdgeKey::Lab | EdgeKey::State(_) => None,
             EdgeKey::CacheInfo(cache)
             | EdgeKey::Narinfo(cache, _)
             | EdgeKey::Listing(cache, _)
@@ -199,6 +199,7 @@ mod tests {
             "/main/nix-cache-info#x",
             "/main/dormer-state.json",
             "/dormer-caches.json",
+            "/dormer-lab.json",
             "/main/1K8C1HIYSZ6AAKS2MPFC5K7XBBJPW5Z5",
             "/main/1K8C1HIYSZ6AAKS2MPFC5K7XBBJPW5Z5.narinfo",
             "/main/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5/",

@@ -251,8 +251,8 @@ impl Read {
     }
 
     /// The part that the client wants, if not all. A host asks its store for the part at once, and
-    /// the store also tells the size of the whole. If the object has no such part, the host either
-    /// learns the size for [`Read::respond`], or answers [`Read::outside`].
+    /// the store also tells the size of the whole. If the object has no such part, the host learns
+    /// the size for [`Read::respond`].
     pub fn part(&self) -> Option<Part> {
         self.part
     }
@@ -280,7 +280,11 @@ impl Read {
                 let value = format!("bytes {}-{}/{size}", range.start, range.end - 1);
                 (answer(206).with("content-range", value), range)
             }
-            Some(None) => return self.outside().with("content-range", format!("bytes */{size}")),
+            Some(None) => {
+                let answer = Answer::new(416, self.key.answer_kind(), self.visibility);
+                let answer = answer.text("text/plain", String::new(), self.is_head);
+                return answer.with("content-range", format!("bytes */{size}"));
+            }
         };
         if matches!(self.key, EdgeKey::Nar(..)) {
             answer = answer.with("accept-ranges", "bytes");
@@ -291,12 +295,6 @@ impl Read {
             .with("x-content-type-options", "nosniff")
             .with("content-type", self.key.content_type())
             .with("content-length", (range.end - range.start).to_string())
-    }
-
-    /// The answer to [`Read::part`] when the object has no such bytes.
-    pub fn outside(&self) -> Answer {
-        let answer = Answer::new(416, self.key.answer_kind(), self.visibility);
-        answer.text("text/plain", String::new(), self.is_head)
     }
 }
 
@@ -417,7 +415,7 @@ mod tests {
     #[test]
     fn no_kind_of_file_of_a_private_cache_is_read_without_a_token() {
         let kind = |key: &EdgeKey| match key {
-            EdgeKey::Catalog | EdgeKey::State(_) => panic!("{key} is not for clients"),
+            EdgeKey::Catalog | EdgeKey::Lab | EdgeKey::State(_) => panic!("{key} is not for clients"),
             EdgeKey::CacheInfo(_) => "cache info",
             EdgeKey::Narinfo(..) => "narinfo",
             EdgeKey::Listing(..) => "listing",
@@ -501,7 +499,7 @@ mod tests {
                         Admission::Answer(answer) => answers.push(answer),
                         Admission::Page(page) => panic!("{page:?}"),
                         Admission::Read(read) => {
-                            answers.extend([read.respond(Some(&meta)), read.respond(None), read.outside()]);
+                            answers.extend([read.respond(Some(&meta)), read.respond(None)]);
                         }
                     }
                     for answer in answers {

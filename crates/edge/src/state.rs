@@ -1,6 +1,6 @@
-//! The two small documents that the publisher writes beside the standard ones.
+//! The small documents that the publisher writes beside the standard ones.
 //!
-//! Both name a version. A reader refuses a newer version, because it must not half understand an
+//! Each names a version. A reader refuses a newer version, because it must not half understand an
 //! access rule. A reader ignores unknown fields.
 
 use dormer_api::CacheName;
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 /// Largest document that is written or read, in bytes: room for 20,000 revoked tokens.
 pub const STATE_BYTES_MAX: usize = 1024 * 1024;
 
-/// Version of both documents.
+/// Version of these documents.
 const VERSION: u32 = 1;
 
 /// What the edge has to know of a cache (`<cache>/dormer-state.json`).
@@ -96,6 +96,36 @@ impl Catalog {
     }
 }
 
+/// The lab that publishes to a target (`dormer-lab.json`). Another lab writes nothing there: it
+/// would take the files for strangers, and remove them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabMark {
+    /// Version of this document.
+    pub version: u32,
+    /// The random id that the lab's database and its store carry.
+    pub lab: String,
+}
+
+impl LabMark {
+    /// The mark of a lab.
+    pub fn new(lab: String) -> Self {
+        Self { version: VERSION, lab }
+    }
+
+    /// Reads a document.
+    pub fn parse(json: &[u8]) -> Result<Self> {
+        const WHAT: &str = "the mark of a lab";
+        let mark: Self = parse(json, WHAT)?;
+        check_version(mark.version, WHAT)?;
+        Ok(mark)
+    }
+
+    /// Writes it.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("text keys only")
+    }
+}
+
 fn parse<T: serde::de::DeserializeOwned>(json: &[u8], what: &'static str) -> Result<T> {
     if json.len() > STATE_BYTES_MAX {
         return Err(Error::TooLarge { what, bytes: json.len(), max: STATE_BYTES_MAX });
@@ -132,6 +162,9 @@ mod tests {
         let catalog = Catalog::new(names(&["b", "a", "b"]));
         assert_eq!(String::from_utf8(catalog.to_json()).unwrap(), r#"{"version":1,"caches":["a","b"]}"#);
         assert_eq!(Catalog::parse(&catalog.to_json()).unwrap(), catalog);
+        let mark = LabMark::new("07".to_owned());
+        assert_eq!(String::from_utf8(mark.to_json()).unwrap(), r#"{"version":1,"lab":"07"}"#);
+        assert_eq!(LabMark::parse(&mark.to_json()).unwrap(), mark);
     }
 
     #[test]

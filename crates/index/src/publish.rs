@@ -276,6 +276,18 @@ impl PublishIndex for SqlIndex {
         })
         .await
     }
+    async fn note_found_nars(
+        &self,
+        lease: &Lease,
+        cache: CacheId,
+        nars: &[((NarHash, EncodingTag), u64)],
+        delete_after: UnixSeconds,
+    ) -> Result<()> {
+        self.write("note NARs that were found", async |mut tx| {
+            work::note_found_nars(&mut tx, lease, cache, nars, delete_after).await
+        })
+        .await
+    }
     async fn finish_publishing(
         &self,
         lease: &Lease,

@@ -222,7 +222,8 @@ impl Run<'_> {
         let (nars, is_cut) = self.send_nars(cache, name, &wanted, &mut done.counts).await?;
         done.is_cut = is_cut;
         let objects: Vec<&FoundObject> = places.iter().map(|place| &page.found[*place]).collect();
-        let mut documents = self.plan_documents(cache, &objects, &page.published).await?;
+        let mut documents = self.plan_documents(cache, name, &objects, &page.published).await?;
+        done.counts.left_out += documents.left_out;
         let mut gone: HashSet<StorePathHash> = HashSet::new();
         for level in &plan.levels {
             let mut ready = Vec::new();
@@ -298,7 +299,7 @@ impl Run<'_> {
             .filter(|nar| !there.contains_key(&nar.published()) && asked.insert(nar.published()))
             .copied()
             .collect();
-        let (publisher, store) = (self.publisher, self.store());
+        let (publisher, store, adopts) = (self.publisher, self.store(), self.adopts);
         let mut missing = missing.into_iter().peekable();
         let mut has_begun = false;
         let mut requests = Requests::new(self.in_flight);
@@ -315,7 +316,7 @@ impl Run<'_> {
                 let key = EdgeKey::Nar(name.clone(), nar_file(nar.published()));
                 let place = FilePlace::in_target(&key, cache.is_public);
                 requests.begin(async move {
-                    publisher.sender.send_nar(&publisher.engine, store, cache, &place, nar).await
+                    publisher.sender.send_nar(&publisher.engine, store, cache, &place, nar, adopts).await
                 });
             }
             match requests.next().await {
@@ -326,6 +327,7 @@ impl Run<'_> {
                     counts.bytes_uploaded += nar.file_size;
                     sent.push(nar);
                 }
+                Some(Sent::Found(nar)) => sent.push(nar),
                 Some(Sent::Unreadable) => {}
             }
             if sent.len() >= NARS_NOTED {
@@ -367,10 +369,7 @@ impl Run<'_> {
         (as_published.nar.tag, as_published.nar.file_size) = (nar.nar.1, nar.file_size);
         let text = self.publisher.engine.published_narinfo(cache, as_published, file_hash)?;
         let digest = NarHash::digest(text.as_bytes()).as_bytes().to_vec();
-        let upstream = found.object.sigs.iter().any(|sig| {
-            let key = sig.split(':').next().unwrap_or_default();
-            cache.upstream_cache_key_names.iter().any(|name| name == key)
-        });
+        let upstream = is_signed_upstream(cache, &found.object.sigs);
         let mut done = PublishDone {
             hash: candidate.hash,
             nar: nar.nar,
@@ -400,6 +399,14 @@ impl Run<'_> {
         let place = FilePlace::in_target(&EdgeKey::Listing(name.clone(), *hash), cache.is_public);
         sender.send_listing(engine, self.store(), cache, hash, &place).await
     }
+}
+
+/// Whether a key of an upstream signed a path.
+pub(crate) fn is_signed_upstream(cache: &Cache, sigs: &[String]) -> bool {
+    sigs.iter().any(|sig| {
+        let key = sig.split(':').next().unwrap_or_default();
+        cache.upstream_cache_key_names.iter().any(|name| name == key)
+    })
 }
 
 fn is_published(row: Option<&PublishedObject>) -> bool {

@@ -31,6 +31,8 @@ pub(crate) struct DocumentPlan {
     stale: HashMap<StorePathHash, Vec<DocumentName>>,
     /// Those that were written with this page already: objects share them.
     written: HashMap<DocumentName, (Vec<u8>, PublishedFile)>,
+    /// Those that the target cannot hold.
+    pub(crate) left_out: u64,
 }
 
 impl Run<'_> {
@@ -38,13 +40,14 @@ impl Run<'_> {
     pub(crate) async fn plan_documents(
         &self,
         cache: &Cache,
+        name: &CacheName,
         objects: &[&FoundObject],
         published: &HashMap<StorePathHash, PublishedObject>,
     ) -> Result<DocumentPlan> {
         let mut plan = DocumentPlan::default();
         let mut groups = vec![objects];
         while let Some(group) = groups.pop() {
-            if !self.plan_group(cache, group, published, &mut plan).await? {
+            if !self.plan_group(cache, name, group, published, &mut plan).await? {
                 let (first, rest) = group.split_at(group.len() / 2);
                 groups.extend([first, rest]);
             }
@@ -57,6 +60,7 @@ impl Run<'_> {
     async fn plan_group(
         &self,
         cache: &Cache,
+        name: &CacheName,
         objects: &[&FoundObject],
         published: &HashMap<StorePathHash, PublishedObject>,
         plan: &mut DocumentPlan,
@@ -66,7 +70,10 @@ impl Run<'_> {
             DocumentKinds { logs: settings.logs, traces: settings.traces, debug_info: settings.debug_info };
         let published_tag = |tag| settings.published_tag(tag);
         let found = find_documents(self.state(), cache, objects, kinds, published_tag).await?;
-        let Some(OwnedDocuments { mut wanted, is_all }) = found else { return Ok(false) };
+        let Some(mut found) = found else { return Ok(false) };
+        let key = |document: &DocumentName| EdgeKey::Document(name.clone(), document.clone());
+        plan.left_out += found.leave_out(|document| self.store().takes_name(&key(document).to_string()));
+        let OwnedDocuments { mut wanted, is_all } = found;
         let all: HashSet<StorePathHash> = objects.iter().map(|found| found.object.path.hash()).collect();
         let all: Vec<StorePathHash> = all.into_iter().collect();
         for there in self.state().find_published_documents(self.target(), cache.id, &all).await? {

@@ -59,6 +59,18 @@ fn describe(run: &Run<'_>, cache: &Cache, name: &CacheName, before: Option<&Cach
     }
 }
 
+/// Writes the access rules alone, and does not write down that it did.
+pub(crate) async fn write_access_rules(
+    run: &Run<'_>,
+    cache: &Cache,
+    name: &CacheName,
+    before: &CacheState,
+) -> Result<()> {
+    let state = describe(run, cache, name, Some(before));
+    let key = EdgeKey::State(name.clone());
+    run.in_flight.one(put_small(run.store(), &key, state.public, state.to_json())).await.map(drop)
+}
+
 /// Writes what readers need first: the access rules, and the store folder. With `again`, the
 /// publisher writes them even if they have not changed, because the target may have lost them.
 pub(crate) async fn write_before(

@@ -37,6 +37,39 @@ pub enum Error {
         /// The location in the settings.
         now: String,
     },
+    /// Another lab publishes there.
+    #[error(
+        "target '{target}' is another lab's: {location} has the mark of lab {lab}, and this is lab {own}"
+    )]
+    OtherLab {
+        /// The target.
+        target: String,
+        /// Its location.
+        location: String,
+        /// The id of that lab.
+        lab: String,
+        /// The id of this one.
+        own: String,
+    },
+    /// The mark of the lab that publishes there cannot be read.
+    #[error("the mark of the lab that publishes to {location} cannot be read")]
+    Mark {
+        /// The target's location.
+        location: String,
+        /// Why.
+        #[source]
+        source: dormer_edge::Error,
+    },
+    /// Something was published there, and the database does not know of it.
+    #[error(
+        "{location} holds what was published before, and the database knows nothing of it for target '{target}'"
+    )]
+    Unknown {
+        /// The target.
+        target: String,
+        /// Its location.
+        location: String,
+    },
     /// Anybody could read a private cache.
     #[error("cache '{cache}' is private, but anybody can read {location}: nothing of it is published")]
     PublicTarget {

@@ -111,6 +111,8 @@ pub struct ExportOutcome {
     pub bytes_uploaded: u64,
     /// Build logs, build traces and links to debug info that were written.
     pub documents: u64,
+    /// Those that were not written, because the place takes no names of that length.
+    pub left_out: u64,
     /// Paths that could not be exported.
     pub failed: u64,
     /// The first of these, with the reasons.
@@ -491,11 +493,12 @@ impl Export<'_> {
             {
                 let place = self.nar_place(nar.nar);
                 let (engine, store, cache, sender) = (self.engine, self.store, self.cache, &self.sender);
-                requests.begin(async move { sender.send_nar(engine, store, cache, &place, nar).await });
+                requests
+                    .begin(async move { sender.send_nar(engine, store, cache, &place, nar, false).await });
             }
             match requests.next().await {
                 None => return requests.end(),
-                Some(Sent::Done(nar)) => {
+                Some(Sent::Done(nar) | Sent::Found(nar)) => {
                     self.reporter.nar_uploaded(&self.cache.name, nar.file_size);
                     self.outcome.nars_uploaded += 1;
                     self.outcome.bytes_uploaded += nar.file_size;
@@ -533,11 +536,17 @@ impl Export<'_> {
         }
         while let Some(group) = groups.pop() {
             let found = find_documents(self.index, self.cache, group, kinds, |tag| tag).await?;
-            let Some(found) = found else {
+            let Some(mut found) = found else {
                 let (first, rest) = group.split_at(group.len() / 2);
                 groups.extend([first, rest]);
                 continue;
             };
+            let is_taken = |name: &DocumentName| {
+                let key = EdgeKey::Document(self.name.clone(), name.clone());
+                self.store.takes_name(&self.place(&key).name)
+            };
+            let left_out = found.leave_out(is_taken);
+            self.outcome.left_out += left_out;
             let mut wanted: HashMap<DocumentName, WantedDocument> = HashMap::new();
             for ((_, name), document) in found.wanted {
                 if !self.shared.contains(&name) {

@@ -32,6 +32,7 @@ mod export;
 mod follow;
 mod in_flight;
 mod owned_documents;
+mod place;
 mod plan;
 mod publisher;
 mod recompress;

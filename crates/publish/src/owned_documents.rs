@@ -63,6 +63,21 @@ pub(crate) struct OwnedDocuments {
     pub(crate) is_all: bool,
 }
 
+impl OwnedDocuments {
+    /// Leaves out documents that the place cannot hold; says which, and returns how many.
+    pub(crate) fn leave_out(&mut self, takes: impl Fn(&DocumentName) -> bool) -> u64 {
+        let mut left_out: HashSet<DocumentName> = HashSet::new();
+        self.wanted.retain(|(_, name), _| {
+            let is_taken = takes(name);
+            if !is_taken && left_out.insert(name.clone()) {
+                tracing::warn!(document = %name, "a document is left out: its name is too long");
+            }
+            is_taken
+        });
+        left_out.len() as u64
+    }
+}
+
 /// Finds the documents of these objects (at most 8,192). `published_tag` maps the tag of a NAR in
 /// the lab to the one that it is published under. Returns `None` if the group has too many
 /// documents and can be split.

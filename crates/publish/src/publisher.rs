@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dormer_api::CacheName;
 use dormer_engine::Engine;
 use dormer_index::{
-    Cache, CacheId, CacheScan, Index, Lease, OutboxPosition, PublishIndex, PublishTarget, PublishedCache,
-    TargetId, UnixSeconds,
+    Cache, CacheId, CacheScan, Index, Lease, OutboxPosition, PublishIndex, PublishedCache, TargetId,
+    UnixSeconds,
 };
 use dormer_nix::{StorePathHash, with_causes};
 use dormer_stores::{Store, WriteWindow};
@@ -48,6 +48,8 @@ pub struct Publisher {
     pub(crate) sender: Sender,
     pub(crate) reporter: Arc<dyn Reporter>,
     pub(crate) holder: String,
+    /// The lab's id, if it has one.
+    pub(crate) lab: Option<String>,
     stopping: watch::Sender<bool>,
     /// When a run of this process looked at all paths that wait. `None`: none did, or one failed
     /// since.
@@ -75,7 +77,13 @@ impl Publisher {
     ) -> Self {
         let sender = Sender::new(&settings);
         let (stopping, looked_at) = (watch::Sender::new(false), Mutex::new(None));
-        Self { engine, state, store, settings, sender, reporter, holder, stopping, looked_at }
+        Self { engine, state, store, settings, sender, reporter, holder, lab: None, stopping, looked_at }
+    }
+
+    /// The publisher of the lab with this id. It marks the target, and refuses another lab's.
+    #[must_use]
+    pub fn of_lab(self, lab: Option<String>) -> Self {
+        Self { lab, ..self }
     }
 
     /// Lets a run end after the requests under way; the next run goes on from there.
@@ -98,7 +106,7 @@ impl Publisher {
     pub async fn run(&self, mode: Mode) -> Result<Outcome> {
         let location = self.store.location().to_owned();
         let target = self.state.open_target(&self.settings.name, &location).await?;
-        self.check_location(&target, mode)?;
+        self.check_location(&target, mode).await?;
         let requests = self.store.requests();
         let Some((lease, good_until)) = self.take_lease(&target).await? else {
             // Asked to end before it had begun.
@@ -112,12 +120,12 @@ impl Publisher {
         let work = async {
             // Read again: another run may have moved the target before this one had the lease.
             let target = self.state.open_target(&self.settings.name, &location).await?;
-            self.check_location(&target, mode)?;
-            let is_compared = target.location == location && target.compared;
-            if target.location != location {
-                // The rows are about the other location. Until all of them were compared with this
-                // one, they are about neither.
-                self.state.move_target(&self.renewed(&lease), &location, false).await?;
+            self.check_location(&target, mode).await?;
+            let place = self.look_at_place(&target, mode).await?;
+            if target.location != location || target.compared != place.is_known {
+                // The rows are about another location, or about none. Until all of them were
+                // compared with this one, they are about neither.
+                self.state.move_target(&self.renewed(&lease), &location, place.is_known).await?;
             }
             let mut run = Run {
                 publisher: self,
@@ -127,17 +135,21 @@ impl Publisher {
                 cursor: target.cursor,
                 followed: HashSet::new(),
                 caches: HashMap::new(),
+                adopts: !place.is_known,
                 looks_at_all,
                 looks_at_all_since: self.engine.now(),
                 turn_ends_at: Instant::now(),
                 untouched: None,
                 mode,
             };
+            if !place.is_marked {
+                run.mark_place().await?;
+            }
             if target.missed_changes {
                 run.compare_whole_caches().await?;
             }
             let outcomes = run.all_caches().await?;
-            if !is_compared && !self.is_stopping() {
+            if !place.is_known && !self.is_stopping() {
                 self.state.move_target(&self.renewed(&lease), &location, true).await?;
             }
             Ok(outcomes)
@@ -179,22 +191,6 @@ impl Publisher {
         released?;
         let (writes, listings) = self.store.requests();
         Ok(Outcome { caches, writes: writes - requests.0, listings: listings - requests.1 })
-    }
-
-    /// Fails unless this is where the last run published to, or this run compares the two.
-    fn check_location(&self, target: &PublishTarget, mode: Mode) -> Result<()> {
-        if mode == Mode::Reconcile {
-            return Ok(());
-        }
-        let (target_name, now) = (target.name.clone(), self.store.location().to_owned());
-        if target.location != now {
-            let before = target.location.clone();
-            return Err(Error::Moved { target: target_name, before, now });
-        }
-        if !target.compared {
-            return Err(Error::Moving { target: target_name, now });
-        }
-        Ok(())
     }
 
     /// Whether a run would find anything to do. Costs three statements or four.
@@ -323,6 +319,9 @@ pub(crate) struct Run<'a> {
     pub(crate) followed: HashSet<CacheId>,
     /// How far the run has come with each cache.
     pub(crate) caches: HashMap<CacheId, CacheTurns>,
+    /// Whether NAR files that no row names may be in the target: then they are looked for before
+    /// they are sent.
+    pub(crate) adopts: bool,
     /// Whether paths that wait are looked at though nothing changed that they wait for.
     pub(crate) looks_at_all: bool,
     /// When this run last began to look at all paths that wait, or when it began.

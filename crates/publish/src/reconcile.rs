@@ -1,11 +1,14 @@
 //! Comparing with a listing: what is missing or damaged is written again, what is not ours goes.
 //!
 //! A file is damaged when its size or the store's tag of it is not what was written down. Where a
-//! store gives no tags (a folder), narinfos are read and compared. What nobody wrote down is
-//! deleted only below the caches that are published, only if it is named as the layout names
-//! things, and only if the lab's cache does not have it: a database that was recovered, or a target
-//! under a new name, knows nothing of what it published before. Such a file stays for its readers
-//! until it is written again.
+//! store gives no tags (a folder), narinfos are read and compared.
+//!
+//! What nobody wrote down goes only below the caches that are published, only if it is named as the
+//! layout names things, and only if the lab's cache does not have it: a database that was recovered
+//! or restored, or a target under a new name, does not know all that it published before. What the
+//! lab has stays for its readers until it is written again. What the lab does not have is written
+//! down as if this database had published it. So it leaves like all that a lab removes: referrers
+//! first, and a NAR after its grace.
 //!
 //! The listing and the rows are two streams in the same order, merged step by step, so the memory
 //! does not grow with the cache. A listing comes in the order of names. Names show a hash in Nix's
@@ -15,21 +18,28 @@
 use std::collections::{HashMap, HashSet};
 
 use dormer_api::CacheName;
-use dormer_edge::EdgeKey;
+use dormer_edge::{EdgeKey, NarFile};
 use dormer_format::EncodingTag;
-use dormer_index::{Cache, CacheScan, NarKey, PublishState, PublishedDocument, PublishedFile};
-use dormer_nix::{DocumentName, NarHash, StorePathHash, nix32};
+use dormer_index::{
+    Cache, CacheScan, NarKey, NotedFrom, PublishDone, PublishIntent, PublishState, PublishedDocument,
+    PublishedFile,
+};
+use dormer_nix::{DocumentName, NarHash, NarInfo, StoreDir, StorePath, StorePathHash, nix32};
 use dormer_stores::FileEntry;
 
 use crate::Result;
+use crate::bring::is_signed_upstream;
 use crate::publisher::Run;
-use crate::transfer::nar_file;
+use crate::remove::FOUND;
 
 /// Rows compared together.
 const ROWS_PAGE: u32 = 2_048;
 
 /// Files listed together: about 10 MB of names and sizes.
 const FILES_PAGE: usize = 50_000;
+
+/// Narinfos without a row that are read together.
+const FOUND_PAGE: usize = 512;
 
 /// Where the comparison of documents ends: a name in none of their folders.
 const END: &str = "end";
@@ -84,7 +94,8 @@ impl Run<'_> {
                 let entry = narinfos.remove(&row.hash);
                 let mut sound =
                     entry.is_some_and(|entry| same_etag(entry.etag.as_deref(), row.etag.as_deref()));
-                if sound && row.etag.is_none() && row.state == PublishState::Published {
+                let is_written = row.state == PublishState::Published && row.digest != FOUND;
+                if sound && row.etag.is_none() && is_written {
                     let key = EdgeKey::Narinfo(name.clone(), row.hash);
                     let text = self.store().get(&key.to_string()).await?.unwrap_or_default();
                     sound = NarHash::digest(&text).as_bytes().as_slice() == row.digest;
@@ -97,17 +108,19 @@ impl Run<'_> {
                 }
             }
         }
-        let strangers: Vec<EdgeKey> = narinfos
-            .into_keys()
-            .map(|hash| EdgeKey::Narinfo(name.clone(), hash))
-            .chain(
-                listings
-                    .into_iter()
-                    .filter(|hash| !known_listings.contains(hash))
-                    .map(|hash| EdgeKey::Listing(name.clone(), hash)),
-            )
-            .collect();
-        let repaired = drifted.len() as u64 + self.delete_strangers(cache, strangers).await?;
+        let (mut found, mut strangers) = (HashSet::new(), Vec::new());
+        let unknown: Vec<(StorePathHash, FileEntry)> = narinfos.into_iter().collect();
+        for page in unknown.chunks(FOUND_PAGE) {
+            let unreadable = self.note_found(cache, name, page, &mut found).await?;
+            strangers.extend(unreadable.into_iter().map(|hash| EdgeKey::Narinfo(name.clone(), hash)));
+        }
+        self.delete_all(strangers.clone()).await?;
+        let listings = listings
+            .into_iter()
+            .filter(|hash| !known_listings.contains(hash) && !found.contains(hash))
+            .map(|hash| EdgeKey::Listing(name.clone(), hash));
+        let repaired = (drifted.len() + found.len() + strangers.len()) as u64
+            + self.delete_strangers(cache, listings.collect()).await?;
         let next = CacheScan::Narinfos(Some(listed.through));
         self.state().note_drift(&self.lease(), cache.id, &drifted, &[], self.now(), next.clone()).await?;
         Ok((next, repaired))
@@ -156,12 +169,24 @@ impl Run<'_> {
                 }
             }
         }
-        // With another tag than the row's, it is what an earlier run left.
-        let (left, strangers): (Vec<_>, Vec<_>) = files.into_keys().partition(|nar| known.contains(&nar.0));
-        let of_name = |nar| EdgeKey::Nar(name.clone(), nar_file(nar));
-        let mut repaired = (drifted.len() + left.len()) as u64;
-        self.delete_all(left.into_iter().map(of_name).collect()).await?;
-        repaired += self.delete_strangers(cache, strangers.into_iter().map(of_name).collect()).await?;
+        // Narinfos that were not written again yet may name them.
+        let mut left = Vec::new();
+        for (nar, entry) in files {
+            let is_of_lab = !known.contains(&nar.0)
+                && self
+                    .publisher
+                    .index()
+                    .find_nar_in_cache(cache.id, &NarKey::Hash(nar.0), self.now())
+                    .await?
+                    .is_some();
+            if !is_of_lab {
+                left.push((nar, entry.size));
+            }
+        }
+        for page in left.chunks(ROWS_PAGE as usize) {
+            self.state().note_found_nars(&self.lease(), cache.id, page, self.grace_end()).await?;
+        }
+        let repaired = (drifted.len() + left.len()) as u64;
         let next = CacheScan::Nars(Some(listed.through));
         self.state().note_drift(&self.lease(), cache.id, &[], &drifted, self.now(), next.clone()).await?;
         Ok((next, repaired))
@@ -277,19 +302,59 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Writes down narinfos without a row that the lab's cache does not have either, as if they had
+    /// been published: `found` are those. Returns those that no reader could use.
+    async fn note_found(
+        &self,
+        cache: &Cache,
+        name: &CacheName,
+        page: &[(StorePathHash, FileEntry)],
+        found: &mut HashSet<StorePathHash>,
+    ) -> Result<Vec<StorePathHash>> {
+        let hashes: Vec<StorePathHash> = page.iter().map(|(hash, _)| *hash).collect();
+        let of_lab = self.state().find_objects(cache.id, &hashes).await?;
+        let of_lab: HashSet<StorePathHash> = of_lab.iter().map(|found| found.object.path.hash()).collect();
+        let reads = page.iter().filter(|(hash, _)| !of_lab.contains(hash)).map(|(hash, entry)| async move {
+            let key = EdgeKey::Narinfo(name.clone(), *hash);
+            Ok((*hash, entry, self.store().get(&key.to_string()).await?.unwrap_or_default()))
+        });
+        let texts = self.in_flight.all(reads).await?;
+        // What this lab removed is removed as it says: for cause, perhaps.
+        let unknown: Vec<StorePathHash> = texts.iter().map(|(hash, ..)| *hash).collect();
+        let removed = self.state().find_removed(self.target(), cache.id, &unknown).await?;
+        let (mut intents, mut done, mut unreadable) = (Vec::new(), Vec::new(), Vec::new());
+        for (hash, entry, text) in texts {
+            let Some((narinfo, nar)) = read_narinfo(cache, hash, &text) else {
+                unreadable.push(hash);
+                continue;
+            };
+            let references: Vec<StorePathHash> =
+                narinfo.references.iter().map(StorePath::hash).filter(|other| *other != hash).collect();
+            let upstream = is_signed_upstream(cache, &narinfo.sigs);
+            let file_size = narinfo.file_size.unwrap_or_default();
+            let is_removed = removed.contains(&hash);
+            let digest = if is_removed { NarHash::digest(&text).as_bytes().to_vec() } else { FOUND.to_vec() };
+            intents.push(PublishIntent { hash, nar, file_size, references: references.clone() });
+            done.push(PublishDone { hash, nar, digest, etag: entry.etag.clone(), upstream, references });
+        }
+        if !done.is_empty() {
+            self.state().begin_publishing(&self.lease(), cache.id, &intents).await?;
+            self.state().finish_publishing(&self.lease(), cache.id, &done, self.grace_end()).await?;
+            found.extend(done.iter().map(|done| done.hash));
+            let marks: Vec<_> = done.iter().map(|done| (cache.id, done.hash, self.now())).collect();
+            self.state().note_pending(&self.lease(), &marks, NotedFrom::Referrers).await?;
+        }
+        Ok(unreadable)
+    }
+
     /// Deletes those files without a row that the lab's cache does not have either; returns how
     /// many these are.
     async fn delete_strangers(&self, cache: &Cache, files: Vec<EdgeKey>) -> Result<u64> {
-        let (index, now) = (self.publisher.index(), self.now());
+        let index = self.publisher.index();
         let mut strangers = Vec::new();
         for key in files {
             let is_of_lab = match &key {
-                EdgeKey::Narinfo(_, hash) | EdgeKey::Listing(_, hash) => {
-                    index.find_object(cache.id, hash).await?.is_some()
-                }
-                EdgeKey::Nar(_, file) => {
-                    index.find_nar_in_cache(cache.id, &NarKey::Hash(file.hash), now).await?.is_some()
-                }
+                EdgeKey::Listing(_, hash) => index.find_object(cache.id, hash).await?.is_some(),
                 EdgeKey::Document(_, name) => index.has_document(cache.id, name).await?,
                 _ => false,
             };
@@ -359,6 +424,20 @@ impl Run<'_> {
             }
         }
     }
+}
+
+/// Reads a narinfo of the target. Returns `None` unless it is one of this path, with a NAR as the
+/// layout names it.
+fn read_narinfo(
+    cache: &Cache,
+    hash: StorePathHash,
+    text: &[u8],
+) -> Option<(NarInfo, (NarHash, EncodingTag))> {
+    let store_dir: StoreDir = cache.store_dir.parse().ok()?;
+    let narinfo = NarInfo::parse(std::str::from_utf8(text).ok()?, &store_dir).ok()?;
+    let file: NarFile = narinfo.url.strip_prefix("nar/")?.parse().ok()?;
+    let nar = (file.hash, EncodingTag::from_bytes(file.tag));
+    (narinfo.store_path.hash() == hash).then_some((narinfo, nar))
 }
 
 /// A name after all names that begin with a hash with this last byte, of so many bytes, and before

@@ -20,6 +20,10 @@ const PAGE: u32 = 512;
 /// Rows scanned, or forgotten, together.
 const SCANNED_PAGE: u32 = 4_096;
 
+/// In place of the digest of a narinfo that a comparison found in the target, and that neither the
+/// rows nor the lab know. No word of the lab says that it was removed for cause.
+pub(crate) const FOUND: &[u8] = b"found";
+
 /// How long a removal is remembered. A push takes hours at most, and a path that waits for the
 /// removed one by then has it in its own row.
 const REMOVED_KEPT_SECONDS: i64 = 30 * 86_400;
@@ -69,7 +73,7 @@ impl Run<'_> {
         }
         let there = self.state().find_published(self.target(), cache.id, absent).await?;
         let served = self.served_nars(cache, there.iter().map(|row| row.nar.0)).await?;
-        let mut urgent = there.iter().any(|row| !served.contains(&row.nar.0));
+        let mut urgent = there.iter().any(|row| !served.contains(&row.nar.0) && row.digest != FOUND);
         let gone: HashSet<StorePathHash> = there.iter().map(|row| row.hash).collect();
         self.remove_with_referrers(cache.id, &gone.iter().copied().collect::<Vec<_>>()).await?;
         urgent |= self.end_graces(cache, absent).await?;
@@ -232,8 +236,9 @@ impl Run<'_> {
             Some(cache) => self.served_nars(cache, rows.iter().map(|row| row.nar.0)).await?,
             None => HashSet::new(),
         };
-        let gone_at =
-            |row: &PublishedObject| if served.contains(&row.nar.0) { self.grace_end() } else { self.now() };
+        let has_grace =
+            |row: &PublishedObject| served.contains(&row.nar.0) || (cache.is_some() && row.digest == FOUND);
+        let gone_at = |row: &PublishedObject| if has_grace(row) { self.grace_end() } else { self.now() };
         let removed: Vec<_> = rows.iter().map(|row| (row.hash, gone_at(row))).collect();
         self.state().finish_removing(&self.lease(), cache_id, &removed).await?;
         for hash in &next {

@@ -33,6 +33,8 @@ pub struct CacheOutcome {
     pub unchanged: u64,
     /// Logs, traces and debug info that were written, or removed from paths that stay.
     pub documents: u64,
+    /// Documents that were not written, because the target takes no names of that length.
+    pub left_out: u64,
     /// Narinfos that were removed.
     pub removed: u64,
     /// NARs that were sent.
@@ -57,6 +59,7 @@ pub(crate) struct Counts {
     pub(crate) published: u64,
     pub(crate) unchanged: u64,
     pub(crate) documents: u64,
+    pub(crate) left_out: u64,
     pub(crate) removed: u64,
     pub(crate) nars_uploaded: u64,
     pub(crate) bytes_uploaded: u64,
@@ -69,6 +72,7 @@ impl AddAssign for Counts {
         self.published += other.published;
         self.unchanged += other.unchanged;
         self.documents += other.documents;
+        self.left_out += other.left_out;
         self.removed += other.removed;
         self.nars_uploaded += other.nars_uploaded;
         self.bytes_uploaded += other.bytes_uploaded;
@@ -88,6 +92,7 @@ impl CacheOutcome {
         self.published += counts.published;
         self.unchanged += counts.unchanged;
         self.documents += counts.documents;
+        self.left_out += counts.left_out;
         self.removed += counts.removed;
         self.nars_uploaded += counts.nars_uploaded;
         self.bytes_uploaded += counts.bytes_uploaded;
@@ -100,6 +105,7 @@ impl CacheOutcome {
         self.published += turn.published;
         self.unchanged += turn.unchanged;
         self.documents += turn.documents;
+        self.left_out += turn.left_out;
         self.removed += turn.removed;
         self.nars_uploaded += turn.nars_uploaded;
         self.bytes_uploaded += turn.bytes_uploaded;

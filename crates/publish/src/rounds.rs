@@ -24,6 +24,9 @@ use crate::{Error, Result};
 /// Waiting paths read together when most of them are passed over.
 const PASSED_OVER_PAGE: u32 = 4 * PAGE_OBJECTS;
 
+/// NARs that are noted as out of date in one transaction.
+const NOTED_TOGETHER: u32 = 2_048;
+
 /// Changed paths of a cache that a run remembers, about 4 MB. With more, it looks at all paths.
 const CHANGED_MAX: usize = 100_000;
 
@@ -356,6 +359,9 @@ impl Run<'_> {
         (turns.is_withdrawal_noted, turns.has_changed) = (false, false);
         let mut row = self.cache_row(cache, published).await?;
         let is_first = self.mode == Mode::Reconcile && !self.turns_of(cache.id).is_compared;
+        if !self.follow_visibility(cache, name, &mut row).await? {
+            return Ok(Turn { outcome, is_done: false });
+        }
         // The access rules take effect before the contents.
         documents::write_before(self, cache, name, &mut row, is_first).await?;
         self.untouched = Some(PublishedCache { scan: None, ..row.clone() });
@@ -390,6 +396,40 @@ impl Run<'_> {
         self.untouched = None;
         documents::write_after(self, cache, name, &mut row, &outcome).await?;
         Ok(Turn { outcome, is_done })
+    }
+
+    /// Notes everything of a cache as out of date if the cache was public when it was written and
+    /// is private now, or the reverse: the headers that a bucket keeps with a file say which caches
+    /// may keep it. The access rules take effect first. Returns `false` if the run is to end.
+    async fn follow_visibility(
+        &mut self,
+        cache: &Cache,
+        name: &CacheName,
+        row: &mut PublishedCache,
+    ) -> Result<bool> {
+        let Ok(before) = CacheState::parse(&row.document) else { return Ok(true) };
+        if before.public == cache.is_public || self.store().is_folder() {
+            return Ok(true);
+        }
+        // The row says it at last, so after a crash all of this is repeated.
+        documents::write_access_rules(self, cache, name, &before).await?;
+        let scan = row.scan.get_or_insert(CacheScan::Objects(None)).clone();
+        let mut after = None;
+        loop {
+            let nars = self
+                .state()
+                .list_published_nars(self.target(), cache.id, 0..=u8::MAX, after, NOTED_TOGETHER)
+                .await?;
+            let Some(last) = nars.last() else { return Ok(true) };
+            after = Some(last.nar);
+            let named: Vec<_> =
+                nars.iter().filter(|nar| nar.delete_after.is_none()).map(|nar| nar.nar).collect();
+            let (lease, now) = (self.lease(), self.now());
+            self.state().note_drift(&lease, cache.id, &[], &named, now, scan.clone()).await?;
+            if self.publisher.is_stopping() {
+                return Ok(false);
+            }
+        }
     }
 
     /// The cache's row. If the cache is new here, or its keys are others, all of it has to be

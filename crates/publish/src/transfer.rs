@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use dormer_edge::{Caching, EdgeKey, NarFile, Visibility, caching};
-use dormer_engine::{Engine, ErrorClass};
+use dormer_engine::{Engine, ErrorClass, OpenNar};
 use dormer_format::EncodingTag;
 use dormer_index::{Cache, NarKey, PublishedNar};
 use dormer_nix::{NarHash, NarHasher, StorePathHash};
@@ -78,6 +78,8 @@ impl FilePlace {
 pub(crate) enum Sent {
     /// It is there.
     Done(PublishedNar),
+    /// It was there already.
+    Found(PublishedNar),
     /// It cannot be read, or is another one by now: what to say of the paths that have it.
     Unreadable,
 }
@@ -106,7 +108,7 @@ impl Sender {
         }
     }
 
-    /// Sends a NAR.
+    /// Sends a NAR. If it `may_be_there`, it is looked for first.
     pub(crate) async fn send_nar(
         &self,
         engine: &Engine,
@@ -114,9 +116,16 @@ impl Sender {
         cache: &Cache,
         place: &FilePlace,
         nar: NarToSend,
+        may_be_there: bool,
     ) -> Result<Sent> {
         for attempt in 1.. {
-            let outcome = self.send_once(engine, store, cache, place, nar).await;
+            let outcome = async {
+                if may_be_there && let Some(found) = self.find_nar(engine, store, cache, place, nar).await? {
+                    return Ok(Sent::Found(found));
+                }
+                self.send_once(engine, store, cache, place, nar).await
+            }
+            .await;
             match outcome {
                 Err(crate::Error::Target(error)) if attempt < UPLOAD_TRIES && is_passing(&error) => {
                     tracing::warn!(file.name = place.name, attempt, %error, "failed to send a NAR, trying again");
@@ -132,6 +141,50 @@ impl Sender {
             }
         }
         unreachable!("the loop ends by returning");
+    }
+
+    /// Looks for a NAR's file in the target. Its name stands for its bytes, so a file of the right
+    /// size is the one. What it is hashed to follows from the lab's own bytes.
+    async fn find_nar(
+        &self,
+        engine: &Engine,
+        store: &Store,
+        cache: &Cache,
+        place: &FilePlace,
+        nar: NarToSend,
+    ) -> Result<Option<PublishedNar>> {
+        let Some(there) = store.head(&place.name).await? else { return Ok(None) };
+        let Some(open) = engine.open_nar(cache, &NarKey::Hash(nar.nar.0)).await? else { return Ok(None) };
+        let is_other = self.recompress_level.is_none() && open.file_size() != there.size;
+        if open.tag() != nar.nar.1 || is_other {
+            return Ok(None);
+        }
+        let extra = self.recompress_level.map_or(0, |_| recompress::memory_bytes(nar.size));
+        let _memory = self.reserve(extra).await;
+        let mut pieces = self.pieces(open, nar).await?;
+        let mut hasher = NarHasher::new();
+        while let Some(bytes) = pieces.next().await {
+            hasher.update(&bytes?);
+        }
+        let (file_hash, file_size) = hasher.finish();
+        Ok((file_size == there.size).then(|| PublishedNar {
+            nar: nar.published(),
+            uploaded: true,
+            file_size,
+            file_hash: Some(file_hash),
+            // That of a folder says nothing of damage.
+            etag: there.etag.filter(|_| !store.is_folder()),
+            delete_after: None,
+        }))
+    }
+
+    /// The bytes of a NAR as they are published.
+    async fn pieces(&self, open: OpenNar, nar: NarToSend) -> Result<Pieces> {
+        let frames = open.stream(None).await?;
+        Ok(match self.recompress_level {
+            None => frames.map(|bytes| Ok(bytes?)).boxed(),
+            Some(level) => recompress::recompress(frames, level, nar.size),
+        })
     }
 
     async fn send_once(
@@ -165,11 +218,7 @@ impl Sender {
         let mut hasher = upload.is_some().then(NarHasher::new);
         let mut buffer = BytesMut::with_capacity(capacity);
         let outcome = async {
-            let frames = open.stream(None).await?;
-            let mut stream: Pieces = match self.recompress_level {
-                None => frames.map(|bytes| Ok(bytes?)).boxed(),
-                Some(level) => recompress::recompress(frames, level, nar.size),
-            };
+            let mut stream = self.pieces(open, nar).await?;
             while let Some(bytes) = stream.next().await {
                 // A copy: the engine's pieces hold a share of its memory for reads for as long as
                 // they live.

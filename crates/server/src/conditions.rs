@@ -20,9 +20,14 @@ pub(crate) enum Wanted {
 
 /// Reads the range that a GET asks for.
 pub(crate) fn wanted(headers: &HeaderMap, etag: &str, size: u64) -> Wanted {
-    let range = headers.get(RANGE).and_then(|value| value.to_str().ok());
-    // A value that is no text is no tag of ours.
-    let if_range = headers.get(IF_RANGE).map(|value| value.to_str().unwrap_or_default());
+    // Two of a header are one with two values: that is no single range, and no tag. Neither is a
+    // value that is no text.
+    let single = |name| {
+        let mut values = headers.get_all(name).iter();
+        let first = values.next()?;
+        Some(first.to_str().ok().filter(|_| values.next().is_none()).unwrap_or_default())
+    };
+    let (range, if_range) = (single(RANGE), single(IF_RANGE));
     match wanted_part(range, if_range, etag) {
         None => Wanted::Whole,
         Some(part) => part.of(size).map_or(Wanted::Outside, Wanted::Part),
@@ -72,6 +77,22 @@ mod tests {
         for other in [&b"\"y\""[..], b"W/\"x\"", b"Sun, 06 Nov 1994 08:49:37 GMT", b"\"\xff\"", b""] {
             assert_eq!(ask("bytes=1-2", Some(other)), Wanted::Whole, "{other:?}");
         }
+    }
+
+    #[test]
+    fn two_ranges_and_two_tags_count_as_none() {
+        let with = |more| {
+            let values = [(RANGE, "bytes=1-2"), (IF_RANGE, "\"x\"")];
+            let mut headers: HeaderMap =
+                values.into_iter().map(|(name, value)| (name, HeaderValue::from_static(value))).collect();
+            for (name, value) in more {
+                headers.append(name, HeaderValue::from_static(value));
+            }
+            wanted(&headers, "\"x\"", 100)
+        };
+        assert_eq!(with(vec![]), Wanted::Part(1..3));
+        assert_eq!(with(vec![(RANGE, "bytes=4-5")]), Wanted::Whole);
+        assert_eq!(with(vec![(IF_RANGE, "\"x\"")]), Wanted::Whole);
     }
 
     #[test]

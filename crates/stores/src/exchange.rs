@@ -16,11 +16,12 @@ use object_store::client::{
 };
 
 use crate::counters::{Counters, Method};
+use crate::limit::{Limit, Load};
 use crate::window::WriteWindow;
 
 tokio::task_local! {
     static LAST: Cell<Exchange>;
-    static WINDOW: Option<Arc<WriteWindow>>;
+    static TRIES: TryRules;
 }
 
 /// The last answer to a call.
@@ -45,13 +46,18 @@ pub(crate) async fn watched<T>(call: impl Future<Output = T>) -> (T, Exchange) {
     .await
 }
 
-/// The same for a call whose requests the library repeats: none of them begins once the window is
-/// closed.
-pub(crate) async fn watched_within<T>(
-    window: Option<&Arc<WriteWindow>>,
-    call: impl Future<Output = T>,
-) -> (T, Exchange) {
-    WINDOW.scope(window.cloned(), watched(call)).await
+/// Rules for each try of a request that the library repeats.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TryRules {
+    /// No try begins once it is closed.
+    pub(crate) window: Option<Arc<WriteWindow>>,
+    /// Each try waits for its turn, and tells how much the store bears.
+    pub(crate) limit: Option<Arc<Limit>>,
+}
+
+/// The same for a call whose requests the library repeats, by these rules.
+pub(crate) async fn watched_by<T>(rules: TryRules, call: impl Future<Output = T>) -> (T, Exchange) {
+    TRIES.scope(rules, watched(call)).await
 }
 
 /// Makes HTTP clients that count.
@@ -74,13 +80,28 @@ struct Watcher {
 #[async_trait]
 impl HttpService for Watcher {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let TryRules { window, limit } = TRIES.try_with(Clone::clone).unwrap_or_default();
+        let attempt = self.execute(request, window.as_deref());
+        match limit {
+            Some(limit) => limit.run_try(attempt, load_of).await,
+            None => attempt.await,
+        }
+    }
+}
+
+impl Watcher {
+    async fn execute(
+        &self,
+        request: HttpRequest,
+        window: Option<&WriteWindow>,
+    ) -> Result<HttpResponse, HttpError> {
         let (method, begin) = (method_of(&request), Instant::now());
         let body_sha256 = request.headers().get("x-amz-content-sha256").and_then(|value| {
             let mut digest = [0; 32];
             // Where bodies are not signed, this header holds a word.
             hex::decode_to_slice(value.as_bytes(), &mut digest).ok().map(|()| digest)
         });
-        if WINDOW.try_with(|window| window.as_ref().is_some_and(|window| !window.is_open())) == Ok(true) {
+        if window.is_some_and(|window| !window.is_open()) {
             let closed = io::Error::other("the right to write ended before this try");
             return Err(HttpError::new(HttpErrorKind::Unknown, closed));
         }
@@ -106,6 +127,19 @@ impl HttpService for Watcher {
         // watched.
         let _ = LAST.try_with(|last| last.set(exchange));
         answer
+    }
+}
+
+/// What a try says of the load that the store bears.
+fn load_of(answer: &Result<HttpResponse, HttpError>) -> Load {
+    match answer {
+        Ok(response) => match response.status().as_u16() {
+            429 | 503 => Load::TooMuch,
+            200..=299 => Load::Fine,
+            _ => Load::Unknown,
+        },
+        Err(error) if error.kind() == HttpErrorKind::Timeout => Load::TooMuch,
+        Err(_) => Load::Unknown,
     }
 }
 

@@ -27,6 +27,8 @@ mod retry;
 #[cfg(test)]
 mod scripted_tests;
 mod settings;
+#[cfg(test)]
+mod slow_line_tests;
 mod store;
 mod stream;
 mod upload;

@@ -37,7 +37,7 @@ struct State {
 
 /// What a call says of the load that the store bears.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Load {
+pub(crate) enum Load {
     Fine,
     TooMuch,
     Unknown,
@@ -79,16 +79,31 @@ impl Limit {
                 source: "too many requests are under way".into(),
             });
         };
-        let turn = turn.expect("the semaphore is never closed");
-        let halvings = self.lock().halvings;
-        let outcome = call.await;
-        let load = match &outcome {
+        let load = |outcome: &Result<T>| match outcome {
             Err(Error::Busy { .. }) => Load::TooMuch,
             Ok(_) | Err(Error::NotFound { .. } | Error::Truncated { .. }) => Load::Fine,
             // A refusal or a broken connection says nothing of how much the store bears.
             Err(_) => Load::Unknown,
         };
-        self.learn(turn, load, halvings);
+        self.make(turn.expect("the semaphore is never closed"), call, load).await
+    }
+
+    /// Waits for a turn, however long that takes, and makes one try of a request that the library
+    /// repeats. Those before it end in time, because each has a time limit of its own.
+    pub(crate) async fn run_try<T>(&self, attempt: impl Future<Output = T>, load: fn(&T) -> Load) -> T {
+        let turn = self.turns.acquire().await.expect("the semaphore is never closed");
+        self.make(turn, attempt, load).await
+    }
+
+    async fn make<T>(
+        &self,
+        turn: SemaphorePermit<'_>,
+        call: impl Future<Output = T>,
+        load: impl FnOnce(&T) -> Load,
+    ) -> T {
+        let halvings = self.lock().halvings;
+        let outcome = call.await;
+        self.learn(turn, load(&outcome), halvings);
         outcome
     }
 

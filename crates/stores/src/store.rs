@@ -26,7 +26,7 @@ use object_store::{
 };
 
 use crate::counters::{Counters, Method};
-use crate::exchange::{Exchange, watched};
+use crate::exchange::{Exchange, TryRules, watched};
 use crate::failure::Attempt;
 use crate::limit::Limit;
 use crate::retry::{Retries, RetryPolicy};
@@ -37,6 +37,13 @@ use crate::{Error, Result};
 /// the last one are equal, as R2 demands. Larger objects than this are uploaded in parts, because
 /// one put holds the whole object in memory.
 pub(crate) const PART_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Longest name of a file, in bytes. File systems take 255, and the library writes a file beside
+/// its place first, under the name with `#` and a number behind it.
+const FOLDER_NAME_BYTES_MAX: usize = 250;
+
+/// Longest name of an object in a bucket, in bytes.
+const BUCKET_NAME_BYTES_MAX: usize = 1_024;
 
 /// How a store is called.
 #[derive(Debug, Clone, Default)]
@@ -161,8 +168,9 @@ impl Store {
         Self { window: Some(Arc::clone(window)), ..self.clone() }
     }
 
-    pub(crate) fn window(&self) -> Option<&Arc<WriteWindow>> {
-        self.window.as_ref()
+    /// The rules for tries of requests that the library repeats.
+    pub(crate) fn try_rules(&self) -> TryRules {
+        TryRules { window: self.window.clone(), limit: self.limit.clone() }
     }
 
     /// Fails if nothing may be written any more.
@@ -282,8 +290,19 @@ impl Store {
         stored.e_tag.filter(|etag| !etag.is_empty() && !self.is_folder())
     }
 
-    pub(crate) fn is_folder(&self) -> bool {
+    /// Whether the store is a folder. It keeps no [`FileKind`], and its tags say nothing of damage.
+    pub fn is_folder(&self) -> bool {
         matches!(self.parts.medium, Medium::Folder { .. })
+    }
+
+    /// Whether the store can hold an object of this name, as far as the length tells.
+    pub fn takes_name(&self, name: &str) -> bool {
+        let path = self.path(name);
+        if self.is_folder() {
+            path.parts().all(|part| part.as_ref().len() <= FOLDER_NAME_BYTES_MAX)
+        } else {
+            path.as_ref().len() <= BUCKET_NAME_BYTES_MAX
+        }
     }
 
     /// Reads a small object; `None` if it is not there.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use object_store::{MultipartUpload, ObjectStore as _, PutMultipartOptions, PutPayload, PutResult};
 
 use crate::Result;
-use crate::exchange::watched_within;
+use crate::exchange::watched_by;
 use crate::store::{FileKind, Store, Stored};
 
 /// Stores take 10,000 parts.
@@ -27,7 +27,7 @@ impl Store {
         self.check_window("write", name)?;
         self.count_write();
         let begin = self.parts().resuming.put_multipart_opts(&path, options);
-        let (begun, exchange) = watched_within(self.window(), begin).await;
+        let (begun, exchange) = watched_by(self.try_rules(), begin).await;
         let upload = begun.map_err(|error| self.failed("write", name, error, &exchange))?;
         Ok(Upload {
             store: self.clone(),
@@ -72,7 +72,7 @@ impl Upload {
         let payload: PutPayload = part.into_iter().collect();
         let length = payload.content_length();
         let put = self.upload().put_part(payload);
-        let (put, exchange) = watched_within(self.store.window(), put).await;
+        let (put, exchange) = watched_by(self.store.try_rules(), put).await;
         put.map_err(|error| self.store.failed("write a part of", &self.name, error, &exchange))?;
         self.store.counters().sent(length);
         Ok(())
@@ -97,7 +97,7 @@ impl Upload {
     async fn complete(&mut self) -> Result<PutResult> {
         self.store.check_window("write", &self.name)?;
         let store = self.store.clone();
-        let (finished, exchange) = watched_within(store.window(), self.upload().complete()).await;
+        let (finished, exchange) = watched_by(store.try_rules(), self.upload().complete()).await;
         finished.map_err(|error| store.failed("write", &self.name, error, &exchange))
     }
 

@@ -214,6 +214,7 @@ publish_calls! {
         fn forget_published_documents(lease: &Lease, cache: CacheId, documents: &[Document]) -> ();
         fn finish_removing(lease: &Lease, cache: CacheId, removed: &[(StorePathHash, UnixSeconds)]) -> ();
         fn end_graces(lease: &Lease, cache: CacheId, hashes: &[StorePathHash], at: UnixSeconds) -> u64;
+        fn note_found_nars(lease: &Lease, cache: CacheId, nars: &[(Nar, u64)], delete_after: UnixSeconds) -> ();
         fn begin_deleting_nars(lease: &Lease, cache: CacheId, nars: &[Nar]) -> ();
         fn forget_nars(lease: &Lease, cache: CacheId, nars: &[Nar]) -> ();
         fn note_drift(lease: &Lease, cache: CacheId, objects: &[StorePathHash], nars: &[Nar], at: UnixSeconds, scan: CacheScan) -> ();

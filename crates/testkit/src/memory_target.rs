@@ -18,8 +18,9 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
+    Attribute, CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    UploadPart,
 };
 
 use crate::faults::{Fate, Faults, Lie};
@@ -89,6 +90,12 @@ impl MemoryTarget {
     /// All changes so far.
     pub fn events(&self) -> Vec<FileEvent> {
         self.files.lock().events.clone()
+    }
+
+    /// The `Cache-Control` that was written with a file.
+    pub async fn cache_control(&self, name: &str) -> Option<String> {
+        let found = self.files.memory.get_opts(&Path::from(name), GetOptions::default()).await.ok()?;
+        found.attributes.get(&Attribute::CacheControl).map(|value| value.as_ref().to_owned())
     }
 
     /// The target, without faults.

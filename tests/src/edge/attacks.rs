@@ -126,6 +126,7 @@ fn paths(host: &Attacked<'_>) {
         "/secret/dormer-state.json",
         "/dormer-caches.json",
         "/dormer-caches.json?x",
+        "/dormer-lab.json",
         "/main/nar/",
         "/main/nar/secret.nar.zst",
         "/main/1K8C1HIYSZ6AAKS2MPFC5K7XBBJPW5Z5.narinfo",
@@ -266,6 +267,17 @@ fn ranges(host: &Attacked<'_>) {
         {
             let reply = get(host, &path, &[("Range", &range)]);
             assert_eq!((reply.status, reply.body.len()), (416, 0), "{range}: {reply:?}");
+            let whole = format!("bytes */{size}");
+            assert_eq!(reply.header("content-range"), Some(whole.as_str()), "{range}: {reply:?}");
+        }
+        // Two of a header are one with two values.
+        let twice = get(host, &path, &[("Range", "bytes=0-0"), ("Range", "bytes=2-3")]);
+        assert_eq!((twice.status, twice.body == bytes), (200, true), "{twice:?}");
+        let twice = [("Range", "bytes=1-"), ("If-Range", etag.as_str()), ("If-Range", "\"stale\"")];
+        assert_eq!(get(host, &path, &twice).status, 200);
+        for other in [("\"other\"", etag.as_str()), (etag.as_str(), "\"other\"")] {
+            let known = get(host, &path, &[("If-None-Match", other.0), ("If-None-Match", other.1)]);
+            assert_eq!((known.status, known.body.len()), (304, 0), "{known:?}");
         }
         let stale = get(host, &path, &[("Range", "bytes=1-"), ("If-Range", "\"stale\"")]);
         assert_eq!((stale.status, stale.body == bytes), (200, true));

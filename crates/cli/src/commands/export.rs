@@ -132,9 +132,15 @@ fn report(outcome: &ExportOutcome, args: &ExportArgs, elapsed: Duration, printer
     printer.message(&json!({
         "message_type": "export", "cache": args.cache.as_str(), "exported": outcome.exported,
         "unchanged": outcome.unchanged, "nars_uploaded": outcome.nars_uploaded,
-        "bytes_uploaded": outcome.bytes_uploaded, "documents": outcome.documents, "failed": outcome.failed,
-        "seconds": elapsed.as_secs_f64(),
+        "bytes_uploaded": outcome.bytes_uploaded, "documents": outcome.documents, "left_out": outcome.left_out,
+        "failed": outcome.failed, "seconds": elapsed.as_secs_f64(),
     }))?;
+    if outcome.left_out > 0 {
+        printer.warn(&format!(
+            "{} documents are left out, because their names are too long for this place",
+            outcome.left_out
+        ));
+    }
     printer.conclude(&last_line(outcome, elapsed));
     Ok(())
 }

@@ -116,7 +116,7 @@ async fn publish(
     let mut publishers = Vec::new();
     let mut failures = Failures { printer, last: None };
     for target in targets {
-        let files = match open_location(&target.place) {
+        let files = match open_location(target) {
             Ok(files) => files,
             Err(error) => {
                 failures.add(&target.target.name, error);
@@ -132,6 +132,7 @@ async fn publish(
             holder(),
             Arc::clone(&progress) as Arc<dyn Reporter>,
         );
+        let publisher = publisher.of_lab(follower.id.clone());
         publishers.push((Arc::new(publisher), progress, target.target.name.clone()));
     }
     if args.dry_run {
@@ -285,11 +286,13 @@ fn chosen<'a>(settings: &'a Settings, name: Option<&str>) -> Result<Vec<&'a Edge
     Ok(found)
 }
 
-fn open_location(place: &EdgePlace) -> Result<Store> {
-    Ok(match place {
+fn open_location(target: &EdgeTarget) -> Result<Store> {
+    Ok(match &target.place {
         EdgePlace::Folder(path) => Store::folder(path)?,
         EdgePlace::Bucket(store, retries) => {
-            Store::open(store, &CallPolicy { retries: retries.clone(), requests_max: None })?
+            // Fewer when the line or the store does not bear as many.
+            let requests_max = Some(target.target.concurrency);
+            Store::open(store, &CallPolicy { retries: retries.clone(), requests_max })?
         }
     })
 }
@@ -326,13 +329,19 @@ fn report(outcome: &Outcome, name: &str, elapsed: Duration, printer: &Printer) -
             "message_type": "publish_cache", "target": name, "cache": cache.cache, "published": cache.published,
             "unchanged": cache.unchanged, "removed": cache.removed, "nars_uploaded": cache.nars_uploaded,
             "bytes_uploaded": cache.bytes_uploaded, "nars_deleted": cache.nars_deleted, "waiting": cache.waiting,
-            "repaired": cache.repaired, "note": cache.note, "error": cache.error,
+            "repaired": cache.repaired, "left_out": cache.left_out, "note": cache.note, "error": cache.error,
         }))?;
         if let Some(error) = &cache.error {
             printer.error(&format!("{name}: {error}"));
         }
         if let Some(note) = &cache.note {
             printer.warn(&format!("{name}: cache {} {note}", cache.cache));
+        }
+        if cache.left_out > 0 {
+            printer.warn(&format!(
+                "{name}: cache {}: {} documents are left out, because their names are too long for this place",
+                cache.cache, cache.left_out
+            ));
         }
         printer.detail(&format!("{name}: {}", one_cache(cache)));
     }

@@ -164,7 +164,7 @@ pub(crate) fn read_id(bytes: &[u8]) -> Result<InstallationId> {
 }
 
 /// The id of an installation; `None` before the first start of a version that knows ids.
-async fn installation_id(index: &dyn Index) -> Result<Option<InstallationId>> {
+pub(super) async fn installation_id(index: &dyn Index) -> Result<Option<InstallationId>> {
     index.find_setting(INSTALLATION_SETTING).await?.map(|bytes| read_id(&bytes)).transpose()
 }
 

@@ -127,6 +127,7 @@ async fn state(both: &Both, lease: &Lease, cache: CacheId, number: u32) -> Resul
 pub(super) async fn a_target_is_made_once_and_stays_where_it_is(both: Both) -> Result<()> {
     let first = both.publish.open_target("edge", "s3://bucket").await?;
     assert_eq!((first.cursor, first.holder.clone(), first.ran_at), (OutboxPosition::START, None, None));
+    assert!(!first.compared, "nobody knows what is there");
     let again = both.publish.open_target("edge", "s3://other").await?;
     assert_eq!(again, first);
     let other = both.publish.open_target("other", "folder").await?;
@@ -480,6 +481,13 @@ pub(super) async fn drift_is_looked_at_again(both: Both) -> Result<()> {
     assert_eq!(state(&both, &lease, id, 2).await?, Some(PublishState::Writing));
     assert_eq!(state(&both, &lease, id, 3).await?, Some(PublishState::Published));
     assert!(!both.publish.find_published_nars(lease.target, id, &[nar_hash(2)]).await?[0].uploaded);
+    // Files that nobody wrote down go after a grace; one with a row stays what it is.
+    both.publish.note_found_nars(&lease, id, &[(nar(2), 9), (nar(8), 9)], NOW + HOUR).await?;
+    assert_eq!(both.publish.due_nars(lease.target, id, NOW, 9).await?, []);
+    let due = both.publish.due_nars(lease.target, id, NOW + HOUR, 9).await?;
+    assert_eq!(due.iter().map(|nar| (nar.nar, nar.file_size)).collect::<Vec<_>>(), [(nar(8), 9)]);
+    publish(&both, &lease, id, 8, &[]).await?;
+    assert_eq!(both.publish.due_nars(lease.target, id, NOW + HOUR, 9).await?, []);
     Ok(())
 }
 

@@ -29,7 +29,8 @@ pub struct PublishTarget {
     pub name: String,
     /// Its location.
     pub location: String,
-    /// Whether the rows were compared with what is there, since the target moved there last.
+    /// Whether the rows were compared with what is there, since the target was made or moved there
+    /// last.
     pub compared: bool,
     /// The outbox is followed up to here.
     pub cursor: OutboxPosition,
@@ -370,8 +371,8 @@ pub struct PublishBacklog {
 pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
     // --- targets and leases ----------------------------------------------------------------------
 
-    /// The target of this name. A target that is not there is made, at the start of the outbox; one
-    /// that is stays where it is.
+    /// The target of this name. A target that is not there is made, at the start of the outbox and
+    /// not compared; one that is stays where it is.
     async fn open_target(&self, name: &str, location: &str) -> Result<PublishTarget>;
     /// All targets, by name.
     async fn list_targets(&self) -> Result<Vec<PublishTarget>>;
@@ -625,6 +626,16 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn begin_publishing(&self, lease: &Lease, cache: CacheId, intents: &[PublishIntent]) -> Result<()>;
     /// Writes down NAR files that are there.
     async fn note_uploaded(&self, lease: &Lease, cache: CacheId, nars: &[PublishedNar]) -> Result<()>;
+    /// Writes down NAR files, with their sizes, that a listing found and no row names: they may be
+    /// deleted after `delete_after`, unless an object names them by then. Those with a row stay as
+    /// they are.
+    async fn note_found_nars(
+        &self,
+        lease: &Lease,
+        cache: CacheId,
+        nars: &[((NarHash, EncodingTag), u64)],
+        delete_after: UnixSeconds,
+    ) -> Result<()>;
     /// Writes down narinfos that are there: the objects need not be looked at any more. A NAR that
     /// one of them named before, and nothing names now, may be deleted after `delete_after`.
     async fn finish_publishing(

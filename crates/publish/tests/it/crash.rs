@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::common::{Lab, check, debug_name, log_name, on_both_databases, stride, trace_name};
+use crate::common::{GRACE, Lab, check, debug_name, log_name, on_both_databases, stride, trace_name};
 use dormer_edge::CacheState;
 use dormer_engine::{Clock as _, KeyChange, UpdateCache};
 use dormer_publish::{Error, Mode};
@@ -119,6 +119,11 @@ impl Before {
         }
         lab.publisher().run(self.mode()).await.unwrap_or_else(|error| panic!("{what}: {error}"));
         if self.mode() == Mode::Reconcile {
+            lab.publish().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        }
+        if self == Self::Damage {
+            // What nobody wrote down goes after its grace.
+            lab.clock.advance(GRACE);
             lab.publish().await.unwrap_or_else(|error| panic!("{what}: {error}"));
         }
     }

@@ -9,4 +9,5 @@ mod failing;
 mod meanwhile;
 mod orders;
 mod paused;
+mod place;
 mod turns;

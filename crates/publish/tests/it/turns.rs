@@ -134,8 +134,9 @@ async fn a_comparison_without_rows_takes_away_only_what_the_lab_has_not() {
     let deleted: Vec<String> = deleted.collect();
     let narinfo = format!("main/{}.narinfo", path(4).hash());
     assert!(deleted.contains(&narinfo), "{deleted:?}");
-    let is_of_it = |name: &String| *name == narinfo || name.contains("/nar/");
-    assert!(deleted.len() == 2 && deleted.iter().all(is_of_it), "{deleted:?}");
+    let listing = format!("main/{}.ls", path(4).hash());
+    let is_of_it = |name: &String| [&narinfo, &listing].contains(&name) || name.contains("/nar/");
+    assert!(deleted.len() == 3 && deleted.iter().all(is_of_it), "{deleted:?}");
     assert_eq!(lab.published(), [1, 2, 3].into());
     lab.check_every_moment(&[], "while it is compared");
     let again = lab.publisher().run(Mode::Reconcile).await.unwrap();

@@ -88,6 +88,7 @@ pub(crate) const LOOK_UPS: &[Named] = &[
     named!(removing::DRIFTED_NAMING),
     named!(writing::BEGIN_OBJECTS),
     named!(writing::BEGIN_NARS),
+    named!(writing::NOTE_FOUND_NARS),
     named!(writing::ADD_REFS),
     named!(writing::NOTE_UPLOADED),
     named!(writing::FINISH_OBJECTS),

@@ -38,9 +38,10 @@ pub(super) const LIST_FOLLOWERS: Sql = Sql {
 };
 /// The column of [`LIST_FOLLOWERS`] behind those of a target.
 const UNSEEN_SINCE: usize = 12;
+// What is there may have been published by a database that was lost, or under another name.
 const CREATE_TARGET: Sql = both!(
-    "INSERT INTO publish_targets (name, location, fence, lease_ends_at, cursor_transaction, cursor_number)
-     VALUES ($1, $2, 0, 0, 0, 0) ON CONFLICT (name) DO NOTHING"
+    "INSERT INTO publish_targets (name, location, fence, lease_ends_at, cursor_transaction, cursor_number, compared)
+     VALUES ($1, $2, 0, 0, 0, 0, 0) ON CONFLICT (name) DO NOTHING"
 );
 const FIND_HOLDER: Sql = both!("SELECT holder FROM publish_targets WHERE id = $1");
 // Looks again at what the row says by now: another one may have been faster.

@@ -2,6 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
+use dormer_format::EncodingTag;
+use dormer_nix::NarHash;
+
 use super::{DROP_PENDING, hold_lease, nars_of};
 use crate::Result;
 use crate::columns::signed;
@@ -32,6 +35,13 @@ pub(super) const BEGIN_NARS: Sql = records!(
      SELECT $1, $2, k.nar, k.tag, k.hash, 0, k.file_size FROM",
     3 { nar: bytes 0, tag: bytes 1, hash: bytes 2, file_size: number 3 }, "AS k WHERE true
      ON CONFLICT (target, cache, nar, tag) DO UPDATE SET path = excluded.path, delete_after = NULL"
+);
+// The path that named it last is not known.
+pub(super) const NOTE_FOUND_NARS: Sql = records!(
+    "INSERT INTO publish_nars (target, cache, nar, tag, path, uploaded, file_size, delete_after)
+     SELECT $1, $2, k.nar, k.tag, $4, 0, k.file_size, $5 FROM",
+    3 { nar: bytes 0, tag: bytes 1, file_size: number 2 }, "AS k WHERE true
+     ON CONFLICT (target, cache, nar, tag) DO NOTHING"
 );
 pub(super) const ADD_REFS: Sql = records!(
     "INSERT INTO publish_refs (target, cache, reference, referrer)
@@ -109,6 +119,26 @@ pub(crate) async fn note_uploaded(
         records.text(nar.etag.as_deref());
     }
     tx.run(NOTE_UPLOADED, &[Number(lease.target.0), Number(cache.0), Text(&records.finish())]).await.map(drop)
+}
+
+pub(crate) async fn note_found_nars(
+    tx: &mut impl Transaction,
+    lease: &Lease,
+    cache: CacheId,
+    nars: &[((NarHash, EncodingTag), u64)],
+    delete_after: UnixSeconds,
+) -> Result<()> {
+    hold_lease(tx, lease).await?;
+    if nars.is_empty() {
+        return Ok(());
+    }
+    let mut records = Records::default();
+    for ((nar, tag), file_size) in nars {
+        records.row().bytes(nar.as_bytes()).bytes(tag.as_bytes()).number(signed(*file_size));
+    }
+    let (target, records) = (Number(lease.target.0), records.finish());
+    let arguments = [target, Number(cache.0), Text(&records), Bytes(&[]), Number(delete_after)];
+    tx.run(NOTE_FOUND_NARS, &arguments).await.map(drop)
 }
 
 pub(crate) async fn finish_publishing(

@@ -1,0 +1,75 @@
+//! Whose place a target is, and whether the rows say what lies there.
+//!
+//! A document in the target names the lab that publishes to it, because another lab would take the
+//! files for strangers and remove them. Before a run writes anything, it reads the document, which
+//! costs one request.
+
+use dormer_edge::{EdgeKey, LabMark};
+use dormer_index::PublishTarget;
+
+use crate::publisher::{Mode, Publisher, Run};
+use crate::transfer::put_small;
+use crate::{Error, Result};
+
+/// What a run found at the place of its target.
+pub(crate) struct Place {
+    /// Whether the lab's mark is there.
+    pub(crate) is_marked: bool,
+    /// Whether the rows say what is there, or nothing was ever published there.
+    pub(crate) is_known: bool,
+}
+
+impl Publisher {
+    /// Fails unless this is where the last run published to, or this run compares the two. Asks the
+    /// index alone.
+    pub(crate) async fn check_location(&self, target: &PublishTarget, mode: Mode) -> Result<()> {
+        if mode == Mode::Reconcile {
+            return Ok(());
+        }
+        let (target_name, now) = (target.name.clone(), self.store.location().to_owned());
+        if target.location != now {
+            let before = target.location.clone();
+            return Err(Error::Moved { target: target_name, before, now });
+        }
+        if !target.compared && !self.state.published_caches(target.id).await?.is_empty() {
+            return Err(Error::Moving { target: target_name, now });
+        }
+        Ok(())
+    }
+
+    /// Looks at the place. Fails if it is another lab's, or if it holds what no row tells of and
+    /// this run does not compare: it would send everything again.
+    pub(crate) async fn look_at_place(&self, target: &PublishTarget, mode: Mode) -> Result<Place> {
+        let location = self.store.location();
+        let mark = self.store.get(&EdgeKey::Lab.to_string()).await?;
+        if let (Some(own), Some(mark)) = (&self.lab, &mark) {
+            let LabMark { lab, .. } = LabMark::parse(mark)
+                .map_err(|source| Error::Mark { location: location.to_owned(), source })?;
+            if lab != *own {
+                let (target, location, own) = (target.name.clone(), location.to_owned(), own.clone());
+                return Err(Error::OtherLab { target, location, lab, own });
+            }
+        }
+        let is_marked = mark.is_some();
+        let mut is_known = target.location == location && target.compared;
+        if mode == Mode::Follow && !is_known {
+            // Each run writes the catalogue, and those of older versions no mark.
+            if is_marked || self.store.get(&EdgeKey::Catalog.to_string()).await?.is_some() {
+                let (target, location) = (target.name.clone(), location.to_owned());
+                return Err(Error::Unknown { target, location });
+            }
+            is_known = true;
+        }
+        Ok(Place { is_marked, is_known })
+    }
+}
+
+impl Run<'_> {
+    /// Writes the lab's mark.
+    pub(crate) async fn mark_place(&self) -> Result<()> {
+        // Beside a server of an older version, a lab has no id.
+        let Some(lab) = self.publisher.lab.clone() else { return Ok(()) };
+        let mark = LabMark::new(lab).to_json();
+        self.in_flight.one(put_small(self.store(), &EdgeKey::Lab, true, mark)).await.map(drop)
+    }
+}

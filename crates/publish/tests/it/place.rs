@@ -1,0 +1,220 @@
+//! Whose place a target is, what lies there already, and what it can hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use dormer_index::PublishIndex;
+use dormer_nix::{BuildTrace, TraceKey};
+use dormer_publish::{Error, Mode, Publisher};
+use dormer_stores::{FileKind, Store};
+use dormer_testkit::FileEvent;
+
+use crate::common::{GRACE, Lab, log_name, on_both_databases, path};
+
+fn kind() -> FileKind {
+    FileKind { content_type: "x", cache_control: String::new() }
+}
+
+/// Names of the NARs that were written since there were so many events.
+fn nars_sent(lab: &Lab, events: usize) -> Vec<String> {
+    let sent = lab.target.events().split_off(events).into_iter().filter_map(|event| match event {
+        FileEvent::Put(name, _) if name.contains("/nar/") => Some(name),
+        _ => None,
+    });
+    sent.collect()
+}
+
+/// After a recovery, or under a new name of the target: what is there is not sent again.
+async fn a_target_that_the_database_does_not_know_is_compared_first() {
+    let mut lab = Lab::new().await;
+    lab.settings.logs = true;
+    for (number, references) in [(1, &[][..]), (2, &[1]), (3, &[2])] {
+        lab.push(number, number.into(), references).await;
+    }
+    lab.put_log("built").await;
+    lab.publish().await.unwrap();
+    let sound = lab.target.files();
+    let nars: Vec<&String> = sound.keys().filter(|name| name.contains("/nar/")).collect();
+    lab.target.store().put(nars[0], &kind(), vec!["cut".into()]).await.unwrap();
+    lab.target.store().delete(nars[1]).await.unwrap();
+    "another".clone_into(&mut lab.settings.name);
+    let before = lab.target.events().len();
+    for _ in 0..2 {
+        let refused = lab.publish().await;
+        assert!(matches!(refused, Err(Error::Unknown { .. })), "{refused:?}");
+        assert_eq!(lab.target.events().len(), before, "nothing is written");
+    }
+    let outcome = lab.publisher().run(Mode::Reconcile).await.unwrap();
+    let mut sent = nars_sent(&lab, before);
+    sent.sort_unstable();
+    assert_eq!(sent, [nars[0].as_str(), nars[1]], "the others are there");
+    assert_eq!((outcome.caches[0].nars_uploaded, outcome.caches[0].published), (2, 3));
+    let now = lab.target.files();
+    let without_state = |files: &BTreeMap<String, bytes::Bytes>| {
+        let mut files = files.clone();
+        files.remove("main/dormer-state.json");
+        files
+    };
+    assert_eq!(without_state(&now), without_state(&sound));
+    assert!(now.contains_key(&log_name()));
+    // From then on, the rows say what is there.
+    assert_eq!(lab.publish().await.unwrap().writes, 0);
+    assert_eq!(lab.publisher().run(Mode::Reconcile).await.unwrap().caches[0].repaired, 0);
+    lab.check_counts("after a comparison").await;
+}
+
+async fn an_empty_place_needs_no_comparison() {
+    let lab = Lab::new().await;
+    lab.push(1, 1, &[]).await;
+    lab.target.store().put("index.html", &kind(), vec!["somebody's".into()]).await.unwrap();
+    let outcome = lab.publish().await.unwrap();
+    assert_eq!((outcome.caches[0].published, outcome.listings), (1, 0));
+}
+
+/// A database that was restored from an older backup: readers of what it has lost still find whole
+/// closures, and NARs of narinfos that they remember.
+async fn what_a_restored_database_lost_leaves_in_order_and_after_its_grace() {
+    let newer = Lab::new().await;
+    for (number, references) in [(1, &[][..]), (2, &[1]), (3, &[2]), (4, &[3, 2])] {
+        newer.push(number, number.into(), references).await;
+    }
+    newer.publish().await.unwrap();
+    let nars: BTreeSet<String> = nars_sent(&newer, 0).into_iter().collect();
+    assert_eq!(nars.len(), 4);
+    let mut lab = Lab::new().await;
+    lab.target = newer.target.clone();
+    lab.push(1, 1, &[]).await;
+    // The path has another NAR in the lab than at the edge.
+    lab.push(2, 22, &[1]).await;
+    lab.publisher().run(Mode::Reconcile).await.unwrap();
+    lab.check_every_moment(&[], "while it is compared");
+    assert_eq!(lab.published(), [1, 2].into());
+    let now: BTreeSet<String> = nars_sent(&lab, 0).into_iter().collect();
+    assert_eq!((now.len(), lab.nar_count()), (5, 5), "every NAR is still there");
+    lab.check_counts("after the comparison").await;
+    let again = lab.publisher().run(Mode::Reconcile).await.unwrap();
+    assert_eq!((again.caches[0].repaired, lab.nar_count()), (0, 5), "graces go on");
+    lab.clock.advance(GRACE - 1);
+    lab.publish().await.unwrap();
+    assert_eq!(lab.nar_count(), 5);
+    lab.clock.advance(2);
+    lab.publish().await.unwrap();
+    assert_eq!((lab.nar_count(), lab.published()), (2, [1, 2].into()));
+    lab.check_every_moment(&[], "in the end");
+}
+
+/// What comes back meanwhile is found where it is.
+async fn what_is_imported_again_in_time_keeps_its_file() {
+    let newer = Lab::new().await;
+    newer.push(1, 1, &[]).await;
+    newer.publish().await.unwrap();
+    let mut lab = Lab::new().await;
+    lab.target = newer.target.clone();
+    lab.push(1, 1, &[]).await;
+    let before = lab.target.events().len();
+    lab.publisher().run(Mode::Reconcile).await.unwrap();
+    assert_eq!(nars_sent(&lab, before), Vec::<String>::new());
+    lab.clock.advance(GRACE + 1);
+    lab.publish().await.unwrap();
+    assert_eq!((lab.nar_count(), lab.published()), (1, [1].into()));
+}
+
+on_both_databases!(
+    a_target_that_the_database_does_not_know_is_compared_first,
+    an_empty_place_needs_no_comparison,
+    what_a_restored_database_lost_leaves_in_order_and_after_its_grace,
+    what_is_imported_again_in_time_keeps_its_file,
+);
+
+fn of(lab: &Lab, id: &str) -> Publisher {
+    lab.publisher().of_lab(Some(id.to_owned()))
+}
+
+#[tokio::test]
+async fn two_labs_do_not_share_a_place() {
+    let first = Lab::new().await;
+    first.push(1, 1, &[]).await;
+    of(&first, "a").run(Mode::Follow).await.unwrap();
+    assert_eq!(of(&first, "a").run(Mode::Follow).await.unwrap().writes, 0, "the mark is written once");
+    let mut second = Lab::new().await;
+    second.target = first.target.clone();
+    second.push(2, 2, &[]).await;
+    let before = first.target.events().len();
+    for mode in [Mode::Follow, Mode::Reconcile] {
+        let refused = of(&second, "b").run(mode).await;
+        assert!(matches!(&refused, Err(Error::OtherLab { lab, .. }) if lab == "a"), "{refused:?}");
+    }
+    assert_eq!(first.target.events().len(), before, "nothing is written");
+    of(&first, "a").run(Mode::Reconcile).await.unwrap();
+    // Taken over on purpose.
+    first.target.store().delete("dormer-lab.json").await.unwrap();
+    let refused = of(&second, "b").run(Mode::Follow).await;
+    assert!(matches!(refused, Err(Error::Unknown { .. })), "{refused:?}");
+    of(&second, "b").run(Mode::Reconcile).await.unwrap();
+    assert_eq!(second.published(), [2].into());
+    let refused = of(&first, "a").run(Mode::Follow).await;
+    assert!(matches!(refused, Err(Error::OtherLab { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_target_of_an_older_version_gets_its_mark() {
+    let lab = Lab::new().await;
+    lab.push(1, 1, &[]).await;
+    lab.publish().await.unwrap();
+    assert!(!lab.target.files().contains_key("dormer-lab.json"));
+    of(&lab, "a").run(Mode::Follow).await.unwrap();
+    assert_eq!(lab.target.files()["dormer-lab.json"], r#"{"version":1,"lab":"a"}"#);
+    lab.target.store().put("dormer-lab.json", &kind(), vec!["?".into()]).await.unwrap();
+    let unreadable = of(&lab, "a").run(Mode::Reconcile).await;
+    assert!(matches!(unreadable, Err(Error::Mark { .. })), "{unreadable:?}");
+}
+
+#[tokio::test]
+async fn the_headers_of_files_follow_the_visibility_of_the_cache() {
+    let mut lab = Lab::new().await;
+    lab.settings.caches = vec!["main".parse().unwrap()];
+    (lab.settings.listings, lab.settings.logs) = (true, true);
+    for (number, references) in [(1, &[][..]), (2, &[1])] {
+        lab.push(number, number.into(), references).await;
+        lab.put_trace(number).await;
+    }
+    lab.put_log("built").await;
+    lab.publish().await.unwrap();
+    for (is_public, said) in [(true, "public"), (false, "private"), (true, "public")] {
+        lab.set_public(is_public).await;
+        lab.publish().await.unwrap();
+        let names: Vec<String> =
+            lab.target.files().into_keys().filter(|name| name.starts_with("main/")).collect();
+        assert!(names.len() > 8, "{names:?}");
+        for name in names.iter().filter(|name| !name.ends_with("dormer-state.json")) {
+            let control = lab.target.cache_control(name).await.unwrap_or_default();
+            assert!(control.contains(said), "{name} is {said}, and its header says {control}");
+        }
+        assert_eq!(lab.publish().await.unwrap().writes, 0);
+        lab.check_counts(said).await;
+    }
+    lab.check_every_moment(&[], "while it changes");
+}
+
+#[tokio::test]
+async fn a_name_that_is_too_long_for_a_folder_holds_up_nothing() {
+    let lab = Lab::new().await;
+    lab.push(1, 1, &[]).await;
+    lab.put_trace(1).await;
+    // The longest that fits, and one more.
+    for length in [174, 175] {
+        let key = TraceKey::Hash { hash: "07".repeat(32), output: "o".repeat(length) };
+        let (dependents, sigs) = (BTreeMap::new(), Vec::new());
+        let trace = BuildTrace { key, out_path: path(1), dependents, sigs, is_keyed: false };
+        lab.engine.put_trace(&lab.cache, trace).await.unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::folder(folder.path()).unwrap();
+    let index = || Arc::clone(&lab.index) as Arc<dyn PublishIndex>;
+    let outcome = lab.publisher_of(index(), store.clone()).run(Mode::Follow).await.unwrap();
+    let cache = &outcome.caches[0];
+    assert_eq!((cache.published, cache.documents, cache.left_out, cache.waiting), (1, 2, 1, 0));
+    let again = lab.publisher_of(index(), store).run(Mode::Reconcile).await.unwrap();
+    assert_eq!(again.caches[0].repaired, 0);
+    assert_eq!(std::fs::read_dir(folder.path().join("main/realisations")).unwrap().count(), 1);
+}
