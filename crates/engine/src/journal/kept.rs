@@ -16,7 +16,7 @@ use dormer_blobs::Store;
 use dormer_format::{JournalFile, JournalKind, JournalName, KEPT_FOLDER, KeptJournal};
 use dormer_index::{JournalIndex, JournalState, UnixSeconds};
 
-use super::files::{list, list_entries, read_lineage};
+use super::files::{list, list_entries, read_header};
 use crate::Result;
 
 /// How long a journal of another past stays, from the change of lineage on.
@@ -149,8 +149,8 @@ async fn lineage_of(store: &Store, files: &[(JournalName, UnixSeconds)]) -> Resu
         }
     }
     for (name, _) in files {
-        if let Some(lineage) = read_lineage(store, name).await? {
-            return Ok(Some((lineage, false)));
+        if let Some(header) = read_header(store, name).await? {
+            return Ok(Some((header.lineage, false)));
         }
     }
     Ok(None)
