@@ -96,6 +96,9 @@ const PAUSE_MAX: Duration = Duration::from_mins(1);
 /// may have died: its changes wait for the interval, the lease and one look, 55 s by default.
 const LOOKS_ELSEWHERE: u32 = 4;
 
+/// Between two tries to get a turn that another process has.
+const TURN_LOOK: Duration = Duration::from_millis(250);
+
 /// Between two looks at the lag during a turn.
 const LAG_LOOK: Duration = Duration::from_secs(1);
 
@@ -275,6 +278,19 @@ impl Journal {
         match self.write_unless_elsewhere().await? {
             Written::All(files) => Ok(files),
             Written::Elsewhere => Ok(0),
+        }
+    }
+
+    /// Writes all that is due now. While another process does, this one waits. Returns `false` if
+    /// the other one goes on for longer than `patience`.
+    pub async fn write_within(&self, patience: Duration) -> Result<bool> {
+        let begun = Instant::now();
+        loop {
+            if let Written::All(_) = self.write_unless_elsewhere().await? {
+                return Ok(true);
+            }
+            let Some(left) = patience.checked_sub(begun.elapsed()) else { return Ok(false) };
+            tokio::time::sleep(TURN_LOOK.min(left)).await;
         }
     }
 

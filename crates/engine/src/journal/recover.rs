@@ -13,8 +13,8 @@
 //! moment, and an interrupted recovery simply begins again: what is there already stays, and packs
 //! that have a row are not read again.
 //!
-//! Memory: one file of the journal, all caches with their pins, the keys of the segments' records, the ids of all packs, and
-//! one listing.
+//! Memory: one file of the journal, all caches with their pins, the keys of the segments' records,
+//! the ids of all packs, and one listing.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;

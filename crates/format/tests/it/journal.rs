@@ -182,7 +182,9 @@ fn a_record_that_no_reader_would_take_is_refused() {
     let large = JournalRecord::Setting { name: "large".to_owned(), value: vec![1; 64 << 20] };
     assert!(writer.push(&large).is_err());
     let later = later_records();
-    later.iter().for_each(|record| writer.push(record).unwrap());
+    for record in &later {
+        writer.push(record).unwrap();
+    }
     let read = JournalFile::read(&writer.finish().unwrap()).unwrap();
     assert!(read.is_whole && read.records == [vec![kept], later].concat());
 }

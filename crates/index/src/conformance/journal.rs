@@ -87,6 +87,7 @@ pub(super) async fn changes_that_the_journal_missed_ask_for_a_snapshot(two: Two)
     assert!(journal.journal_state().await?.segment_bytes > 1 << 60);
     let late = journal.save_journal(&lease, &state, &[], NOW + 20).await;
     assert!(matches!(late, Err(Error::JobLeaseLost)), "the turn that goes on ends: {late:?}");
+    assert!(journal.lease_journal("b", NOW, NOW + 10).await?.is_some(), "and its lease keeps nobody waiting");
     Ok(())
 }
 

@@ -154,9 +154,12 @@ pub struct JournalLease {
     pub fence: i64,
 }
 
-// The new fence ends a turn that goes on meanwhile: it would save the weight that it knows.
-const ASK_FOR_SNAPSHOT: Sql =
-    both!("UPDATE journal SET segment_bytes = 4611686018427387904, fence = fence + 1 WHERE lineage <> 0");
+// The new fence ends a turn that goes on meanwhile: it would save the weight that it knows. Its
+// lease is worth nothing then, so nobody has to wait for its end.
+const ASK_FOR_SNAPSHOT: Sql = both!(
+    "UPDATE journal SET segment_bytes = 4611686018427387904, fence = fence + 1, holder = NULL, lease_ends_at = 0
+     WHERE lineage <> 0"
+);
 
 const FIND_CACHES: Sql = both!(
     "SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
