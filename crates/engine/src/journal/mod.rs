@@ -384,7 +384,7 @@ impl Journal {
         let mut turn = Turn { journal: self, lease, state, files: 0 };
         let written = tokio::select! {
             biased;
-            written = turn.write(with_snapshot) => written,
+            written = Box::pin(turn.write(with_snapshot)) => written,
             lost = self.renew(&lease) => Err(lost.into()),
         };
         let files = turn.files;
