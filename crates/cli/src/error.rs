@@ -50,6 +50,8 @@ pub(crate) enum Error {
     NoInstallation { path: PathBuf },
     #[error("{count} build traces could not be pushed; the paths were")]
     TracesLost { count: usize },
+    #[error("another process writes the journal, and does not end: no kept journal was let go")]
+    JournalBusy,
     #[error("{waiting} removed paths still have bytes in the store")]
     BytesLeft { waiting: u64 },
     #[error("the cache does not know the bytes of {}, so it removed none of them", listed(paths))]
@@ -228,10 +230,15 @@ impl Error {
             ],
             Self::Index(error) | Self::Engine(dormer_engine::Error::Index(error)) => index_hints(error),
             Self::Publish(error) => publish_hints(error),
+            Self::JournalBusy => hint(
+                "a server writes a large snapshot, or its store is slow: `dormer_journal_lag_seconds` falls when it is done; \
+                 then run the same command again",
+            ),
             Self::BytesLeft { .. } => hint(
                 "an upload that began before a compaction may still need their packs (`limits.upload-timeout`, a day by default); or \
-                 an interrupted upload left a pack, which waits a day longer; or the store is full of packs without a row, or does \
-                 not delete. The server's log says \
+                 an interrupted upload left a pack, which waits a day longer; or a live path needs a damaged chunk of their packs, \
+                 and until a push of it the bytes stay (`dormer gc` counts such packs); or the store is full of packs \
+                 without a row, or does not delete. The server's log says \
                  what failed; later collections go on by themselves, and the same command tells when all is gone",
             ),
             Self::BytesUnknown { .. } => hint(

@@ -130,7 +130,8 @@ pub fn fuzz_journal(data: &[u8]) {
         return;
     }
     assert_eq!(journal_records(&records), data, "a record has one spelling");
-    let header = JournalHeader { kind: JournalKind::Part, lineage: 1, generation: 2, position: (3, 4) };
+    let header =
+        JournalHeader { kind: JournalKind::Part, lineage: 1, generation: 2, position: (3, 4), number: 5 };
     let mut writer = JournalWriter::new(&header);
     for record in &records {
         writer.push(record).expect("there is memory for a compressor");

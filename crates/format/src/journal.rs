@@ -51,7 +51,7 @@ pub enum JournalKind {
     End,
 }
 
-/// What all records of a file have in common.
+/// What all records of a file have in common, and which part of a snapshot the file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JournalHeader {
     /// What the file is.
@@ -62,6 +62,9 @@ pub struct JournalHeader {
     pub generation: u64,
     /// The records are as new as this place of the outbox, or newer: transaction and number.
     pub position: (u64, u64),
+    /// Of a part, its number in the snapshot, from 1; of an end, how many parts there are. 0 in
+    /// segments, and in files of a time when nothing was numbered.
+    pub number: u32,
 }
 
 /// A thing and its present state.
@@ -89,6 +92,13 @@ pub enum JournalRecord {
     Alias(JournalAlias),
     /// A document.
     Document(JournalDocument),
+    /// More pins of a cache, whose record stands before in the same file.
+    Pins {
+        /// Its label.
+        cache: u64,
+        /// The pins.
+        pins: Vec<JournalPin>,
+    },
 }
 
 /// A cache.
@@ -118,7 +128,7 @@ pub struct JournalCache {
     pub created_at: i64,
     /// Its signing keys, oldest first.
     pub keys: Vec<JournalKey>,
-    /// All its pins.
+    /// Its first pins. More of them follow as [`JournalRecord::Pins`].
     pub pins: Vec<JournalPin>,
 }
 
@@ -266,7 +276,8 @@ impl JournalWriter {
             JournalKind::Part => 2,
             JournalKind::End => 3,
         });
-        out.extend_from_slice(&[0; 5]);
+        out.push(0);
+        out.extend_from_slice(&header.number.to_le_bytes());
         for number in [header.lineage, header.generation, header.position.0, header.position.1] {
             out.extend_from_slice(&number.to_le_bytes());
         }
@@ -275,9 +286,17 @@ impl JournalWriter {
         Self { out, block: Vec::new(), blocks: 0, records: 0 }
     }
 
-    /// Adds a record.
+    /// Adds a record. A record that makes a block too large to be read is refused, and the file
+    /// stays as it was.
     pub fn push(&mut self, record: &JournalRecord) -> Result<()> {
+        let before = self.block.len();
         put_record(&mut self.block, record);
+        if self.block.len() > BLOCK_BYTES_MAX {
+            self.block.truncate(before);
+            return Err(Error::Journal {
+                source: Malformed::OutOfBounds { what: "the bytes of a journal record" },
+            });
+        }
         self.records += 1;
         if self.block.len() >= BLOCK_BYTES { self.end_block() } else { Ok(()) }
     }
@@ -376,15 +395,16 @@ fn read_header(bytes: &[u8], reader: &mut Reader<'_>) -> Result<JournalHeader, M
         3 => JournalKind::End,
         _ => return Err(Malformed::OutOfBounds { what: "the kind of a journal file" }),
     };
-    if reader.array::<5>()? != [0; 5] {
+    if reader.u8()? != 0 {
         return Err(Malformed::Reserved);
     }
+    let number = reader.u32()?;
     let (lineage, generation) = (reader.u64()?, reader.u64()?);
     let position = (reader.u64()?, reader.u64()?);
     if reader.u64()? != checksum(&bytes[..HEADER_BYTES - 8]) {
         return Err(Malformed::Checksum { what: "checksum of the header" });
     }
-    Ok(JournalHeader { kind, lineage, generation, position })
+    Ok(JournalHeader { kind, lineage, generation, position, number })
 }
 
 /// The next block; `None` where the file is cut or damaged.
@@ -480,6 +500,11 @@ pub(crate) fn put_record(out: &mut Vec<u8>, record: &JournalRecord) {
                 put_bytes(out, &content.body);
             });
         }
+        JournalRecord::Pins { cache, pins } => {
+            out.push(8);
+            put_varint(out, *cache);
+            put_pins(out, pins);
+        }
     }
 }
 
@@ -501,8 +526,12 @@ fn put_cache(out: &mut Vec<u8>, cache: &JournalCache) {
         put_bytes(out, &key.sealed_secret);
         out.push(u8::from(key.active));
     }
-    put_varint(out, cache.pins.len() as u64);
-    for pin in &cache.pins {
+    put_pins(out, &cache.pins);
+}
+
+fn put_pins(out: &mut Vec<u8>, pins: &[JournalPin]) {
+    put_varint(out, pins.len() as u64);
+    for pin in pins {
         put_bytes(out, pin.name.as_bytes());
         put_path(out, &pin.path);
         put_number(out, pin.created_at);
@@ -588,6 +617,7 @@ fn read_record(reader: &mut Reader<'_>) -> Result<JournalRecord, Malformed> {
                 })
             })?,
         }),
+        8 => JournalRecord::Pins { cache: reader.varint()?, pins: read_pins(reader)? },
         _ => return Err(Malformed::OutOfBounds { what: "the kind of a journal record" }),
     })
 }
@@ -612,14 +642,18 @@ fn read_cache(reader: &mut Reader<'_>) -> Result<JournalCache, Malformed> {
                 active: read_flag(reader)?,
             })
         })?,
-        pins: read_list(reader, 24, |reader| {
-            Ok(JournalPin {
-                name: read_text(reader)?,
-                path: read_path(reader)?,
-                created_at: read_number(reader)?,
-                ends_at: read_option(reader, read_number)?,
-            })
-        })?,
+        pins: read_pins(reader)?,
+    })
+}
+
+fn read_pins(reader: &mut Reader<'_>) -> Result<Vec<JournalPin>, Malformed> {
+    read_list(reader, 24, |reader| {
+        Ok(JournalPin {
+            name: read_text(reader)?,
+            path: read_path(reader)?,
+            created_at: read_number(reader)?,
+            ends_at: read_option(reader, read_number)?,
+        })
     })
 }
 

@@ -55,6 +55,9 @@ impl JournalIndex for FaultJournal {
     ) -> Result<()> {
         write_step!(self, self.inner.save_journal(lease, state, written, ends_at))
     }
+    async fn renew_journal(&self, lease: &JournalLease, ends_at: UnixSeconds) -> Result<()> {
+        write_step!(self, self.inner.renew_journal(lease, ends_at))
+    }
     async fn release_journal(&self, lease: &JournalLease) -> Result<()> {
         write_step!(self, self.inner.release_journal(lease))
     }

@@ -36,10 +36,15 @@ pub(crate) struct BackupArgs {
 /// Bring the database back from a backup
 ///
 /// For SQLite, while no server runs. The backup is checked first. An existing database is never
-/// overwritten: move it away before. Paths that were pushed after the backup are gone from the
-/// caches, and clients have to push them again; packs that were deleted after the backup make the
-/// paths in them unreadable until they are pushed again. The next `dormer publish` of each edge
-/// target needs --reconcile, because the edge may hold what the backup does not know.
+/// overwritten: move it away before. The next `dormer publish` of each edge target needs
+/// --reconcile, because the edge may hold what the backup does not know.
+///
+/// If the journal in the store survived, `dormer recover --from-store` brings back all but the last
+/// minute, and a backup does not. After a restore, paths that were pushed later are gone from the
+/// caches, and paths and caches that were removed later are back: remove a leaked secret again.
+/// Packs that were deleted later make the paths in them unreadable until a push. Once a server runs
+/// with the restored database, the store keeps the journal before it for 30 days, and `dormer
+/// recover --from-store --lineage` reads it; `dormer recover --accept-loss` lets it go.
 ///
 /// Examples:
 ///   dormer restore /backups/dormer-2026-11-28.sqlite
@@ -52,6 +57,16 @@ pub(crate) struct RestoreArgs {
     #[command(flatten)]
     settings: SettingsArgs,
 }
+
+/// What follows from a step back in time.
+const RESTORED: [&str; 4] = [
+    "what was pushed later has to be pushed again, or recovered: if the journal in the store is whole, `dormer recover \
+     --from-store` into an empty database brings back all but the last minute",
+    "once a server runs with this database, the store keeps the journal before it for 30 days; `dormer recover \
+     --accept-loss` lets it go",
+    "paths and caches that were removed later are back: remove what must not be there again (`dormer cache remove-path`)",
+    "`dormer doctor` names paths whose packs are gone; publish each edge target once with --reconcile",
+];
 
 pub(super) async fn run_backup(args: BackupArgs, context: &Context) -> Result<()> {
     let (settings, _) = Settings::load(&context.environment, &args.settings.to_flags())?;
@@ -79,10 +94,9 @@ pub(super) async fn run_restore(args: RestoreArgs, context: &Context) -> Result<
     let copy = SqliteIndex::restore(&args.file, path).await.map_err(not_overwritten)?;
     context.printer.message(&message("restore", path, &copy))?;
     context.printer.conclude(&format!("{} holds {}", path.display(), contents(&copy)));
-    context.printer.hint(
-        "what was pushed later has to be pushed again; `dormer doctor` names paths whose packs are gone; publish each edge \
-         target once with --reconcile",
-    );
+    for hint in RESTORED {
+        context.printer.hint(hint);
+    }
     Ok(())
 }
 

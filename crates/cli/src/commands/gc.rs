@@ -271,6 +271,12 @@ fn report_lines(report: &CollectionReport) -> Vec<String> {
     if report.purges_left > 0 {
         lines.push(format!("removed paths whose bytes have to wait: {}", report.purges_left));
     }
+    if report.purge_packs_damaged > 0 {
+        lines.push(format!(
+            "packs that keep them because a live path needs a damaged chunk there: {} (push what is missing again)",
+            report.purge_packs_damaged
+        ));
+    }
     if report.strays_found > 0 {
         lines.push(format!("packs without a row, to be deleted later: {}", report.strays_found));
     }
@@ -324,10 +330,16 @@ mod tests {
         let lines = report_lines(&report);
         assert_eq!(lines[3], "freed: 2 packs, 3.0 MiB, 40 chunks");
         assert_eq!(lines[5], "packs without a row, to be deleted later: 1");
-        let report = CollectionReport { strays_kept: 101, purges_left: 2, ..Default::default() };
+        let report = CollectionReport {
+            strays_kept: 101,
+            purges_left: 2,
+            purge_packs_damaged: 1,
+            ..Default::default()
+        };
         let lines = report_lines(&report);
         assert_eq!(lines[5], "removed paths whose bytes have to wait: 2");
-        assert!(lines[6].contains("101 (--delete-strays"), "{lines:?}");
+        assert!(lines[6].ends_with("a damaged chunk there: 1 (push what is missing again)"), "{lines:?}");
+        assert!(lines[7].contains("101 (--delete-strays"), "{lines:?}");
     }
 
     #[test]

@@ -72,6 +72,9 @@ pub(crate) struct RecoverArgs {
 /// Stored bytes that the scrub after a recovery reads in a second. A terabyte takes six hours.
 const SCRUB_BYTES_PER_SECOND: u64 = 50_000_000;
 
+/// How long a turn of a server is waited for: four leases of one that died.
+const OTHER_WRITES_MAX: Duration = Duration::from_mins(2);
+
 /// Between two lines of progress where there is no terminal.
 const PROGRESS_PAUSE: Duration = Duration::from_secs(5);
 
@@ -182,18 +185,27 @@ async fn keep_others(store: &Store, recovered: &Source, has_losses: bool) -> Res
 async fn accept_loss(settings: &Settings, context: &Context) -> Result<()> {
     let opened = open_index_beside(settings).await?;
     let (journal, store) = open_journal_beside(settings, &opened).await?;
-    // The first turn of a database that went back marks what it has forgotten.
-    journal.write().await?;
+    // The first turn of a database that went back marks what it has forgotten. Also if a server has
+    // that turn: a mark that came after this would stay.
+    if !journal.write_within(OTHER_WRITES_MAX).await? {
+        return Err(Error::JournalBusy);
+    }
     let released = release_kept_journals(&store, |_| true).await?;
     // A snapshot of the database replaces all files before it.
     opened.journal.ask_for_snapshot().await?;
-    let written = journal.write().await;
+    let written = journal.write_within(OTHER_WRITES_MAX).await;
     opened.index.close().await?;
-    if let Err(error) = written {
-        context.printer.warn(&format!(
+    match written {
+        Ok(true) => {}
+        Ok(false) => {
+            context
+                .printer
+                .say("a server writes the journal now; when its snapshot is whole, the older files go");
+        }
+        Err(error) => context.printer.warn(&format!(
             "the journal is not written: {}; the server writes it, and then the older files go",
             with_causes(&error)
-        ));
+        )),
     }
     context.printer.message(&json!({ "message_type": "loss_accepted", "journals": released }))?;
     context.printer.conclude(&match released {
@@ -264,13 +276,15 @@ async fn write_snapshot(opened: &OpenIndex, store: Store, context: &Context) {
     )
     .of_recovered();
     context.printer.say("writing the first snapshot of the new database");
-    if let Err(error) = journal.write().await {
-        context.printer.warn(&format!(
-            "the first snapshot of the new database is not written: {}; the server writes it, and keeps \
-             the recovered journal and its packs for 30 days: `dormer recover --accept-loss` ends that",
-            with_causes(&error)
-        ));
-    }
+    let failure = match journal.write_within(OTHER_WRITES_MAX).await {
+        Ok(true) => return,
+        Ok(false) => "another process writes the journal".to_owned(),
+        Err(error) => with_causes(&error),
+    };
+    context.printer.warn(&format!(
+        "the first snapshot of the new database is not written: {failure}; the server writes it, and keeps \
+         the recovered journal and its packs for 30 days: `dormer recover --accept-loss` ends that"
+    ));
 }
 
 fn conclude(report: &Recovered, is_scrubbed: bool, context: &Context) {

@@ -213,6 +213,9 @@ pub struct CollectionReport {
     pub purges_left: u64,
     /// When the first path was removed of those whose bytes have to wait.
     pub oldest_purge: Option<UnixSeconds>,
+    /// Packs that keep bytes of removed paths because a live path needs a damaged chunk of them. No
+    /// later collection changes that: a push has to store the chunk again.
+    pub purge_packs_damaged: u64,
 }
 
 /// The last whole collection.

@@ -20,6 +20,8 @@
 //!   be deleted. A crash before leaves the purge open, and the next collection goes on.
 //! - An object without a row that an upload stored waits until its row cannot come any more. One
 //!   that a compaction stored goes at once: no chunk moves to it after [`Collector::hasten`].
+//! - A damaged chunk that a live path needs cannot move, and keeps its pack until a push stores the
+//!   chunk again. No collection ends that, so the report and the log say it.
 //! - Each removal for cause leaves a *note* of the same form, also without `--now`, which may be
 //!   asked for later. A note goes under the same conditions.
 
@@ -66,6 +68,8 @@ pub(super) struct Purging {
     chunks: RoaringTreemap,
     /// Those of which all these chunks were found in the packs that brought them.
     at_home: BTreeSet<PurgeId>,
+    /// Packs with some of these chunks that a damaged chunk of a live path keeps.
+    damaged: BTreeSet<PackNumber>,
 }
 
 impl Purging {
@@ -73,6 +77,16 @@ impl Purging {
     pub(super) fn is_empty(&self) -> bool {
         self.purges.is_empty()
     }
+}
+
+/// What becomes of a pack with chunks of purges.
+enum SortedOut {
+    /// This has to move, in new packs.
+    Moves(Vec<OpenPack>),
+    /// An upload that is under way may need the pack.
+    Waits,
+    /// A live path needs a damaged chunk of it.
+    Damaged { chunk: u64 },
 }
 
 /// Where chunks of purges lie.
@@ -129,8 +143,9 @@ impl Collector {
                 purging.at_home.clear();
             }
             let mut goes_on = false;
+            purging.damaged.clear();
             for pack in found.packs {
-                goes_on |= self.empty_pack(turn, pack, &purging.chunks, &live, report).await?;
+                goes_on |= self.empty_pack(turn, pack, &mut purging, &live, report).await?;
             }
             if !goes_on {
                 break;
@@ -176,6 +191,7 @@ impl Collector {
         report: &mut CollectionReport,
     ) -> Result<()> {
         let now = self.clock.now();
+        report.purge_packs_damaged = purging.damaged.len() as u64;
         for purge in &purging.purges {
             let left = self.packs_of(turn, std::slice::from_ref(purge), &purging.chunks).await?;
             let since = purging.at_home.contains(&purge.id).then_some(purge.removed_at);
@@ -311,13 +327,26 @@ impl Collector {
         &self,
         turn: &mut Turn<'_>,
         number: PackNumber,
-        unneeded: &RoaringTreemap,
+        purging: &mut Purging,
         live: &Live,
         report: &mut CollectionReport,
     ) -> Result<bool> {
         let found = self.index.page_packs(PackNumber(number.0 - 1), 1).await?.pop();
         let Some(pack) = found.filter(|pack| pack.number == number) else { return Ok(true) };
-        let Some(open) = self.sort_out(&pack, unneeded, live).await? else { return Ok(false) };
+        let open = match self.sort_out(&pack, &purging.chunks, live).await? {
+            SortedOut::Moves(open) => open,
+            SortedOut::Waits => return Ok(false),
+            SortedOut::Damaged { chunk } => {
+                tracing::warn!(
+                    pack.id = %pack.id,
+                    chunk,
+                    "bytes of a removed path stay: a live path needs a damaged chunk of the same pack. Push the paths \
+                     that are missing again, or remove the path that nobody can push"
+                );
+                purging.damaged.insert(number);
+                return Ok(false);
+            }
+        };
         // A pack of which nothing has to move needs no store.
         if !open.is_empty() && turn.is_store_down() {
             return Ok(false);
@@ -338,13 +367,8 @@ impl Collector {
         Ok(true)
     }
 
-    /// What of a pack has to move, in new packs. `None` if the pack has to wait.
-    async fn sort_out(
-        &self,
-        pack: &PackRow,
-        unneeded: &RoaringTreemap,
-        live: &Live,
-    ) -> Result<Option<Vec<OpenPack>>> {
+    /// What of a pack has to move, in new packs.
+    async fn sort_out(&self, pack: &PackRow, unneeded: &RoaringTreemap, live: &Live) -> Result<SortedOut> {
         let now = self.clock.now();
         let (_, limits) = self.begin_marks();
         let is_young = pack.created_at >= limits.stamps.created_before;
@@ -361,12 +385,15 @@ impl Collector {
                 let is_home = is_home(row.number, pack.number);
                 if unneeded.contains(row.number) {
                     if !is_home && !is_settled {
-                        return Ok(None);
+                        return Ok(SortedOut::Waits);
                     }
                 } else if is_damaged {
-                    if is_live || is_young {
-                        // Its row must stay until a push heals it.
-                        return Ok(None);
+                    // Its row must stay until a push heals it.
+                    if is_live {
+                        return Ok(SortedOut::Damaged { chunk: row.number });
+                    }
+                    if is_young {
+                        return Ok(SortedOut::Waits);
                     }
                 } else if is_live || is_young {
                     rows.insert(row.offset, row);
@@ -381,7 +408,7 @@ impl Collector {
             packs.last_mut().expect("there is one").add(row);
         }
         packs.retain(|open| open.chunks() > 0);
-        Ok(Some(packs))
+        Ok(SortedOut::Moves(packs))
     }
 }
 

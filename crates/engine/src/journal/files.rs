@@ -1,7 +1,7 @@
 //! The files of a journal in their store.
 
 use dormer_blobs::Store;
-use dormer_format::{JOURNAL_FOLDER, JournalFile, JournalName};
+use dormer_format::{JOURNAL_FOLDER, JournalFile, JournalHeader, JournalName};
 use dormer_index::UnixSeconds;
 
 use crate::Result;
@@ -35,10 +35,10 @@ pub(super) async fn list_entries(store: &Store) -> Result<Vec<(JournalName, Unix
     }
 }
 
-/// The lineage of a file; `None` if not even its header is there.
-pub(super) async fn read_lineage(store: &Store, name: &JournalName) -> Result<Option<u64>> {
+/// The header of a file; `None` if not even that is there.
+pub(super) async fn read_header(store: &Store, name: &JournalName) -> Result<Option<JournalHeader>> {
     match store.get_up_to(&name.to_string(), 0..HEAD_BYTES).await {
-        Ok(head) => Ok(JournalFile::read(&head).ok().map(|file| file.header.lineage)),
+        Ok(head) => Ok(JournalFile::read(&head).ok().map(|file| file.header)),
         Err(dormer_blobs::Error::Truncated { .. } | dormer_blobs::Error::NotFound { .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }

@@ -16,14 +16,15 @@ use dormer_blobs::Store;
 use dormer_format::{JournalFile, JournalKind, JournalName, KEPT_FOLDER, KeptJournal};
 use dormer_index::{JournalIndex, JournalState, UnixSeconds};
 
-use super::files::{list, list_entries, read_lineage};
+use super::files::{list, list_entries, read_header};
 use crate::Result;
 
 /// How long a journal of another past stays, from the change of lineage on.
 pub const KEEP_SECONDS: i64 = 30 * 86_400;
 
-/// Journals of another past that stay at most.
-const KEPT_MAX: usize = 2;
+/// Journals of another past that stay at most. An operator that looks for the right backup restores
+/// several in a row; a machine that restores at every start must not fill the store.
+const KEPT_MAX: usize = 16;
 
 /// Marks in one page of a listing; there are hardly ever more than [`KEPT_MAX`].
 const MARKS_PAGE: usize = 100;
@@ -84,7 +85,15 @@ pub async fn keep_journal(store: &Store, first: u64, through: u64, now: UnixSeco
     let others: Vec<&KeptJournal> = kept.iter().filter(is_other).collect();
     let older = kept.iter().filter(|kept| !is_other(kept) && kept.since != now);
     // The newest ones, this one among them.
-    for mark in older.chain(others.into_iter().skip(KEPT_MAX - 1)) {
+    let surplus = others.into_iter().skip(KEPT_MAX - 1);
+    for mark in surplus.clone().filter(|mark| is_live(mark, now)) {
+        tracing::warn!(
+            kept.since = mark.since,
+            most = KEPT_MAX,
+            "the oldest journal of another past goes before its time: the store keeps no more of them"
+        );
+    }
+    for mark in older.chain(surplus) {
         store.delete(&mark.to_string()).await?;
     }
     Ok(())
@@ -149,8 +158,8 @@ async fn lineage_of(store: &Store, files: &[(JournalName, UnixSeconds)]) -> Resu
         }
     }
     for (name, _) in files {
-        if let Some(lineage) = read_lineage(store, name).await? {
-            return Ok(Some((lineage, false)));
+        if let Some(header) = read_header(store, name).await? {
+            return Ok(Some((header.lineage, false)));
         }
     }
     Ok(None)

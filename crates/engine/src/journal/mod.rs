@@ -15,6 +15,8 @@
 //!   name, and its place is (fence, sequence). A process that lost its lease may still write a
 //!   file, but the place of that file is before all files of its successor. The successor begins
 //!   where the last *saved* file ended, and so writes again all that the lost file has.
+//!   The lease is renewed while a turn goes on, however long the store or the database takes: else
+//!   a slow store would let every turn lose its lease, and nothing would ever be saved.
 //! - A file is stored before the index says so. A crash in between writes it again.
 //! - A snapshot's place is fixed before its first page is read: every state in it is as new as that
 //!   place, and what changes later is in a segment with a later place.
@@ -78,7 +80,7 @@ const DOCUMENTS_PAGE: u32 = 200;
 /// A segment takes no more changes at about this size.
 const SEGMENT_BYTES: usize = 4 * 1024 * 1024;
 
-/// Pins read at once.
+/// Pins read at once, and most pins in one record: less than 1 MiB of them.
 const PINS_PAGE: u32 = 1_000;
 
 /// A part of a snapshot ends at about this size.
@@ -93,6 +95,9 @@ const PAUSE_MAX: Duration = Duration::from_mins(1);
 /// While another process has the lease, a writer looks so many times in an interval. The other one
 /// may have died: its changes wait for the interval, the lease and one look, 55 s by default.
 const LOOKS_ELSEWHERE: u32 = 4;
+
+/// Between two tries to get a turn that another process has.
+const TURN_LOOK: Duration = Duration::from_millis(250);
 
 /// Between two looks at the lag during a turn.
 const LAG_LOOK: Duration = Duration::from_secs(1);
@@ -110,6 +115,8 @@ pub struct JournalSettings {
     /// How long a lease lasts after its last file, in seconds. A writer that dies delays the next
     /// one by as much.
     pub lease_seconds: i64,
+    /// The lease is renewed so often during a turn; a lease lasts several times longer.
+    pub renew_after: Duration,
     /// Segments of fewer bytes are no reason for a new snapshot.
     pub segment_bytes_min: i64,
     /// A new snapshot begins when the segments weigh more than so many snapshots.
@@ -121,6 +128,7 @@ impl Default for JournalSettings {
         Self {
             interval: Duration::from_secs(20),
             lease_seconds: 30,
+            renew_after: Duration::from_secs(5),
             segment_bytes_min: 8 * 1024 * 1024,
             snapshot_weight: 1,
         }
@@ -272,6 +280,19 @@ impl Journal {
         }
     }
 
+    /// Writes all that is due now. While another process does, this one waits. Returns `false` if
+    /// the other one goes on for longer than `patience`.
+    pub async fn write_within(&self, patience: Duration) -> Result<bool> {
+        let begun = Instant::now();
+        loop {
+            if let Written::All(_) = self.write_unless_elsewhere().await? {
+                return Ok(true);
+            }
+            let Some(left) = patience.checked_sub(begun.elapsed()) else { return Ok(false) };
+            tokio::time::sleep(TURN_LOOK.min(left)).await;
+        }
+    }
+
     /// Compares database and store, once in a process, and says what it finds.
     async fn look_back(&self) -> Result<()> {
         if self.has_looked_back.load(Ordering::Relaxed) {
@@ -360,14 +381,37 @@ impl Journal {
         let leased = self.memory.lease_journal(&self.holder, now, now + self.settings.lease_seconds).await?;
         let Some((lease, state)) = leased else { return Ok(Written::Elsewhere) };
         let mut turn = Turn { journal: self, lease, state, files: 0 };
-        let written = turn.write(with_snapshot).await;
+        let written = tokio::select! {
+            biased;
+            written = Box::pin(turn.write(with_snapshot)) => written,
+            lost = self.renew(&lease) => Err(lost.into()),
+        };
         let files = turn.files;
         let released = self.memory.release_journal(&lease).await;
         match written {
             // The other process writes all that this one did not note.
-            Err(crate::Error::Index(IndexError::JobLeaseLost)) => Ok(Written::Elsewhere),
+            Err(crate::Error::Index(IndexError::JobLeaseLost)) => {
+                tracing::warn!("another process took the lease of the journal during a turn, and goes on");
+                Ok(Written::Elsewhere)
+            }
             Err(error) => Err(error),
             Ok(()) => released.map(|()| Written::All(files)).map_err(Into::into),
+        }
+    }
+
+    /// Keeps a lease for as long as this is polled. Returns when the lease is lost; a database that
+    /// does not answer is asked again.
+    async fn renew(&self, lease: &JournalLease) -> IndexError {
+        loop {
+            tokio::time::sleep(self.settings.renew_after).await;
+            let ends_at = self.clock.now() + self.settings.lease_seconds;
+            match self.memory.renew_journal(lease, ends_at).await {
+                Ok(()) => {}
+                Err(lost @ IndexError::JobLeaseLost) => return lost,
+                Err(error) => {
+                    tracing::debug!(error = with_causes(&error), "the lease of the journal is not renewed");
+                }
+            }
         }
     }
 
@@ -398,7 +442,41 @@ impl Journal {
     }
 }
 
-/// Where a snapshot is.
+/// How far a snapshot is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Snapshot {
+    next: Cursor,
+    /// Parts that are stored. `None` if the snapshot was begun when parts had no numbers.
+    parts: Option<u32>,
+}
+
+impl Snapshot {
+    const BEGIN: Self = Self { next: Cursor::Caches(String::new()), parts: Some(0) };
+
+    fn encode(&self) -> Vec<u8> {
+        let next = self.next.encode();
+        match self.parts {
+            Some(parts) => [&[COUNTED], &parts.to_be_bytes()[..], &next].concat(),
+            None => next,
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (parts, next) = match bytes.split_first()? {
+            (&COUNTED, rest) => {
+                let (parts, next) = rest.split_first_chunk::<4>()?;
+                (Some(u32::from_be_bytes(*parts)), next)
+            }
+            _ => (None, bytes),
+        };
+        Some(Self { next: Cursor::decode(next)?, parts })
+    }
+}
+
+/// The first byte of a [`Snapshot`] that counts its parts. No cursor begins with it.
+const COUNTED: u8 = 4;
+
+/// Where a snapshot goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Cursor {
     Caches(String),
@@ -528,7 +606,7 @@ impl Turn<'_> {
         }
         state.generation = state.generation.max(newest.cast_signed()) + 1;
         state.base = (self.lease.fence, state.sequence);
-        state.snapshot = Some(Cursor::Caches(String::new()).encode());
+        state.snapshot = Some(Snapshot::BEGIN.encode());
         state.snapshot_bytes = 0;
         state.segment_bytes = 0;
         self.save(&[]).await
@@ -542,7 +620,7 @@ impl Turn<'_> {
             return Ok(false);
         }
         self.state.sequence += 1;
-        let mut file = self.begin_file(JournalKind::Segment, (self.lease.fence, self.state.sequence));
+        let mut file = self.begin_file(JournalKind::Segment, (self.lease.fence, self.state.sequence), 0);
         self.add_settings(&mut file).await?;
         let cursor = self.add_rows(&mut file, &rows).await?;
         let mut added = 0;
@@ -616,11 +694,10 @@ impl Turn<'_> {
 
     /// The present state of a cache, or that it is gone.
     async fn add_cache(&self, file: &mut File, cache: CacheId) -> Result<()> {
-        let record = match self.journal.memory.find_cache_by_id(cache).await? {
-            Some(cache) => self.cache_record(&cache).await?,
-            None => JournalRecord::CacheGone { cache: cache.0.cast_unsigned() },
-        };
-        file.push(&record)
+        match self.journal.memory.find_cache_by_id(cache).await? {
+            Some(cache) => self.push_cache(file, &cache).await,
+            None => file.push(&JournalRecord::CacheGone { cache: cache.0.cast_unsigned() }),
+        }
     }
 
     /// The present state of these paths. One that is not there is written as gone.
@@ -711,55 +788,53 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// A cache with all its pins.
-    async fn cache_record(&self, cache: &Cache) -> Result<JournalRecord> {
-        let (mut pins, now) = (Vec::new(), self.journal.clock.now());
-        loop {
-            let last: Option<&JournalPin> = pins.last();
-            let after = last.map(|pin| (pin.name.clone(), pin.path.hash()));
-            let after = after.as_ref().map(|(name, hash)| (name.as_str(), hash));
-            let page = self.journal.index.list_pins(cache.id, after, now, PINS_PAGE).await?;
-            if page.is_empty() {
-                break;
+    /// A cache with all its pins: the first ones in its record, and the others after it.
+    async fn push_cache(&self, file: &mut File, cache: &Cache) -> Result<()> {
+        let now = self.journal.clock.now();
+        let pins = self.pins_after(cache.id, None, now).await?;
+        let last = |pins: &[JournalPin]| pins.last().map(|pin| (pin.name.clone(), pin.path.hash()));
+        let mut after = last(&pins);
+        file.push(&cache_record(cache, pins))?;
+        while let Some((name, hash)) = &after {
+            let pins = self.pins_after(cache.id, Some((name, hash)), now).await?;
+            after = last(&pins);
+            if !pins.is_empty() {
+                file.push(&JournalRecord::Pins { cache: cache.id.0.cast_unsigned(), pins })?;
             }
-            pins.extend(page.into_iter().map(|pin| JournalPin {
+        }
+        Ok(())
+    }
+
+    async fn pins_after(
+        &self,
+        cache: CacheId,
+        after: Option<(&str, &StorePathHash)>,
+        now: UnixSeconds,
+    ) -> Result<Vec<JournalPin>> {
+        let page = self.journal.index.list_pins(cache, after, now, PINS_PAGE).await?;
+        Ok(page
+            .into_iter()
+            .map(|pin| JournalPin {
                 name: pin.name,
                 path: pin.path,
                 created_at: pin.created_at,
                 ends_at: pin.ends_at,
-            }));
-        }
-        let key = |key: &dormer_index::CacheKey| JournalKey {
-            public_key: key.public_key.clone(),
-            sealed_secret: key.sealed_secret.clone(),
-            active: key.active,
-        };
-        Ok(JournalRecord::Cache(JournalCache {
-            cache: cache.id.0.cast_unsigned(),
-            name: cache.name.clone(),
-            is_public: cache.is_public,
-            store_dir: cache.store_dir.clone(),
-            priority: cache.priority.into(),
-            upstream_key_names: cache.upstream_cache_key_names.clone(),
-            retention_seconds: cache.retention_seconds,
-            quota_bytes: cache.quota_bytes.map(u64::cast_signed),
-            keep_latest: cache.keep_latest.map(i64::from),
-            allow_replacement: cache.allow_replacement,
-            created_at: cache.created_at,
-            keys: cache.keys.iter().map(key).collect(),
-            pins,
-        }))
+            })
+            .collect())
     }
 
     /// Writes the next part of the snapshot. The last one is followed by the end, and by the
     /// deletion of all older files.
     async fn write_part(&mut self) -> Result<()> {
-        let cursor = self.state.snapshot.as_deref().and_then(Cursor::decode);
-        let mut cursor = Some(cursor.unwrap_or(Cursor::Caches(String::new())));
-        let mut file = self.begin_file(JournalKind::Part, self.state.base);
-        if cursor == Some(Cursor::Caches(String::new())) {
+        let snapshot = self.state.snapshot.as_deref().and_then(Snapshot::decode);
+        let Snapshot { next, parts } = snapshot.unwrap_or(Snapshot::BEGIN);
+        let parts = parts.map(|parts| parts + 1);
+        let number = parts.unwrap_or(0);
+        let mut file = self.begin_file(JournalKind::Part, self.state.base, number);
+        if next == Snapshot::BEGIN.next {
             self.add_settings(&mut file).await?;
         }
+        let mut cursor = Some(next);
         while let Some(at) = cursor.take_if(|_| file.writer.bytes() < PART_BYTES) {
             cursor = self.add_page(&mut file, at).await?;
             if cursor.is_none() {
@@ -769,11 +844,11 @@ impl Turn<'_> {
         let bytes = self.store(file).await?;
         self.state.snapshot_bytes += bytes;
         if cursor.is_none() {
-            let end = self.begin_file(JournalKind::End, self.state.base);
+            let end = self.begin_file(JournalKind::End, self.state.base, number);
             let bytes = self.store(end).await?;
             self.state.snapshot_bytes += bytes;
         }
-        self.state.snapshot = cursor.map(|cursor| cursor.encode());
+        self.state.snapshot = cursor.map(|next| Snapshot { next, parts }.encode());
         self.save(&[]).await?;
         if self.state.snapshot.is_none() {
             self.delete_older().await?;
@@ -787,8 +862,7 @@ impl Turn<'_> {
             Cursor::Caches(after) => {
                 let page = self.journal.index.list_caches_after(&after, CacheSelection::All, PAGE).await?;
                 for cache in &page {
-                    let record = self.cache_record(cache).await?;
-                    file.push(&record)?;
+                    self.push_cache(file, cache).await?;
                 }
                 page.last().map_or(Cursor::Objects(None), |last| Cursor::Caches(last.name.clone()))
             }
@@ -844,11 +918,11 @@ impl Turn<'_> {
         list(&self.journal.store).await
     }
 
-    fn begin_file(&self, kind: JournalKind, position: (i64, i64)) -> File {
+    fn begin_file(&self, kind: JournalKind, position: (i64, i64), number: u32) -> File {
         let position = (position.0.cast_unsigned(), position.1.cast_unsigned());
         let generation = self.state.generation.cast_unsigned();
         let header =
-            JournalHeader { kind, lineage: self.state.lineage.cast_unsigned(), generation, position };
+            JournalHeader { kind, lineage: self.state.lineage.cast_unsigned(), generation, position, number };
         File {
             writer: JournalWriter::new(&header),
             name: JournalName { generation, kind, position, random: rand::random() },
@@ -869,11 +943,7 @@ impl Turn<'_> {
         let now: UnixSeconds = self.journal.clock.now();
         self.state.written_at = now;
         let ends_at = now + self.journal.settings.lease_seconds;
-        let saved = self.journal.memory.save_journal(&self.lease, &self.state, written, ends_at).await;
-        if matches!(saved, Err(IndexError::JobLeaseLost)) {
-            tracing::info!("another process writes the journal now");
-        }
-        Ok(saved?)
+        Ok(self.journal.memory.save_journal(&self.lease, &self.state, written, ends_at).await?)
     }
 }
 
@@ -881,6 +951,30 @@ impl File {
     fn push(&mut self, record: &JournalRecord) -> Result<()> {
         self.writer.push(record).map_err(crate::Error::Encode)
     }
+}
+
+/// A cache with its first pins.
+fn cache_record(cache: &Cache, pins: Vec<JournalPin>) -> JournalRecord {
+    let key = |key: &dormer_index::CacheKey| JournalKey {
+        public_key: key.public_key.clone(),
+        sealed_secret: key.sealed_secret.clone(),
+        active: key.active,
+    };
+    JournalRecord::Cache(JournalCache {
+        cache: cache.id.0.cast_unsigned(),
+        name: cache.name.clone(),
+        is_public: cache.is_public,
+        store_dir: cache.store_dir.clone(),
+        priority: cache.priority.into(),
+        upstream_key_names: cache.upstream_cache_key_names.clone(),
+        retention_seconds: cache.retention_seconds,
+        quota_bytes: cache.quota_bytes.map(u64::cast_signed),
+        keep_latest: cache.keep_latest.map(i64::from),
+        allow_replacement: cache.allow_replacement,
+        created_at: cache.created_at,
+        keys: cache.keys.iter().map(key).collect(),
+        pins,
+    })
 }
 
 fn add_document(file: &mut File, document: JournaledDocument) -> Result<()> {
@@ -932,6 +1026,12 @@ mod tests {
         ] {
             assert_eq!(Cursor::decode(&cursor.encode()), Some(cursor));
         }
+        let counted = Snapshot { next: Cursor::Documents(7), parts: Some(u32::MAX) };
+        assert_eq!(Snapshot::decode(&counted.encode()), Some(counted));
+        let begun_before = Snapshot { next: Cursor::Objects(None), parts: None };
+        assert_eq!(begun_before.encode(), [1]);
+        assert_eq!(Snapshot::decode(&[1]), Some(begun_before));
+        assert_eq!(Snapshot::decode(&[COUNTED, 0, 0, 0, 1]), None);
         for bytes in [&[][..], &[1, 2], &[2], &[3, 0, 0, 0, 0, 0, 0, 0], &[4], &[0, 0xff]] {
             assert_eq!(Cursor::decode(bytes), None, "{bytes:?}");
         }

@@ -13,8 +13,8 @@
 //! moment, and an interrupted recovery simply begins again: what is there already stays, and packs
 //! that have a row are not read again.
 //!
-//! Memory: one file of the journal, the keys of the segments' records, the ids of all packs, and
-//! one listing.
+//! Memory: one file of the journal, all caches with their pins, the keys of the segments' records,
+//! the ids of all packs, and one listing.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
@@ -37,7 +37,7 @@ use dormer_nix::{DocumentName, NarHash, StorePath, StorePathHash, with_causes};
 use futures::{StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 
-use super::files::{CHUNKS_MAX, list, read_lineage};
+use super::files::{CHUNKS_MAX, list, read_header};
 use crate::ingest_listing::GATHERED_BYTES_MAX;
 use crate::{Clock, Error, Result};
 
@@ -80,8 +80,8 @@ pub struct Recovered {
     pub unreadable_packs: u64,
     /// Files of the journal that count.
     pub journal_files: u64,
-    /// Files that are missing their end, or could not be read at all, and segments that are not
-    /// there.
+    /// Files that are missing their end, or could not be read at all, and segments and parts that
+    /// are not there.
     pub cut_journal_files: u64,
     /// Files that do not count although they are newer: another lineage wrote them, and no snapshot
     /// of it is whole.
@@ -164,19 +164,27 @@ impl Recovery {
         let mut settings: Option<Vec<(String, Vec<u8>)>> = None;
         for name in this.names.clone() {
             let Some(file) = this.read(&name, true).await? else { continue };
-            let mut own_settings = Vec::new();
+            let (mut own_settings, mut own_caches) = (Vec::new(), HashMap::new());
             // Of two records in one file the later one counts, as it does of two files.
-            for record in file.records.into_iter().rev() {
+            for record in file.records {
                 match record {
                     JournalRecord::Setting { name, value } => own_settings.push((name, value)),
                     JournalRecord::Cache(cache) => {
-                        this.caches.entry(cache.cache).or_insert(Some(cache));
+                        own_caches.insert(cache.cache, Some(cache));
                     }
                     JournalRecord::CacheGone { cache } => {
-                        this.caches.entry(cache).or_insert(None);
+                        own_caches.insert(cache, None);
+                    }
+                    JournalRecord::Pins { cache, pins } => {
+                        if let Some(Some(cache)) = own_caches.get_mut(&cache) {
+                            cache.pins.extend(pins);
+                        }
                     }
                     _ => {}
                 }
+            }
+            for (label, cache) in own_caches {
+                this.caches.entry(label).or_insert(cache);
             }
             // A file that has settings has all that there were.
             if !own_settings.is_empty() {
@@ -276,21 +284,28 @@ impl Recovery {
         if lineage.is_none()
             && let Some(newest) = chosen.iter().copied().max_by_key(|name| (name.generation, name.position))
         {
-            lineage = read_lineage(&self.store, &newest).await?;
+            lineage = read_header(&self.store, &newest).await?.map(|header| header.lineage);
         }
-        let mut of_lineage = Vec::new();
+        let (mut of_lineage, mut parts, mut nameless_parts) = (Vec::new(), BTreeSet::new(), 0);
         for name in chosen {
-            let Some(own) = read_lineage(&self.store, &name).await? else {
+            let Some(own) = read_header(&self.store, &name).await? else {
                 self.report.cut_journal_files += 1;
+                nameless_parts += u64::from(name.kind == JournalKind::Part);
                 tracing::warn!(journal.file = %name, "a file of the journal has no readable beginning");
                 continue;
             };
-            if *lineage.get_or_insert(own) == own {
+            if *lineage.get_or_insert(own.lineage) == own.lineage {
                 of_lineage.push(name);
+                if own.kind == JournalKind::Part {
+                    parts.insert(own.number);
+                }
             }
         }
         self.lineage = lineage;
         self.count_gaps(base.as_ref(), &of_lineage);
+        if let Some(base) = base {
+            self.count_missing_parts(&base, &parts, nameless_parts);
+        }
         Ok(of_lineage)
     }
 
@@ -309,6 +324,17 @@ impl Recovery {
         }
     }
 
+    /// Counts parts of the snapshot that are not there: its end says how many there are. A part may
+    /// be there twice, because a crash repeats it. The end of an old snapshot has no count.
+    fn count_missing_parts(&mut self, end: &JournalHeader, parts: &BTreeSet<u32>, nameless: u64) {
+        let found = parts.iter().filter(|number| (1..=end.number).contains(*number)).count() as u64;
+        let missing = u64::from(end.number).saturating_sub(found + nameless);
+        if missing > 0 {
+            tracing::warn!(missing, of = end.number, "parts of a snapshot of the journal are not there");
+            self.report.cut_journal_files += missing;
+        }
+    }
+
     /// Counts what another lineage wrote after a snapshot: a database that was recovered or
     /// restored since, and lost before its own first snapshot was whole, or that the operator did
     /// not choose. Without a snapshot, its files say what changed, but not what was there.
@@ -316,11 +342,10 @@ impl Recovery {
         let is_later =
             |name: &&JournalName| name.kind != JournalKind::End && name.generation > base.generation;
         for name in names.iter().filter(is_later) {
-            if let Some(lineage) =
-                read_lineage(&self.store, name).await?.filter(|lineage| *lineage != base.lineage)
-            {
+            let header = read_header(&self.store, name).await?;
+            if let Some(other) = header.filter(|header| header.lineage != base.lineage) {
                 self.report.ignored_journal_files += 1;
-                self.report.ignored_lineages.insert(format!("{lineage:016x}"));
+                self.report.ignored_lineages.insert(format!("{:016x}", other.lineage));
             }
         }
         Ok(())

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs, Store, StoreBlobs};
@@ -18,10 +20,10 @@ use dormer_index::{
     UnixSeconds,
 };
 use dormer_nix::nar::{Node, encode_tree};
-use dormer_nix::{BuildTrace, NarHash, StorePath, TraceKey};
+use dormer_nix::{BuildTrace, NarHash, StorePath, StorePathHash, TraceKey};
 use dormer_testkit::services::Postgres;
 use dormer_testkit::{
-    FaultCollect, FaultIndex, FaultJournal, Faults, MemoryTarget, Random, check_invariants,
+    FaultCollect, FaultIndex, FaultJournal, Faults, MemoryTarget, Random, SlowWrites, check_invariants,
     create_postgres_index, find_leaks, object_for, package_nar, place_sqlite_index,
 };
 use proptest::prelude::*;
@@ -1053,17 +1055,156 @@ async fn a_segment_that_is_not_there_counts_as_a_loss() {
     lab.check("everything is back").await;
 }
 
-/// Two marks stay at most: the newest ones.
+/// The same with a part of the snapshot, which a crash may have written twice.
 #[tokio::test]
-async fn no_more_than_two_journals_are_kept() {
+async fn a_part_of_a_snapshot_that_is_not_there_counts_as_a_loss() {
+    let lab = Lab::new(false).await;
+    let cache = create_main(&lab.engine).await;
+    // Documents fill parts faster than anything else.
+    for number in 0..6 {
+        lab.change(&cache, number).await;
+        let log = Random::new(number.into()).bytes(3_000_000);
+        lab.engine.put_log(&cache, derivation(number), log).await.expect(ANSWERS);
+    }
+    let parts = |lab: &Lab| -> Vec<(String, Bytes)> {
+        journal_files(&lab.files).into_iter().filter(|(name, _)| name.contains("/part-")).collect()
+    };
+    // The first part is stored, but not noted.
+    for step in 0.. {
+        let faults = Faults::crash_at(step, false);
+        let memory = Arc::new(FaultJournal::new(lab.database.contracts.journal.clone(), faults));
+        lab.journal_over(memory, lab.files.store(), JournalSettings::default())
+            .write()
+            .await
+            .expect_err("it crashes");
+        if !parts(&lab).is_empty() {
+            break;
+        }
+    }
+    lab.journal(JournalSettings::default()).write().await.expect(ANSWERS);
+    let (_, whole) = lab.recover().await;
+    assert_eq!((whole.paths, whole.documents, whole.has_losses()), (6, 6, false), "{whole:?}");
+
+    let store = lab.files.store();
+    let number = |bytes: &Bytes| JournalFile::read(bytes).expect("it is whole").header.number;
+    let all = parts(&lab);
+    let count = all.iter().map(|(_, bytes)| number(bytes)).max().expect("a snapshot has parts");
+    assert!(count >= 3 && all.len() == count as usize + 1, "{count} numbers of {} parts", all.len());
+    for missing in 1..=count {
+        let gone: Vec<_> = all.iter().filter(|(_, bytes)| number(bytes) == missing).collect();
+        for (name, _) in &gone {
+            store.delete(name).await.expect(ANSWERS);
+        }
+        let (_, report) = lab.recover().await;
+        assert!(report.has_losses() && report.cut_journal_files == 1, "part {missing}: {report:?}");
+        for (name, bytes) in gone {
+            store.put(name, None, [bytes.clone()]).await.expect(ANSWERS);
+        }
+    }
+    assert_eq!(lab.recover().await.1, whole, "everything is back");
+}
+
+/// Pins are split into records of a bounded size, however many a cache has.
+#[tokio::test]
+async fn more_pins_than_a_record_holds_are_recovered() {
+    let lab = Lab::new(false).await;
+    let cache = create_main(&lab.engine).await;
+    let name = |number: u32| format!("{number:06}-{}", "long".repeat(50));
+    let pin = |number: u32| {
+        let hash = Random::new(number.into()).bytes(20).try_into().expect("20 bytes");
+        let path = StorePath::new(StorePathHash::from_bytes(hash), &name(number)).expect("a good name");
+        Pin { name: name(number), path, created_at: 1_700_000_000, ends_at: None }
+    };
+    for number in 0..2_500 {
+        lab.database.contracts.index.add_pin(cache.id, &pin(number), None).await.expect(ANSWERS);
+    }
+    lab.journal(JournalSettings::default()).write().await.expect(ANSWERS);
+    let records: Vec<usize> = journal_files(&lab.files)
+        .iter()
+        .flat_map(|(_, bytes)| JournalFile::read(bytes).expect("it is whole").records)
+        .filter_map(|record| match record {
+            JournalRecord::Cache(cache) => Some(cache.pins.len()),
+            JournalRecord::Pins { pins, .. } => Some(pins.len()),
+            _ => None,
+        })
+        .collect();
+    // In a segment, and in the snapshot.
+    assert_eq!(records, [1_000, 1_000, 500].repeat(2));
+    let (recovered, report) = lab.recover().await;
+    assert_eq!((report.pins, report.has_losses()), (2_500, false), "{report:?}");
+    let pins_of = async |database: &Database| {
+        let index = &database.contracts.index;
+        let main = index.find_cache("main").await.expect(ANSWERS).expect("it is there");
+        index.list_pins(main.id, None, 0, 10_000).await.expect(ANSWERS)
+    };
+    assert_eq!(pins_of(&recovered).await, pins_of(&lab.database).await);
+}
+
+/// Every request takes longer than a lease lasts, and another process looks for its turn all the
+/// time. The first one goes on, and the other one writes nothing.
+#[tokio::test]
+async fn a_turn_keeps_its_lease_however_slow_the_store_is() {
+    let lab = Lab::new(false).await;
+    let cache = create_main(&lab.engine).await;
+    for number in 0..3 {
+        lab.change(&cache, number).await;
+    }
+    let clock = TestClock::new();
+    let writes = SlowWrites::new(Duration::from_millis(200), u64::MAX);
+    let store = lab.files.slow(&writes);
+    let journal = |holder: &str| {
+        let RecoveryIndex { index, journal, .. } = lab.database.contracts.clone();
+        let (blobs, at) = (Arc::clone(&lab.blobs), Arc::clone(&clock) as Arc<dyn Clock>);
+        let settings =
+            JournalSettings { renew_after: Duration::from_millis(2), ..JournalSettings::default() };
+        Journal::new(index, journal, blobs, store.clone(), at, holder.to_owned(), settings)
+    };
+    let lease_seconds = JournalSettings::default().lease_seconds;
+    let (slow, other) = (journal("slow"), journal("other"));
+    let (is_over, begun_at) = (AtomicBool::new(false), clock.now());
+    let work = async {
+        let files = slow.write().await.expect(ANSWERS);
+        is_over.store(true, Ordering::Relaxed);
+        files
+    };
+    let meanwhile = async {
+        let mut written = 0;
+        while writes.count() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        while !is_over.load(Ordering::Relaxed) {
+            written += other.write().await.expect(ANSWERS);
+            clock.pass(lease_seconds / 3);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        written
+    };
+    let patient = async {
+        while writes.count() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let is_given_up = !other.write_within(Duration::from_millis(1)).await.expect(ANSWERS);
+        (is_given_up, other.write_within(Duration::from_mins(1)).await.expect(ANSWERS))
+    };
+    let (files, by_other, (is_given_up, is_written)) = tokio::join!(work, meanwhile, patient);
+    assert!(is_given_up && is_written, "a process that needs the journal written waits for it");
+    assert!(files >= 3 && by_other == 0, "{files} files, {by_other} by the other");
+    assert!(clock.now() - begun_at > 2 * lease_seconds, "the turn outlives its lease");
+    lab.check("in the end").await;
+}
+
+/// Sixteen marks stay at most: the newest ones.
+#[tokio::test]
+async fn no_more_than_sixteen_journals_are_kept() {
     let store = MemoryTarget::new().store();
-    for first in 1..=4 {
+    for first in 1..=18 {
         keep_journal(&store, first * 10, first * 10 + 5, 100).await.expect(ANSWERS);
     }
-    keep_journal(&store, 40, 45, 200).await.expect(ANSWERS);
+    keep_journal(&store, 180, 185, 200).await.expect(ANSWERS);
     let kept = kept_journals(&store).await.expect(ANSWERS);
     let kept: Vec<_> = kept.iter().map(|kept| (kept.first, kept.through, kept.since)).collect();
-    assert_eq!(kept, [(40, 45, 200), (30, 35, 100)]);
+    let older = (3..18).rev().map(|first| (first * 10, first * 10 + 5, 100));
+    assert_eq!(kept, std::iter::once((180, 185, 200)).chain(older).collect::<Vec<_>>());
 }
 
 /// A store that was restored from a copy lacks what the journal wrote since. The database has it.

@@ -577,3 +577,38 @@ async fn the_lease_stays_while_notes_are_looked_through() {
     let notes = process.contracts.collect.purge_notes(PurgeId(0), 99).await.expect(ANSWERS);
     assert_eq!(notes.len(), 40, "all had to be looked at");
 }
+
+/// A path that stays shares a pack with the secret, and its chunk there is damaged. It cannot move,
+/// and no collection says so by waiting alone: the report does. A push ends it.
+#[tokio::test]
+async fn a_purge_beside_a_damaged_chunk_of_a_live_path_says_what_it_waits_for() {
+    let lab = Lab::new(false).await;
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    let own = push_secret(&lab, &process, &cache).await;
+    let index = &process.contracts.index;
+    let key = NarKey::Hash(hash_of(&beginning()));
+    let live = index.find_nar_in_cache(cache.id, &key, 0).await.expect(ANSWERS).expect("it is there");
+    let [secret, ..] = nars();
+    let key = NarKey::Hash(hash_of(&secret));
+    let removed = index.find_nar_in_cache(cache.id, &key, 0).await.expect(ANSWERS).expect("it is there");
+    let of_secret = index.load_chunks(&removed.recipe.runs).await.expect(ANSWERS);
+    let rows = index.load_chunks(&live.recipe.runs).await.expect(ANSWERS);
+    let shared = rows.iter().find(|row| of_secret.iter().any(|other| other.number == row.number));
+    let damaged = shared.expect("they share some").number;
+    index.mark_damaged(live.id, &[damaged], lab.clock.now()).await.expect(ANSWERS);
+    process.engine.purge_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    for pause in [1, OLD] {
+        lab.pass(pause);
+        let report = lab.collect(&process).await;
+        let purges = (report.purged, report.purges_left, report.purge_packs_damaged);
+        assert_eq!(purges, (0, 1, 1), "after {pause} s: {report:?}");
+        assert_eq!(count_in_store(&lab, &own).await, own.len());
+    }
+    push(&process.engine, &cache, &path(2), &beginning()).await.expect(ANSWERS);
+    lab.pass(1);
+    let report = lab.collect(&process).await;
+    assert_eq!((report.purged, report.purges_left, report.purge_packs_damaged), (1, 0, 0));
+    assert_eq!(count_in_store(&lab, &own).await, 0);
+    process.reads_back(&beginning(), "it was healed").await;
+}

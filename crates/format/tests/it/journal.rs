@@ -15,7 +15,7 @@ use dormer_nix::{NarHash, StorePath, StorePathHash};
 use proptest::prelude::*;
 
 const HEADER: JournalHeader =
-    JournalHeader { kind: JournalKind::Segment, lineage: 7, generation: 3, position: (5, 1_000) };
+    JournalHeader { kind: JournalKind::Segment, lineage: 7, generation: 3, position: (5, 1_000), number: 0 };
 
 fn path(byte: u8) -> StorePath {
     StorePath::new(StorePathHash::from_bytes([byte; 20]), &format!("package-{byte}")).unwrap()
@@ -98,6 +98,15 @@ pub(crate) fn every_record() -> Vec<JournalRecord> {
     ]
 }
 
+/// Records that came after the golden file.
+fn later_records() -> Vec<JournalRecord> {
+    let pin = JournalPin { name: "release".to_owned(), path: path(4), created_at: -5, ends_at: None };
+    vec![
+        JournalRecord::Pins { cache: 1, pins: vec![pin.clone(), JournalPin { ends_at: Some(7), ..pin }] },
+        JournalRecord::Pins { cache: 2, pins: Vec::new() },
+    ]
+}
+
 fn file(header: &JournalHeader, records: &[JournalRecord]) -> Vec<u8> {
     let mut writer = JournalWriter::new(header);
     for record in records {
@@ -144,6 +153,7 @@ fn a_file_cut_at_any_byte_gives_a_prefix_and_says_that_it_is_cut() {
 
 #[test]
 fn a_changed_byte_is_never_taken_for_a_record() {
+    let every_record = || [every_record(), later_records()].concat();
     let whole = file(&HEADER, &every_record());
     for at in 0..whole.len() {
         let mut changed = whole.clone();
@@ -152,6 +162,31 @@ fn a_changed_byte_is_never_taken_for_a_record() {
             assert!(!file.is_whole && every_record().starts_with(&file.records), "byte {at}");
         }
     }
+}
+
+#[test]
+fn parts_and_ends_have_numbers() {
+    for kind in [JournalKind::Part, JournalKind::End] {
+        let header = JournalHeader { kind, number: u32::MAX - 1, ..HEADER };
+        assert_eq!(JournalFile::read(&file(&header, &[])).unwrap().header, header);
+    }
+}
+
+/// A reader stops at a block that is too large, so no writer makes one. What was written before
+/// stays readable.
+#[test]
+fn a_record_that_no_reader_would_take_is_refused() {
+    let mut writer = JournalWriter::new(&HEADER);
+    let kept = JournalRecord::Setting { name: "kept".to_owned(), value: vec![1; 1_000_000] };
+    writer.push(&kept).unwrap();
+    let large = JournalRecord::Setting { name: "large".to_owned(), value: vec![1; 64 << 20] };
+    assert!(writer.push(&large).is_err());
+    let later = later_records();
+    for record in &later {
+        writer.push(record).unwrap();
+    }
+    let read = JournalFile::read(&writer.finish().unwrap()).unwrap();
+    assert!(read.is_whole && read.records == [vec![kept], later].concat());
 }
 
 #[test]
@@ -173,9 +208,9 @@ fn names_have_one_spelling() {
 proptest! {
     #[test]
     fn any_records_in_any_order_come_back(
-        picks in proptest::collection::vec((0_usize..14, any::<u64>(), ".{0,40}"), 0..40),
+        picks in proptest::collection::vec((0_usize..16, any::<u64>(), ".{0,40}"), 0..40),
     ) {
-        let all = every_record();
+        let all = [every_record(), later_records()].concat();
         let records: Vec<JournalRecord> = picks
             .into_iter()
             .map(|(pick, number, text)| match all[pick].clone() {

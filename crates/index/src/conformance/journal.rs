@@ -47,17 +47,24 @@ pub(super) async fn a_lost_lease_saves_nothing(two: Two) -> Result<()> {
     journal.save_journal(&first, &saved, &[], NOW + 20).await?;
     assert_eq!(journal.journal_state().await?, saved);
     assert_eq!(journal.lease_journal("b", NOW + 19, NOW + 99).await?, None, "saving renews the lease");
-    let (second, found) = journal.lease_journal("b", NOW + 20, NOW + 99).await?.expect("it has ended");
+    journal.renew_journal(&first, NOW + 30).await?;
+    assert_eq!(journal.journal_state().await?, saved, "a renewal saves nothing");
+    assert_eq!(journal.lease_journal("b", NOW + 29, NOW + 99).await?, None);
+    let (second, found) = journal.lease_journal("b", NOW + 30, NOW + 99).await?.expect("it has ended");
     assert!(second.fence > first.fence);
     let saved = JournalState { fence: second.fence, ..saved };
     assert_eq!(found, saved);
     let lost = journal.save_journal(&first, &state, &[], NOW + 200).await;
     assert!(matches!(lost, Err(Error::JobLeaseLost)), "{lost:?}");
+    let lost = journal.renew_journal(&first, NOW + 200).await;
+    assert!(matches!(lost, Err(Error::JobLeaseLost)), "{lost:?}");
     journal.release_journal(&first).await?;
-    assert_eq!(journal.lease_journal("a", NOW + 21, NOW + 99).await?, None, "another one's lease stays");
+    assert_eq!(journal.lease_journal("a", NOW + 31, NOW + 99).await?, None, "another one's lease stays");
     assert_eq!(journal.journal_state().await?, saved);
     journal.release_journal(&second).await?;
-    assert!(journal.lease_journal("a", NOW + 21, NOW + 99).await?.is_some());
+    let lost = journal.renew_journal(&second, NOW + 200).await;
+    assert!(matches!(lost, Err(Error::JobLeaseLost)), "it was given back: {lost:?}");
+    assert!(journal.lease_journal("a", NOW + 31, NOW + 99).await?.is_some());
     Ok(())
 }
 
@@ -80,6 +87,7 @@ pub(super) async fn changes_that_the_journal_missed_ask_for_a_snapshot(two: Two)
     assert!(journal.journal_state().await?.segment_bytes > 1 << 60);
     let late = journal.save_journal(&lease, &state, &[], NOW + 20).await;
     assert!(matches!(late, Err(Error::JobLeaseLost)), "the turn that goes on ends: {late:?}");
+    assert!(journal.lease_journal("b", NOW, NOW + 10).await?.is_some(), "and its lease keeps nobody waiting");
     Ok(())
 }
 

@@ -154,9 +154,12 @@ pub struct JournalLease {
     pub fence: i64,
 }
 
-// The new fence ends a turn that goes on meanwhile: it would save the weight that it knows.
-const ASK_FOR_SNAPSHOT: Sql =
-    both!("UPDATE journal SET segment_bytes = 4611686018427387904, fence = fence + 1 WHERE lineage <> 0");
+// The new fence ends a turn that goes on meanwhile: it would save the weight that it knows. Its
+// lease is worth nothing then, so nobody has to wait for its end.
+const ASK_FOR_SNAPSHOT: Sql = both!(
+    "UPDATE journal SET segment_bytes = 4611686018427387904, fence = fence + 1, holder = NULL, lease_ends_at = 0
+     WHERE lineage <> 0"
+);
 
 const FIND_CACHES: Sql = both!(
     "SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
@@ -250,6 +253,7 @@ const SAVE: Sql = both!(
          segment_bytes = $11, written_at = $12, lease_ends_at = $13
      WHERE fence = $1 AND holder IS NOT NULL"
 );
+const RENEW: Sql = both!("UPDATE journal SET lease_ends_at = $2 WHERE fence = $1 AND holder IS NOT NULL");
 const RELEASE: Sql =
     both!("UPDATE journal SET holder = NULL, lease_ends_at = 0 WHERE fence = $1 AND holder IS NOT NULL");
 
@@ -307,6 +311,9 @@ pub trait JournalIndex: Send + Sync + std::fmt::Debug + 'static {
         written: &[JournalNote],
         ends_at: UnixSeconds,
     ) -> Result<()>;
+    /// Renews the lease until `ends_at`, and saves nothing. [`Error::JobLeaseLost`] if another
+    /// process has taken it.
+    async fn renew_journal(&self, lease: &JournalLease, ends_at: UnixSeconds) -> Result<()>;
     /// Gives the lease back.
     async fn release_journal(&self, lease: &JournalLease) -> Result<()>;
     /// Asks the journal's next turn for a snapshot, after which all older files go.
@@ -407,6 +414,14 @@ impl JournalIndex for SqlIndex {
                 tx.run(DROP_NOTE, &[Number(cache), Number(kind), Text(name), Number(note.changes)]).await?;
             }
             Ok(())
+        })
+        .await
+    }
+
+    async fn renew_journal(&self, lease: &JournalLease, ends_at: UnixSeconds) -> Result<()> {
+        self.write("renew the journal's lease", async |mut tx| {
+            let renewed = tx.run(RENEW, &[Number(lease.fence), Number(ends_at)]).await?;
+            if renewed == 0 { Err(Error::JobLeaseLost) } else { Ok(()) }
         })
         .await
     }

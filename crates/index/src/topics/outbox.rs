@@ -66,7 +66,7 @@ const NOTE_MISSED: Sql = both!(
 );
 // As `journal::ASK_FOR_SNAPSHOT`.
 const NOTE_MISSED_BY_JOURNAL: Sql = both!(
-    "UPDATE journal SET segment_bytes = 4611686018427387904, fence = fence + 1
+    "UPDATE journal SET segment_bytes = 4611686018427387904, fence = fence + 1, holder = NULL, lease_ends_at = 0
      WHERE lineage <> 0 AND (cursor_transaction, cursor_number) < ($1, $2)"
 );
 pub(crate) const DELETE_THROUGH: Sql = Sql {
