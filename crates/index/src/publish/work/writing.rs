@@ -122,7 +122,7 @@ pub(crate) async fn note_uploaded(
 }
 
 pub(crate) async fn note_found_nars(
-    tx: &mut impl Transaction,
+    tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
     nars: &[((NarHash, EncodingTag), u64)],
