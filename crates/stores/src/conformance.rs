@@ -13,19 +13,19 @@ use crate::{Error, FileEntry, FileKind, Opened, Result, Store, Stored};
 
 /// Runs every case on an empty store.
 pub async fn run(store: &Store) {
-    case("an empty store has nothing", an_empty_store_has_nothing(store)).await;
-    case("parts are one object", parts_are_one_object(store)).await;
-    case("a second put replaces the first", a_second_put_replaces_the_first(store)).await;
-    case("a deleted object is gone, twice too", a_deleted_object_is_gone(store)).await;
-    case("a listing is of one folder", a_listing_is_of_one_folder(store)).await;
-    case("a listing is in the order of names", a_listing_is_in_the_order_of_names(store)).await;
-    case("pages are a listing in order", pages_are_a_listing_in_order(store)).await;
-    case("a listing tells what a put told", a_listing_tells_what_a_put_told(store)).await;
-    case("a range is read up to the end", a_range_is_read_up_to_the_end(store)).await;
-    case("a stream is what was asked for", a_stream_is_what_was_asked_for(store)).await;
-    case("a large object arrives whole", a_large_object_arrives_whole(store)).await;
-    case("an aborted upload leaves nothing", an_aborted_upload_leaves_nothing(store)).await;
-    case("a dropped upload leaves nothing", a_dropped_upload_leaves_nothing(store)).await;
+    Box::pin(case("an empty store has nothing", an_empty_store_has_nothing(store))).await;
+    Box::pin(case("parts are one object", parts_are_one_object(store))).await;
+    Box::pin(case("a second put replaces the first", a_second_put_replaces_the_first(store))).await;
+    Box::pin(case("a deleted object is gone, twice too", a_deleted_object_is_gone(store))).await;
+    Box::pin(case("a listing is of one folder", a_listing_is_of_one_folder(store))).await;
+    Box::pin(case("a listing is in the order of names", a_listing_is_in_the_order_of_names(store))).await;
+    Box::pin(case("pages are a listing in order", pages_are_a_listing_in_order(store))).await;
+    Box::pin(case("a listing tells what a put told", a_listing_tells_what_a_put_told(store))).await;
+    Box::pin(case("a range is read up to the end", a_range_is_read_up_to_the_end(store))).await;
+    Box::pin(case("a stream is what was asked for", a_stream_is_what_was_asked_for(store))).await;
+    Box::pin(case("a large object arrives whole", a_large_object_arrives_whole(store))).await;
+    Box::pin(case("an aborted upload leaves nothing", an_aborted_upload_leaves_nothing(store))).await;
+    Box::pin(case("a dropped upload leaves nothing", a_dropped_upload_leaves_nothing(store))).await;
     case("calls are counted", calls_are_counted(store)).await;
 }
 
