@@ -266,6 +266,7 @@ where
         a_damaged_chunk_damages_every_nar_that_needs_it, storing_a_damaged_chunk_again_heals_every_nar,
         chunks_that_are_marked_during_a_pass_get_a_pass_of_their_own,
         a_nar_that_is_stored_again_forgets_the_chunks_that_it_needed,
+        followers_are_told_of_a_nar_with_many_objects_in_pages,
         a_listing_that_needs_a_damaged_chunk_is_forgotten, marks_name_the_place_that_was_read,
         a_scrub_is_opened_once_and_any_process_continues_it, damage_costs_sound_paths_no_statement,
     }

@@ -204,7 +204,7 @@ pub(super) async fn outbox(index: &Subject) -> Result<Vec<OutboxRow>> {
     index.update_cache(mark, &patch, MARK_TIME).await?;
     index.delete_cache(mark, None, MARK_TIME).await?;
     for _ in 0..1000 {
-        let mut rows = index.outbox_after(OutboxPosition::START, 1000).await?;
+        let mut rows = index.outbox_after(OutboxPosition::START, 10_000).await?;
         if rows.iter().any(|row| row.cache == mark) {
             rows.retain(|row| row.at != MARK_TIME);
             return Ok(rows);

@@ -1,5 +1,6 @@
 //! Damage: one chunk that is bad concerns every NAR that needs it, and one push heals all of them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use dormer_nix::StorePathHash;
@@ -149,6 +150,49 @@ pub(super) async fn a_nar_that_is_stored_again_forgets_the_chunks_that_it_needed
     assert_eq!(three.sound(cache, 6).await?, [1, 2, 5]);
     three.spread(100).await?;
     assert_eq!(three.sound(cache, 6).await?, [1, 2, 5]);
+    Ok(())
+}
+
+/// Empty outputs of many builds are one NAR. However many objects it has, no transaction notes more
+/// of them than a page; the job goes on at its cursor.
+pub(super) async fn followers_are_told_of_a_nar_with_many_objects_in_pages(three: Three) -> Result<()> {
+    const OBJECTS: usize = 300;
+    const PAGE: usize = 256;
+    let cache = cache(&three.index, "main").await?;
+    let rows = three.index.commit_pack(&pack(20, 20..22)).await?;
+    let nar = three.push(cache, 1, &rows).await?;
+    for number in 2..=300 {
+        committed(
+            &commit(&three.index, cache, NarSource::Known(nar), CommitTarget::Object(object(number))).await?,
+        );
+    }
+    let told = async |before: usize| -> Result<BTreeSet<Option<StorePathHash>>> {
+        Ok(changes(&three.index, cache).await?.split_off(before).into_iter().collect())
+    };
+    let before = changes(&three.index, cache).await?.len();
+    three.index.update_encoding(nar, &tag(9), 7, NOW).await?;
+    assert_eq!(told(before).await?.len(), PAGE, "the first page, at once");
+    // A push of the NAR itself takes nothing of that away.
+    assert_eq!(three.push(cache, 1, &rows).await?, nar);
+    three.spread(100).await?;
+    assert_eq!(told(before).await?.len(), OBJECTS);
+    assert_eq!(three.open_jobs().await?, 0);
+
+    three.scrub.mark_chunks(rows[0].pack, &[rows[0].number, rows[1].number], NOW).await?;
+    three.spread(100).await?;
+    let before = changes(&three.index, cache).await?.len();
+    three.index.commit_pack(&pack(21, 20..22)).await?;
+    let (mut noted, mut now) = (before, NOW);
+    while let Some(lease) = three.jobs.lease_job(JobKind::SpreadDamage, "a", now, now + MINUTE).await? {
+        now += MINUTE;
+        three.jobs.spread_damage_step(&lease, 64, now, now).await?;
+        let all = changes(&three.index, cache).await?.len();
+        assert!(all - noted <= 64, "{} in one step", all - noted);
+        noted = all;
+    }
+    assert_eq!(told(before).await?.len(), OBJECTS);
+    // Nothing is left: the same chunks may go bad and be healed again.
+    assert_eq!(three.open_jobs().await?, 0);
     Ok(())
 }
 

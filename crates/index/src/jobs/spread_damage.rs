@@ -12,14 +12,16 @@
 //!   are all there before the pass reads the first recipe.
 //! - Chunks that are marked meanwhile belong to the next pass.
 //! - When no chunk is left, the job looks through `damaged_nars` for chunks that were healed, and
-//!   writes an outbox row for each object whose NAR is sound again.
+//!   writes an outbox row for each object whose NAR is sound again, and for each whose NAR has a new
+//!   tag. A NAR with many objects takes several steps, and its rows of damage stay meanwhile.
+//! - Then it forgets the chunks that are sound, in pages too.
 //!
 //! Invariants
 //! - A row of `damaged_nars` is added under a lock on its NAR, for the recipe that the NAR has
 //!   then: a push that heals the NAR forgets the rows under the same lock.
 //! - A crash leaves the cursor where it was. Each step may be repeated without harm.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dormer_format::ChunkRun;
 
@@ -90,13 +92,22 @@ const FORGET_HEALED: Sql = records!(
     1 { nar: number 0, chunk: number 1 }, "AS k)
      AND NOT EXISTS (SELECT 1 FROM chunks AS c WHERE c.number = damaged_nars.chunk AND c.damaged_at IS NOT NULL)"
 );
+/// The same of one NAR.
+const FORGET_HEALED_OF_NAR: Sql = both!(
+    "DELETE FROM damaged_nars WHERE nar = $1
+     AND NOT EXISTS (SELECT 1 FROM chunks AS c WHERE c.number = damaged_nars.chunk AND c.damaged_at IS NOT NULL)"
+);
+/// The end of a page of damaged chunks.
+const CHUNKS_END: Sql = both!(
+    "SELECT max(d.chunk) FROM (SELECT chunk FROM damaged_chunks WHERE chunk > $1 ORDER BY chunk LIMIT $2) AS d"
+);
 const FORGET_CHUNKS: Sql = both!(
-    "DELETE FROM damaged_chunks WHERE walked = 2 AND chunk IN (
-         SELECT d.chunk FROM damaged_chunks AS d WHERE NOT EXISTS (
-             SELECT 1 FROM chunks AS c WHERE c.number = d.chunk AND c.damaged_at IS NOT NULL)
-         LIMIT $1)
+    "DELETE FROM damaged_chunks WHERE walked = 2 AND chunk > $1 AND chunk <= $2
      AND NOT EXISTS (SELECT 1 FROM chunks AS c WHERE c.number = damaged_chunks.chunk AND c.damaged_at IS NOT NULL)"
 );
+
+/// A NAR whose objects followers are to be told of, since the job passed it.
+const TOLD_LEFT: Sql = both!("SELECT nar FROM damaged_nars WHERE chunk = $1 LIMIT 1");
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cursor {
@@ -106,27 +117,40 @@ enum Cursor {
     Walk(i64),
     /// No chunk is left to look for; after this row of damage.
     Forget(i64, i64),
+    /// In the objects of this NAR, after this cache and object.
+    Tell(i64, i64, i64),
+    /// No row of damage is left to look at; after this damaged chunk.
+    Chunks(i64),
 }
 
 impl Cursor {
     fn encode(self) -> Vec<u8> {
-        let (phase, nar, chunk) = match self {
-            Self::Begin => (0, 0, 0),
-            Self::Walk(nar) => (1, nar, 0),
-            Self::Forget(nar, chunk) => (2, nar, chunk),
+        let (phase, numbers): (u8, &[i64]) = match &self {
+            Self::Begin => (0, &[0, 0]),
+            Self::Walk(nar) => (1, &[*nar, 0]),
+            Self::Forget(nar, chunk) => (2, &[*nar, *chunk]),
+            Self::Tell(nar, cache, object) => (3, &[*nar, *cache, *object]),
+            Self::Chunks(chunk) => (4, &[*chunk]),
         };
-        [&[phase][..], &i64::to_le_bytes(nar), &i64::to_le_bytes(chunk)].concat()
+        let numbers = numbers.iter().flat_map(|number| number.to_le_bytes());
+        std::iter::once(phase).chain(numbers).collect()
     }
 
     fn decode(bytes: Option<&[u8]>) -> Result<Self> {
         let Some(bytes) = bytes else { return Ok(Self::Begin) };
-        let cursor: [u8; 17] = array("jobs", bytes)?;
-        let number = |from: usize| i64::from_le_bytes(cursor[from..from + 8].try_into().expect("8 bytes"));
-        match cursor[0] {
-            0 => Ok(Self::Begin),
-            1 => Ok(Self::Walk(number(1))),
-            2 => Ok(Self::Forget(number(1), number(9))),
-            _ => Err(corrupt("jobs", "a cursor past the end")),
+        let bad = || corrupt("jobs", "a cursor past the end");
+        let (phase, rest) = bytes.split_first().ok_or_else(bad)?;
+        let numbers: Vec<i64> = rest
+            .chunks(8)
+            .map(|number| Ok(i64::from_le_bytes(array("jobs", number)?)))
+            .collect::<Result<_>>()?;
+        match (phase, &numbers[..]) {
+            (0, _) => Ok(Self::Begin),
+            (1, [nar, _]) => Ok(Self::Walk(*nar)),
+            (2, [nar, chunk]) => Ok(Self::Forget(*nar, *chunk)),
+            (3, [nar, cache, object]) => Ok(Self::Tell(*nar, *cache, *object)),
+            (4, [chunk]) => Ok(Self::Chunks(*chunk)),
+            _ => Err(bad()),
         }
     }
 }
@@ -145,6 +169,10 @@ pub(crate) async fn spread_damage_step(
         Cursor::Begin => (Some(begin_pass(tx).await?), 0),
         Cursor::Walk(after) => walk(tx, after, limit.min(PAGE_NARS)).await?,
         Cursor::Forget(nar, chunk) => forget_healed(tx, nar, chunk, limit.min(PAGE_HEALED), at).await?,
+        Cursor::Tell(nar, cache, object) => {
+            tell(tx, nar, (cache, object), limit.min(outbox::NAR_PAGE), at).await?
+        }
+        Cursor::Chunks(after) => forget_chunks(tx, after, limit).await?,
     };
     match next {
         Some(cursor) => advance_job(tx, lease, &cursor.encode(), rows, at, ends_at).await?,
@@ -230,36 +258,67 @@ async fn forget_healed(
 ) -> Result<(Option<Cursor>, u64)> {
     let table = "damaged_nars";
     let page = tx.rows(PAGE_DAMAGE, &[Number(nar), Number(chunk), Number(limit.into())]).await?;
-    let Some(last) = page.last() else {
-        let forgotten = tx.run(FORGET_CHUNKS, &[Number(limit.into())]).await?;
-        // Chunks that were marked meanwhile opened no job of their own.
-        let next = match tx.rows(LEFT, &[]).await?.is_empty() {
-            true if forgotten < u64::from(limit) => None,
-            true => Some(Cursor::Forget(nar, chunk)),
-            false => Some(Cursor::Begin),
-        };
-        return Ok((next, forgotten));
-    };
-    let next = Cursor::Forget(last.column(0, table)?, last.column(1, table)?);
-    let mut healed = Records::default();
-    let mut nars = Vec::new();
+    let Some(last) = page.last() else { return Ok((Some(Cursor::Chunks(i64::MIN)), 0)) };
+    let mut next = Cursor::Forget(last.column(0, table)?, last.column(1, table)?);
+    let mut healed: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
     for row in &page {
         if row.column::<i64>(2, table)? == 0 {
-            let nar = row.column(0, table)?;
-            healed.row().number(nar).number(row.column(1, table)?);
-            nars.push(nar);
+            healed.entry(row.column(0, table)?).or_default().push(row.column(1, table)?);
         }
     }
-    if nars.is_empty() {
-        return Ok((Some(next), 0));
+    // One of the NARs may need another damaged chunk. A row too many harms nobody.
+    let (mut told, mut room) = (Records::default(), outbox::NAR_PAGE.min(limit));
+    let mut is_any_told = false;
+    for (nar, chunks) in healed {
+        let noted = outbox::note_page(tx, NarId(nar), (0, 0), room, at).await?;
+        if let Some((cache, object)) = noted.next {
+            next = Cursor::Tell(nar, cache, object);
+            break;
+        }
+        room -= noted.objects;
+        is_any_told = true;
+        for chunk in chunks {
+            told.row().number(nar).number(chunk);
+        }
     }
-    nars.dedup();
-    let forgotten = tx.run(FORGET_HEALED, &[Text(&healed.finish())]).await?;
-    // One of them may need another damaged chunk. A row too many harms nobody.
-    for nar in nars {
-        outbox::note_new_tag(tx, NarId(nar), at).await?;
-    }
+    let forgotten = if is_any_told { tx.run(FORGET_HEALED, &[Text(&told.finish())]).await? } else { 0 };
     Ok((Some(next), forgotten))
+}
+
+/// Tells followers of a page of the objects with a NAR. After the last page, the NAR's rows of
+/// damage go that made the job tell.
+async fn tell(
+    tx: &mut Transaction,
+    nar: i64,
+    after: (i64, i64),
+    limit: u32,
+    at: UnixSeconds,
+) -> Result<(Option<Cursor>, u64)> {
+    let noted = outbox::note_page(tx, NarId(nar), after, limit, at).await?;
+    Ok(match noted.next {
+        Some((cache, object)) => (Some(Cursor::Tell(nar, cache, object)), 0),
+        None => {
+            let forgotten = tx.run(FORGET_HEALED_OF_NAR, &[Number(nar)]).await?;
+            (Some(Cursor::Forget(nar, i64::MAX)), forgotten)
+        }
+    })
+}
+
+async fn forget_chunks(tx: &mut Transaction, after: i64, limit: u32) -> Result<(Option<Cursor>, u64)> {
+    let end = tx.one(CHUNKS_END, &[Number(after), Number(limit.into())]).await?;
+    if let Some(end) = end.column::<Option<i64>>(0, "damaged_chunks")? {
+        let forgotten = tx.run(FORGET_CHUNKS, &[Number(after), Number(end)]).await?;
+        return Ok((Some(Cursor::Chunks(end)), forgotten));
+    }
+    // What was marked or noted meanwhile opened no job of its own.
+    let next = if !tx.rows(LEFT, &[]).await?.is_empty() {
+        Some(Cursor::Begin)
+    } else if !tx.rows(TOLD_LEFT, &[Number(damage::TELL)]).await?.is_empty() {
+        Some(Cursor::Forget(0, 0))
+    } else {
+        None
+    };
+    Ok((next, 0))
 }
 
 #[cfg(test)]
@@ -268,11 +327,13 @@ mod tests {
 
     #[test]
     fn a_cursor_comes_back() {
-        for cursor in [Cursor::Begin, Cursor::Walk(7), Cursor::Forget(8, 9)] {
+        let later = [Cursor::Tell(1, 2, i64::MAX), Cursor::Chunks(i64::MIN)];
+        for cursor in [Cursor::Begin, Cursor::Walk(7), Cursor::Forget(8, 9)].into_iter().chain(later) {
             assert_eq!(Cursor::decode(Some(&cursor.encode())).unwrap(), cursor);
         }
         assert_eq!(Cursor::decode(None).unwrap(), Cursor::Begin);
         assert!(Cursor::decode(Some(&[])).is_err());
         assert!(Cursor::decode(Some(&[3; 17])).is_err());
+        assert!(Cursor::decode(Some(&[3; 20])).is_err());
     }
 }

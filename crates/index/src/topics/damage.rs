@@ -6,6 +6,9 @@
 //! sound and the NAR is not. So the push that stores a chunk again heals every NAR that needs the
 //! chunk, in one write.
 //!
+//! A row with the chunk [`TELL`] says that followers are still to be told of objects with the NAR,
+//! whose tag is new.
+//!
 //! Invariants
 //! - The transaction that marks a chunk leaves an open job
 //!   ([`JobKind::SpreadDamage`](crate::JobKind::SpreadDamage)), unless a job looked for the NARs of
@@ -73,7 +76,11 @@ const NOTE_NAR: Sql = Sql {
             CROSS JOIN unnest($2) AS k (chunk)
         ON CONFLICT (nar, chunk) DO NOTHING",
 };
-const FORGET_NAR: Sql = both!("DELETE FROM damaged_nars WHERE nar = $1");
+const FORGET_NAR: Sql = both!("DELETE FROM damaged_nars WHERE nar = $1 AND chunk >= 0");
+/// In the place of a chunk's number. The job takes it for a chunk that was healed.
+pub(crate) const TELL: i64 = -1;
+const TELL_LATER: Sql =
+    both!("INSERT INTO damaged_nars (nar, chunk) VALUES ($1, $2) ON CONFLICT (nar, chunk) DO NOTHING");
 const FORGET_LISTINGS: Sql = Sql {
     sqlite: "DELETE FROM listings WHERE nar IN (SELECT value FROM json_each($1))",
     postgres: "DELETE FROM listings WHERE nar = ANY ($1)",
@@ -152,6 +159,12 @@ pub(crate) async fn note_nar(tx: &mut Transaction, nar: NarId, chunks: &[u64]) -
 /// Forgets the damage of a NAR that was just stored again.
 pub(crate) async fn forget_nar(tx: &mut Transaction, nar: NarId) -> Result<()> {
     tx.run(FORGET_NAR, &[Number(nar.0)]).await.map(drop)
+}
+
+/// Has the job tell followers that all objects with a NAR changed.
+pub(crate) async fn tell_later(tx: &mut Transaction, nar: NarId, at: UnixSeconds) -> Result<()> {
+    tx.run(TELL_LATER, &[Number(nar.0), Number(TELL)]).await?;
+    work::open_job(tx, JobKind::SpreadDamage, None, None, at).await.map(drop)
 }
 
 /// Forgets listings that cannot be read.

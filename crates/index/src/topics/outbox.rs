@@ -16,6 +16,7 @@ use crate::rows::read_outbox;
 use crate::sql::Argument::{List, Number, OptionalBytes};
 use crate::sql::{Sql, Transaction, both};
 use crate::sql_index::SqlIndex;
+use crate::topics::damage;
 
 const INSERT: Sql = Sql {
     sqlite: "INSERT INTO outbox (cache, hash, at) VALUES ($1, $2, $3)",
@@ -33,16 +34,26 @@ const INSERT_MANY: Sql = Sql {
         FROM unnest($3::bytea[]) AS k (item) CROSS JOIN outbox_base AS b",
 };
 
+/// Objects of one NAR whose change one statement notes. Empty outputs of many builds are one NAR, so
+/// it may have as many objects as a cache has paths.
+pub(crate) const NAR_PAGE: u32 = 256;
+
+/// A page of the objects with a NAR.
+pub(crate) const OBJECTS_OF_NAR: Sql = both!(
+    "SELECT cache, id FROM objects WHERE nar = $1 AND (cache, id) > ($2, $3) ORDER BY cache, id LIMIT $4"
+);
 const INSERT_FOR_NAR: Sql = Sql {
     sqlite: "
         INSERT INTO outbox (cache, hash, at)
         SELECT o.cache, o.hash, $2 FROM objects AS o JOIN caches AS c ON c.id = o.cache
-        WHERE o.nar = $1 AND c.deleted_at IS NULL",
+        WHERE o.nar = $1 AND (o.cache, o.id) > ($3, $4) AND (o.cache, o.id) <= ($5, $6)
+            AND c.deleted_at IS NULL",
     postgres: "
         INSERT INTO outbox (transaction, cache, hash, at)
         SELECT b.base + pg_current_xact_id()::text::bigint, o.cache, o.hash, $2
         FROM objects AS o JOIN caches AS c ON c.id = o.cache CROSS JOIN outbox_base AS b
-        WHERE o.nar = $1 AND c.deleted_at IS NULL",
+        WHERE o.nar = $1 AND (o.cache, o.id) > ($3, $4) AND (o.cache, o.id) <= ($5, $6)
+            AND c.deleted_at IS NULL",
 };
 
 pub(crate) const AFTER: Sql = Sql {
@@ -132,9 +143,41 @@ pub(crate) async fn note_changes(
     tx.run(INSERT_MANY, &[Number(cache.0), Number(at), List(hashes)]).await.map(drop)
 }
 
-/// Notes that all objects with a NAR changed, in every cache: their narinfos name its new tag.
+/// Notes that all objects with a NAR changed, in every cache: their narinfos name its new tag. If
+/// they are more than a page, [`JobKind::SpreadDamage`](crate::JobKind::SpreadDamage) notes the
+/// others.
 pub(crate) async fn note_new_tag(tx: &mut Transaction, nar: NarId, at: UnixSeconds) -> Result<()> {
-    tx.run(INSERT_FOR_NAR, &[Number(nar.0), Number(at)]).await.map(drop)
+    match note_page(tx, nar, (0, 0), NAR_PAGE, at).await?.next {
+        Some(_) => damage::tell_later(tx, nar, at).await,
+        None => Ok(()),
+    }
+}
+
+/// A page of the objects with a NAR.
+pub(crate) struct NotedPage {
+    /// How many objects it had.
+    pub(crate) objects: u32,
+    /// After which (cache, object) the next page begins, if there may be one.
+    pub(crate) next: Option<(i64, i64)>,
+}
+
+/// Notes that a page of the objects with a NAR changed: at most `limit` after (cache, object).
+pub(crate) async fn note_page(
+    tx: &mut Transaction,
+    nar: NarId,
+    after: (i64, i64),
+    limit: u32,
+    at: UnixSeconds,
+) -> Result<NotedPage> {
+    let table = "objects";
+    let page = [Number(nar.0), Number(after.0), Number(after.1), Number(limit.into())];
+    let page = tx.rows(OBJECTS_OF_NAR, &page).await?;
+    let Some(last) = page.last() else { return Ok(NotedPage { objects: 0, next: None }) };
+    let last = (last.column(0, table)?, last.column(1, table)?);
+    let range = [Number(nar.0), Number(at), Number(after.0), Number(after.1), Number(last.0), Number(last.1)];
+    tx.run(INSERT_FOR_NAR, &range).await?;
+    let objects = u32::try_from(page.len()).unwrap_or(u32::MAX);
+    Ok(NotedPage { objects, next: (objects >= limit).then_some(last) })
 }
 
 #[async_trait]
