@@ -11,9 +11,9 @@
 //!   chunks before they were marked. Later commits see the mark. So the NARs that need the chunks
 //!   are all there before the pass reads the first recipe.
 //! - Chunks that are marked meanwhile belong to the next pass.
-//! - When no chunk is left, the job looks through `damaged_nars` for chunks that were healed, and
-//!   writes an outbox row for each object whose NAR is sound again, and for each whose NAR has a new
-//!   tag. A NAR with many objects takes several steps, and its rows of damage stay meanwhile.
+//! - When no chunk is left, the job looks through `damaged_nars` for chunks that were healed. It
+//!   writes an outbox row for each object whose NAR is sound again, and for each whose NAR has a
+//!   new tag. A NAR with many objects takes several steps, and its rows of damage stay meanwhile.
 //! - Then it forgets the chunks that are sound, in pages too.
 //!
 //! Invariants

@@ -34,8 +34,8 @@ const INSERT_MANY: Sql = Sql {
         FROM unnest($3::bytea[]) AS k (item) CROSS JOIN outbox_base AS b",
 };
 
-/// Objects of one NAR whose change one statement notes. Empty outputs of many builds are one NAR, so
-/// it may have as many objects as a cache has paths.
+/// Objects of one NAR whose change one statement notes. Empty outputs of many builds are one NAR,
+/// so it may have as many objects as a cache has paths.
 pub(crate) const NAR_PAGE: u32 = 256;
 
 /// A page of the objects with a NAR.
