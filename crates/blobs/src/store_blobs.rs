@@ -125,7 +125,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn memory_meets_the_contract_with_and_without_a_policy() {
         crate::conformance::run(&StoreBlobs::in_memory()).await;
-        let policy = CallPolicy { retries: RetryPolicy::default(), requests_max: Some(3) };
+        let policy = CallPolicy { retries: RetryPolicy::default(), requests_max: Some(3), turn_wait: None };
         crate::conformance::run(&StoreBlobs::new(Store::in_memory().with_policy(&policy))).await;
     }
 }

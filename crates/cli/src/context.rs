@@ -64,11 +64,25 @@ impl Context {
         Ok(Self::client_settings()?.resolve_server(name, &process_variables)?)
     }
 
+    /// The address of the server that [`Context::server`] finds. Reads no token: a build must not
+    /// wait for one.
+    fn endpoint_of(&self, name: Option<&ServerName>) -> Result<Endpoint> {
+        if let Some(endpoint) = &self.endpoint {
+            return Ok(endpoint.clone());
+        }
+        if name.is_none()
+            && let Some(server) = Self::server_of_environment()?
+        {
+            return Ok(server.endpoint);
+        }
+        Ok(Self::client_settings()?.endpoint_of(name)?)
+    }
+
     /// Caches with the addresses that they have now, for the queue. A mistyped server is found now,
     /// and not with the first build.
     pub(crate) fn queued_caches(&self, caches: &[CacheRef]) -> Result<Vec<QueuedCache>> {
         let queued = |cache: &CacheRef| {
-            let endpoint = self.server(cache.server.as_ref())?.endpoint;
+            let endpoint = self.endpoint_of(cache.server.as_ref())?;
             Ok(QueuedCache { cache: cache.clone(), endpoint: Some(endpoint) })
         };
         caches.iter().map(queued).collect()

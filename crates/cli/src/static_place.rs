@@ -113,7 +113,8 @@ fn bucket(kind: RemoteKind, rest: &str) -> std::result::Result<RemoteSettings, S
 
 /// Opens a bucket with the credentials of the environment.
 fn open_bucket(settings: &RemoteSettings) -> Result<Store> {
-    let policy = CallPolicy { retries: RetryPolicy::default(), requests_max: Some(REQUESTS_MAX) };
+    let policy =
+        CallPolicy { retries: RetryPolicy::default(), requests_max: Some(REQUESTS_MAX), turn_wait: None };
     Ok(Store::open(settings, &policy)?)
 }
 

@@ -392,15 +392,19 @@ impl LoadedSettings {
         let is_there =
             |server: &ServerSettings| server.endpoint.parse().is_ok_and(|at: Endpoint| at == *endpoint);
         let own = |name: &str| if name == GENERAL_TOKEN_VARIABLE { None } else { variables(name) };
-        let mut found = None;
+        let (mut found, mut failed) = (None, None);
         for (name, _) in self.settings.servers.iter().filter(|(_, server)| is_there(server)) {
-            let server = self.resolve_server(Some(name), &own)?;
-            if server.token.is_some() {
-                return Ok(Some(server));
+            match self.resolve_server(Some(name), &own) {
+                Ok(server) if server.token.is_some() => return Ok(Some(server)),
+                Ok(server) => drop(found.get_or_insert(server)),
+                // Another login may be for the same address.
+                Err(error) => failed = Some(error),
             }
-            found.get_or_insert(server);
         }
-        Ok(found)
+        match (found, failed) {
+            (None, Some(error)) => Err(error),
+            (found, _) => Ok(found),
+        }
     }
 
     fn find_server<'a>(

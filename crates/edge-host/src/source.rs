@@ -69,7 +69,7 @@ impl Source {
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, SourceError> {
         let retries = RetryPolicy { time_max: RETRY_TIME, ..RetryPolicy::default() };
-        let policy = CallPolicy { retries, requests_max: None };
+        let policy = CallPolicy { retries, requests_max: None, turn_wait: None };
         Ok(Self(Store::open_address(url, variables, &policy)?))
     }
 

@@ -286,13 +286,19 @@ impl JournalWriter {
         Self { out, block: Vec::new(), blocks: 0, records: 0 }
     }
 
-    /// Adds a record. A record that makes a block too large to be read is refused, and the file
-    /// stays as it was.
+    /// Adds a record. A record that is too large for a block is refused, and the file holds what it
+    /// held.
     pub fn push(&mut self, record: &JournalRecord) -> Result<()> {
         let before = self.block.len();
         put_record(&mut self.block, record);
+        if self.block.len() > BLOCK_BYTES_MAX && before > 0 {
+            // It may fit into a block of its own.
+            let record = self.block.split_off(before);
+            self.end_block()?;
+            self.block = record;
+        }
         if self.block.len() > BLOCK_BYTES_MAX {
-            self.block.truncate(before);
+            self.block.clear();
             return Err(Error::Journal {
                 source: Malformed::OutOfBounds { what: "the bytes of a journal record" },
             });

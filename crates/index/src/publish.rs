@@ -472,4 +472,18 @@ impl PublishIndex for SqlIndex {
         })
         .await
     }
+
+    async fn note_other_headers(
+        &self,
+        lease: &Lease,
+        cache: CacheId,
+        nars: &[(NarHash, EncodingTag)],
+        at: UnixSeconds,
+        scan: CacheScan,
+    ) -> Result<()> {
+        self.write("note what gets other headers", async |mut tx| {
+            work::note_other_headers(&mut tx, lease, cache, nars, at, &scan).await
+        })
+        .await
+    }
 }

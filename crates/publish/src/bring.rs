@@ -285,10 +285,11 @@ impl Run<'_> {
         counts: &mut Counts,
     ) -> Result<(HashMap<NarKey, PublishedNar>, bool)> {
         let hashes: Vec<NarHash> = wanted.iter().map(|wanted| wanted.nar.0).collect();
-        let mut there: HashMap<NarKey, PublishedNar> = self
-            .state()
-            .find_published_nars(self.target(), cache.id, &hashes)
-            .await?
+        let rows = self.state().find_published_nars(self.target(), cache.id, &hashes).await?;
+        // A file that was written once, and is to be sent again, was found missing or damaged.
+        let was_written = |nar: &&PublishedNar| nar.file_hash.is_some() || nar.etag.is_some();
+        let written_once: HashSet<NarKey> = rows.iter().filter(was_written).map(|nar| nar.nar).collect();
+        let mut there: HashMap<NarKey, PublishedNar> = rows
             .into_iter()
             .filter(|nar| nar.uploaded && nar.file_hash.is_some())
             .map(|nar| (nar.nar, nar))
@@ -315,6 +316,7 @@ impl Run<'_> {
                 has_begun = true;
                 let key = EdgeKey::Nar(name.clone(), nar_file(nar.published()));
                 let place = FilePlace::in_target(&key, cache.is_public);
+                let adopts = adopts && !written_once.contains(&nar.published());
                 requests.begin(async move {
                     publisher.sender.send_nar(&publisher.engine, store, cache, &place, nar, adopts).await
                 });

@@ -218,10 +218,11 @@ impl Run<'_> {
         }
         let needed: HashSet<DocumentName> = needed.into_iter().map(|(_, document)| document).collect();
         let deletions = last.iter().filter(|(_, document)| !needed.contains(document));
-        let deletions = deletions.map(|(_, document)| async move {
-            let key = EdgeKey::Document(name.clone(), document.clone());
-            Ok(self.store().delete(&key.to_string()).await?)
-        });
+        // A row may be of a name that the store never took: a target can move to a folder.
+        let deletions = deletions
+            .map(|(_, document)| EdgeKey::Document(name.clone(), document.clone()).to_string())
+            .filter(|key| self.store().takes_name(key))
+            .map(|key| async move { Ok(self.store().delete(&key).await?) });
         self.in_flight.all(deletions).await?;
         Ok(self.state().forget_published_documents(&self.lease(), cache, &last).await?)
     }

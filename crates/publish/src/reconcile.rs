@@ -313,6 +313,24 @@ impl Run<'_> {
     ) -> Result<Vec<StorePathHash>> {
         let hashes: Vec<StorePathHash> = page.iter().map(|(hash, _)| *hash).collect();
         let of_lab = self.state().find_objects(cache.id, &hashes).await?;
+        // They are written again. A removal that comes before must find them.
+        let settings = &self.publisher.settings;
+        let written_again: Vec<PublishIntent> = of_lab
+            .iter()
+            .map(|found| {
+                let (hash, nar) = (found.object.path.hash(), &found.nar);
+                let references = found.object.references.iter().map(StorePath::hash);
+                PublishIntent {
+                    hash,
+                    nar: (nar.hash, settings.published_tag(nar.tag)),
+                    file_size: nar.file_size,
+                    references: references.filter(|other| *other != hash).collect(),
+                }
+            })
+            .collect();
+        if !written_again.is_empty() {
+            self.state().begin_publishing(&self.lease(), cache.id, &written_again).await?;
+        }
         let of_lab: HashSet<StorePathHash> = of_lab.iter().map(|found| found.object.path.hash()).collect();
         let reads = page.iter().filter(|(hash, _)| !of_lab.contains(hash)).map(|(hash, entry)| async move {
             let key = EdgeKey::Narinfo(name.clone(), *hash);

@@ -408,10 +408,18 @@ impl Run<'_> {
         row: &mut PublishedCache,
     ) -> Result<bool> {
         let Ok(before) = CacheState::parse(&row.document) else { return Ok(true) };
-        if before.public == cache.is_public || self.store().is_folder() {
+        // Between the first step and the last, the row says that nobody knows which rules are in
+        // force: an earlier run may have ended there, and the cache may have changed again.
+        let is_settled = !before.store_dir.is_empty();
+        if self.store().is_folder() || is_settled && before.public == cache.is_public {
             return Ok(true);
         }
-        // The row says it at last, so after a crash all of this is repeated.
+        if is_settled {
+            // As exposed as it may be.
+            let unsettled = CacheState { public: true, store_dir: String::new(), ..before.clone() };
+            row.document = unsettled.to_json();
+            self.state().write_published_cache(&self.lease(), row, self.now()).await?;
+        }
         documents::write_access_rules(self, cache, name, &before).await?;
         let scan = row.scan.get_or_insert(CacheScan::Objects(None)).clone();
         let mut after = None;
@@ -422,10 +430,9 @@ impl Run<'_> {
                 .await?;
             let Some(last) = nars.last() else { return Ok(true) };
             after = Some(last.nar);
-            let named: Vec<_> =
-                nars.iter().filter(|nar| nar.delete_after.is_none()).map(|nar| nar.nar).collect();
+            let all: Vec<_> = nars.iter().map(|nar| nar.nar).collect();
             let (lease, now) = (self.lease(), self.now());
-            self.state().note_drift(&lease, cache.id, &[], &named, now, scan.clone()).await?;
+            self.state().note_other_headers(&lease, cache.id, &all, now, scan.clone()).await?;
             if self.publisher.is_stopping() {
                 return Ok(false);
             }

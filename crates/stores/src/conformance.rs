@@ -261,7 +261,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn memory_meets_the_contract_with_and_without_a_policy() {
         run(&Store::in_memory()).await;
-        let policy = CallPolicy { retries: RetryPolicy::default(), requests_max: Some(3) };
+        let policy = CallPolicy { retries: RetryPolicy::default(), requests_max: Some(3), turn_wait: None };
         run(&Store::in_memory().with_policy(&policy).in_parts_of(1024 * 1024)).await;
     }
 

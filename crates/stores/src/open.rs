@@ -122,7 +122,7 @@ impl Store {
         Ok(Self::new(
             Parts {
                 store: connect(no_retries())?,
-                resuming: connect(retries_of_library(policy))?,
+                resuming: connect(retries_of_library(policy, settings.request_timeout))?,
                 anonymous,
                 medium: Medium::Bucket,
                 prefix: Path::from(settings.prefix.trim_matches('/')),
@@ -168,7 +168,7 @@ impl Store {
         Ok(Self::new(
             Parts {
                 store: connect(no_retries())?,
-                resuming: connect(retries_of_library(policy))?,
+                resuming: connect(retries_of_library(policy, Duration::ZERO))?,
                 anonymous: None,
                 medium: Medium::Bucket,
                 prefix,
@@ -237,13 +237,15 @@ fn no_retries() -> RetryConfig {
 }
 
 /// Parts of an upload and bodies that are streamed keep their place while they are tried again,
-/// which only the library can do.
-fn retries_of_library(policy: &CallPolicy) -> RetryConfig {
+/// which only the library can do. The tries of a part that all run into their time-out halve the
+/// limit each time, so there is time for some.
+fn retries_of_library(policy: &CallPolicy, request_timeout: Duration) -> RetryConfig {
     let policy = &policy.retries;
+    let some_tries = if policy.time_max.is_zero() { Duration::ZERO } else { 4 * request_timeout };
     RetryConfig {
         backoff: BackoffConfig { init_backoff: policy.first_pause, max_backoff: policy.pause_max, base: 2.0 },
         max_retries: policy.tries_max.saturating_sub(1) as usize,
-        retry_timeout: policy.time_max,
+        retry_timeout: policy.time_max.max(some_tries),
     }
 }
 

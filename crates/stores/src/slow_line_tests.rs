@@ -106,7 +106,7 @@ async fn a_slow_line_gets_fewer_parts_at_once_until_they_come_in_time() {
         first_pause: Duration::from_millis(10),
         pause_max: Duration::from_millis(20),
     };
-    let policy = CallPolicy { retries, requests_max: Some(8) };
+    let policy = CallPolicy { retries, requests_max: Some(8), turn_wait: None };
     let store = Store::open(&settings, &policy).unwrap().in_parts_of(PART_BYTES as u64);
     let uploads = (0..8).map(|number| {
         let store = &store;

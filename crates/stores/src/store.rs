@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use std::time::UNIX_EPOCH;
 
 use bytes::{Bytes, BytesMut};
@@ -51,14 +52,17 @@ pub struct CallPolicy {
     /// How often and how long a call is repeated.
     pub retries: RetryPolicy,
     /// Upper bound of the calls that run at once. The number adapts to the load that the store
-    /// bears. `None`: no limit. A call waits for its turn no longer than [`RetryPolicy::time_max`].
+    /// bears. `None`: no limit.
     pub requests_max: Option<usize>,
+    /// Longest wait for a turn. `None`: as long as a call is repeated. A program that sends large
+    /// files over a slow line waits for all that were there first.
+    pub turn_wait: Option<Duration>,
 }
 
 impl CallPolicy {
     /// Tries everything once and at once.
     pub fn once() -> Self {
-        Self { retries: RetryPolicy::once(), requests_max: None }
+        Self { retries: RetryPolicy::once(), requests_max: None, turn_wait: None }
     }
 }
 
@@ -140,9 +144,13 @@ impl fmt::Debug for Store {
 
 impl Store {
     pub(crate) fn new(parts: Parts, policy: &CallPolicy, counters: Arc<Counters>) -> Self {
-        let limit = policy
-            .requests_max
-            .map(|max| Arc::new(Limit::new(max, policy.retries.time_max, Arc::clone(&counters))));
+        let limit = policy.requests_max.map(|max| {
+            Arc::new(Limit::new(
+                max,
+                policy.turn_wait.unwrap_or(policy.retries.time_max),
+                Arc::clone(&counters),
+            ))
+        });
         Self {
             parts: Arc::new(parts),
             retries: Retries::new(policy.retries.clone(), Arc::clone(&counters)),

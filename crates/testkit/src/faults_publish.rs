@@ -217,6 +217,7 @@ publish_calls! {
         fn note_found_nars(lease: &Lease, cache: CacheId, nars: &[(Nar, u64)], delete_after: UnixSeconds) -> ();
         fn begin_deleting_nars(lease: &Lease, cache: CacheId, nars: &[Nar]) -> ();
         fn forget_nars(lease: &Lease, cache: CacheId, nars: &[Nar]) -> ();
+        fn note_other_headers(lease: &Lease, cache: CacheId, nars: &[Nar], at: UnixSeconds, scan: CacheScan) -> ();
         fn note_drift(lease: &Lease, cache: CacheId, objects: &[StorePathHash], nars: &[Nar], at: UnixSeconds, scan: CacheScan) -> ();
     }
 }

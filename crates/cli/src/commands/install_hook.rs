@@ -262,7 +262,11 @@ fn store_dir() -> Result<PathBuf> {
 fn warn_of_variable(caches: &[QueuedCache], context: &Context) -> Result<()> {
     let settings = Context::client_settings()?;
     for endpoint in caches.iter().filter_map(|cache| cache.endpoint.as_ref()) {
-        if settings.server_at(endpoint, &process_variables)?.is_none() {
+        let found = settings.server_at(endpoint, &process_variables);
+        if let Err(error) = &found {
+            context.printer.warn(&dormer_nix::with_causes(error));
+        }
+        if !found.is_ok_and(|server| server.is_some()) {
             context
                 .printer
                 .warn(&format!("the service has no {ENDPOINT_VARIABLE}, and no login for {endpoint}"));

@@ -292,7 +292,10 @@ fn open_location(target: &EdgeTarget) -> Result<Store> {
         EdgePlace::Bucket(store, retries) => {
             // Fewer when the line or the store does not bear as many.
             let requests_max = Some(target.target.concurrency);
-            Store::open(store, &CallPolicy { retries: retries.clone(), requests_max })?
+            // All turns before this one may be used up by requests that end by their time-out.
+            let requests = u32::try_from(target.target.concurrency).unwrap_or(u32::MAX);
+            let turn_wait = Some(store.request_timeout.saturating_mul(requests));
+            Store::open(store, &CallPolicy { retries: retries.clone(), requests_max, turn_wait })?
         }
     })
 }

@@ -32,7 +32,11 @@ pub(super) async fn open_store(
         own.prove(&StoreClaims::new(files.clone()), &path.display().to_string(), index).await?;
         return Ok(OpenStore { blobs: Arc::new(store), files });
     };
-    let policy = CallPolicy { retries: remote.retries.clone(), requests_max: Some(remote.requests_max) };
+    let policy = CallPolicy {
+        retries: remote.retries.clone(),
+        requests_max: Some(remote.requests_max),
+        turn_wait: None,
+    };
     let blobs = StoreBlobs::open(&remote.store, &policy)?;
     let files = blobs.store().clone();
     let mut answers = true;
@@ -93,7 +97,11 @@ pub(super) fn open_unproven_store(settings: &Settings) -> Result<Store> {
     let Some(remote) = &settings.remote_storage else {
         return Ok(Store::existing_folder(&settings.storage_path)?);
     };
-    let policy = CallPolicy { retries: remote.retries.clone(), requests_max: Some(remote.requests_max) };
+    let policy = CallPolicy {
+        retries: remote.retries.clone(),
+        requests_max: Some(remote.requests_max),
+        turn_wait: None,
+    };
     Ok(Store::open(&remote.store, &policy)?)
 }
 

@@ -119,7 +119,7 @@ pub struct DrainerOptions {
 
 impl Default for DrainerOptions {
     /// A cache is tried after 5 s, and then up to every 10 minutes, or as late as its server asks
-    /// for, up to a day. An entry is tried 8 times in about an hour.
+    /// for, up to an hour. An entry is tried 8 times in about an hour.
     fn default() -> Self {
         Self {
             cache_retry: RetryPolicy {
@@ -127,7 +127,7 @@ impl Default for DrainerOptions {
                 wait_first: Duration::from_secs(5),
                 wait_first_busy: Duration::from_secs(5),
                 wait_max: Duration::from_mins(10),
-                retry_after_max: Duration::from_hours(24),
+                retry_after_max: Duration::from_hours(1),
             },
             entry_retry: RetryPolicy {
                 tries_max: 8,
@@ -509,6 +509,7 @@ impl Drainer {
     fn end_batch(&mut self, ended: BatchEnd) -> Result<()> {
         let BatchEnd { cache, batch, roots, stopped } = ended;
         let mut reason = stopped.as_ref().map(|error| dormer_nix::with_causes(error));
+        let mut is_any_settled = false;
         for (id, paths) in batch {
             let ends: Vec<(&StorePath, Option<&RootEnd>)> =
                 paths.iter().map(|path| (path, roots.get(path))).collect();
@@ -532,10 +533,16 @@ impl Drainer {
             } else {
                 let left = self.spool.settle(&id, &cache)?;
                 self.remember(&id, left);
+                is_any_settled = true;
             }
         }
         let state = self.caches.entry(cache.clone()).or_default();
         state.is_busy = false;
+        if is_any_settled {
+            // The server works: one path that it always fails must not slow the others more and
+            // more.
+            state.waiting.failures = 0;
+        }
         let Some(reason) = reason else {
             *state = CacheState::default();
             return Ok(());

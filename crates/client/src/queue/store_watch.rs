@@ -159,7 +159,10 @@ impl StoreWatch {
     /// Also queues what appeared since the last watcher for these caches ended, at most a day ago,
     /// and lets the next one begin where this one ends.
     pub fn catch_up(&mut self, now: SystemTime) -> Result<()> {
-        let marked = fs::metadata(self.mark_path()).and_then(|file| file.modified());
+        let marked_at = |path: PathBuf| fs::metadata(path).and_then(|file| file.modified());
+        // Of a watcher of before, whose caches had no addresses in the name of its mark.
+        let without_addresses = || marked_at(self.spool.folder().join(mark_name_of(&self.cache_names())));
+        let marked = marked_at(self.mark_path()).or_else(|_| without_addresses());
         if let Ok(marked) = marked {
             self.queued_until = marked.max(now - CATCH_UP_MAX).min(now);
             self.add_since(self.queued_until)?;
@@ -291,6 +294,10 @@ impl StoreWatch {
         }
     }
 
+    fn cache_names(&self) -> BTreeSet<String> {
+        self.caches.iter().map(|cache| cache.cache.to_string()).collect()
+    }
+
     fn mark_path(&self) -> PathBuf {
         self.spool.folder().join(mark_name(&self.caches))
     }
@@ -313,8 +320,11 @@ impl StoreWatch {
 
 /// The name of the mark for a set of caches.
 fn mark_name(caches: &[QueuedCache]) -> String {
-    let names: BTreeSet<String> = caches.iter().map(ToString::to_string).collect();
-    let names: Vec<String> = names.into_iter().collect();
+    mark_name_of(&caches.iter().map(ToString::to_string).collect())
+}
+
+fn mark_name_of(names: &BTreeSet<String>) -> String {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let digest = NarHash::digest(names.join(" ").as_bytes()).to_hex();
     format!("watched-{}", &digest[..16])
 }

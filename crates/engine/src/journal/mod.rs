@@ -768,7 +768,17 @@ impl Turn<'_> {
         };
         let fills = Recipe { runs: Vec::new(), ..nar.recipe };
         let recipe = NarManifest { chunks, fills };
-        file.push(&JournalRecord::Nar(JournalNar { hash: nar.hash, size: nar.size, recipe, listing }))
+        let record = JournalRecord::Nar(JournalNar { hash: nar.hash, size: nar.size, recipe, listing });
+        match file.push(&record) {
+            // Two million chunks and more: 64 GiB if all of them are as small as chunks get. All
+            // other paths must not wait for this one for ever.
+            Err(crate::Error::Encode(error @ dormer_format::Error::Journal { .. })) => {
+                let error = with_causes(&error);
+                tracing::error!(nar.hash = %nar.hash, error, "a NAR with too many chunks is not in the journal");
+                Ok(())
+            }
+            pushed => pushed,
+        }
     }
 
     async fn chunk_ids(&self, runs: &[ChunkRun]) -> Result<Vec<ChunkId>> {

@@ -92,11 +92,6 @@ const FORGET_HEALED: Sql = records!(
     1 { nar: number 0, chunk: number 1 }, "AS k)
      AND NOT EXISTS (SELECT 1 FROM chunks AS c WHERE c.number = damaged_nars.chunk AND c.damaged_at IS NOT NULL)"
 );
-/// The same of one NAR.
-const FORGET_HEALED_OF_NAR: Sql = both!(
-    "DELETE FROM damaged_nars WHERE nar = $1
-     AND NOT EXISTS (SELECT 1 FROM chunks AS c WHERE c.number = damaged_nars.chunk AND c.damaged_at IS NOT NULL)"
-);
 /// The end of a page of damaged chunks.
 const CHUNKS_END: Sql = both!(
     "SELECT max(d.chunk) FROM (SELECT chunk FROM damaged_chunks WHERE chunk > $1 ORDER BY chunk LIMIT $2) AS d"
@@ -266,27 +261,30 @@ async fn forget_healed(
             healed.entry(row.column(0, table)?).or_default().push(row.column(1, table)?);
         }
     }
+    if healed.is_empty() {
+        return Ok((Some(next), 0));
+    }
     // One of the NARs may need another damaged chunk. A row too many harms nobody.
     let (mut told, mut room) = (Records::default(), outbox::NAR_PAGE.min(limit));
-    let mut is_any_told = false;
     for (nar, chunks) in healed {
+        // The cursor stands for the rows of a NAR that is told of in pages. A row that comes
+        // meanwhile begins anew with the first page.
+        for chunk in chunks {
+            told.row().number(nar).number(chunk);
+        }
         let noted = outbox::note_page(tx, NarId(nar), (0, 0), room, at).await?;
         if let Some((cache, object)) = noted.next {
             next = Cursor::Tell(nar, cache, object);
             break;
         }
         room -= noted.objects;
-        is_any_told = true;
-        for chunk in chunks {
-            told.row().number(nar).number(chunk);
-        }
     }
-    let forgotten = if is_any_told { tx.run(FORGET_HEALED, &[Text(&told.finish())]).await? } else { 0 };
+    let forgotten = tx.run(FORGET_HEALED, &[Text(&told.finish())]).await?;
     Ok((Some(next), forgotten))
 }
 
-/// Tells followers of a page of the objects with a NAR. After the last page, the NAR's rows of
-/// damage go that made the job tell.
+/// Tells followers of a page of the objects with a NAR. After the last page, the job looks for rows
+/// of the NAR that came meanwhile.
 async fn tell(
     tx: &mut Transaction,
     nar: i64,
@@ -297,10 +295,7 @@ async fn tell(
     let noted = outbox::note_page(tx, NarId(nar), after, limit, at).await?;
     Ok(match noted.next {
         Some((cache, object)) => (Some(Cursor::Tell(nar, cache, object)), 0),
-        None => {
-            let forgotten = tx.run(FORGET_HEALED_OF_NAR, &[Number(nar)]).await?;
-            (Some(Cursor::Forget(nar, i64::MAX)), forgotten)
-        }
+        None => (Some(Cursor::Forget(nar, i64::MIN)), 0),
     })
 }
 

@@ -707,4 +707,15 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         at: UnixSeconds,
         scan: CacheScan,
     ) -> Result<()>;
+    /// Writes down that NAR files, and the narinfos that name them, are to be written again with
+    /// other headers. Unlike after [`note_drift`](PublishIndex::note_drift), they are there, and
+    /// what names them stays published.
+    async fn note_other_headers(
+        &self,
+        lease: &Lease,
+        cache: CacheId,
+        nars: &[(NarHash, EncodingTag)],
+        at: UnixSeconds,
+        scan: CacheScan,
+    ) -> Result<()>;
 }

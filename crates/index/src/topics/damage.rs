@@ -14,7 +14,8 @@
 //!   ([`JobKind::SpreadDamage`](crate::JobKind::SpreadDamage)), unless a job looked for the NARs of
 //!   this chunk already.
 //! - Locks are taken in the order job, packs, chunks, NARs: a healing upload locks chunks before
-//!   NARs too.
+//!   NARs too. A commit that leaves the rest of a NAR's objects to the job opens the job last. If a
+//!   step is in the way, one of the two is repeated.
 
 use crate::Result;
 use crate::changes::Change;
@@ -79,8 +80,12 @@ const NOTE_NAR: Sql = Sql {
 const FORGET_NAR: Sql = both!("DELETE FROM damaged_nars WHERE nar = $1 AND chunk >= 0");
 /// In the place of a chunk's number. The job takes it for a chunk that was healed.
 pub(crate) const TELL: i64 = -1;
-const TELL_LATER: Sql =
-    both!("INSERT INTO damaged_nars (nar, chunk) VALUES ($1, $2) ON CONFLICT (nar, chunk) DO NOTHING");
+// The update takes the row's lock: a step that forgets the row at this moment does so before this
+// transaction looks, or tells of the NAR after this transaction ended.
+const TELL_LATER: Sql = both!(
+    "INSERT INTO damaged_nars (nar, chunk) VALUES ($1, $2)
+     ON CONFLICT (nar, chunk) DO UPDATE SET chunk = excluded.chunk"
+);
 const FORGET_LISTINGS: Sql = Sql {
     sqlite: "DELETE FROM listings WHERE nar IN (SELECT value FROM json_each($1))",
     postgres: "DELETE FROM listings WHERE nar = ANY ($1)",

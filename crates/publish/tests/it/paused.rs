@@ -46,7 +46,11 @@ async fn writes_nothing_after_a_pause(at: u64) -> u64 {
         }),
     );
     let retries = RetryPolicy { first_pause: Duration::from_millis(1), ..RetryPolicy::default() };
-    let store = lab.target.freezing(&freeze).with_policy(&CallPolicy { retries, requests_max: None });
+    let store = lab.target.freezing(&freeze).with_policy(&CallPolicy {
+        retries,
+        requests_max: None,
+        turn_wait: None,
+    });
     let index = Arc::clone(&lab.index) as Arc<dyn PublishIndex>;
     let outcome = lab.publisher_with(index, store, paused).run(Mode::Follow).await;
     let is_frozen = freeze.writes() > at;

@@ -152,7 +152,8 @@ async fn a_request_that_used_up_all_the_time_is_tried_once_more() {
     let (proxy, mut own) = behind_a_proxy();
     own.request_timeout = Duration::from_secs(1);
     let retries = RetryPolicy { time_max: Duration::from_millis(100), ..RetryPolicy::default() };
-    let retrying = StoreBlobs::open(&own, &CallPolicy { retries, requests_max: None }).unwrap();
+    let retrying =
+        StoreBlobs::open(&own, &CallPolicy { retries, requests_max: None, turn_wait: None }).unwrap();
     let key = fresh_key();
     retrying.put(&key, &[pattern(1_000)]).await.unwrap();
     let hung = AtomicBool::new(false);

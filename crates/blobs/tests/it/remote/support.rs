@@ -43,7 +43,7 @@ pub(crate) fn settings(access: &S3Access, bucket: &str) -> RemoteSettings {
 
 /// A store as the server has it, and the same store without retries and limit. Both count together.
 pub(crate) fn reliable(settings: &RemoteSettings) -> (Arc<dyn Blobs>, StoreBlobs) {
-    let policy = CallPolicy { retries: RetryPolicy::default(), requests_max: Some(64) };
+    let policy = CallPolicy { retries: RetryPolicy::default(), requests_max: Some(64), turn_wait: None };
     let store = StoreBlobs::open(settings, &policy).unwrap();
     let bare = StoreBlobs::new(store.store().bare());
     (Arc::new(store), bare)

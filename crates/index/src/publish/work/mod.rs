@@ -37,8 +37,8 @@ pub(crate) use self::pending::{
     settle_pending,
 };
 pub(crate) use self::removing::{
-    begin_deleting_nars, begin_removing, end_graces, finish_removing, forget_nars, note_drift, removable,
-    take_referrers,
+    begin_deleting_nars, begin_removing, end_graces, finish_removing, forget_nars, note_drift,
+    note_other_headers, removable, take_referrers,
 };
 pub(crate) use self::targets::{
     acquire_lease, clear_missed_changes, list_followers, list_targets, move_target, open_target,

@@ -86,6 +86,7 @@ pub(crate) const LOOK_UPS: &[Named] = &[
     named!(removing::DRIFTED_OBJECTS),
     named!(removing::NOTE_NAMING),
     named!(removing::DRIFTED_NAMING),
+    named!(removing::OUTDATED_NAMING),
     named!(writing::BEGIN_OBJECTS),
     named!(writing::BEGIN_NARS),
     named!(writing::NOTE_FOUND_NARS),

@@ -156,6 +156,12 @@ pub(super) const DRIFTED_NAMING: Sql = records!(
      WHERE publish_objects.target = k.target AND publish_objects.cache = k.cache AND publish_objects.nar = k.nar
          AND publish_objects.tag = k.tag AND publish_objects.state = 1"
 );
+// The row stays published: the files are there, and wait for others.
+pub(super) const OUTDATED_NAMING: Sql = records!(
+    "UPDATE publish_objects SET digest = $4 FROM", keyed 3 { nar: bytes 0, tag: bytes 1 }, "AS k
+     WHERE publish_objects.target = k.target AND publish_objects.cache = k.cache AND publish_objects.nar = k.nar
+         AND publish_objects.tag = k.tag AND publish_objects.state = 1"
+);
 
 pub(crate) async fn begin_removing(
     tx: &mut Transaction,
@@ -329,6 +335,37 @@ pub(crate) async fn forget_nars(
     tx.run(FORGET_NARS, &[Number(lease.target.0), Number(cache.0), Text(&nars)]).await.map(drop)
 }
 
+pub(crate) async fn note_other_headers(
+    tx: &mut Transaction,
+    lease: &Lease,
+    cache: CacheId,
+    nars: &[(NarHash, EncodingTag)],
+    at: UnixSeconds,
+    scan: &CacheScan,
+) -> Result<()> {
+    hold_lease(tx, lease).await?;
+    note_nars(tx, lease, cache, nars, OUTDATED_NAMING, at).await?;
+    move_scan(tx, lease, cache, Some(scan), nars.len() as u64, Some(at)).await
+}
+
+/// Notes NAR files to be written again, and what names them, by a statement for the narinfos.
+async fn note_nars(
+    tx: &mut Transaction,
+    lease: &Lease,
+    cache: CacheId,
+    nars: &[(NarHash, EncodingTag)],
+    of_narinfos: Sql,
+    at: UnixSeconds,
+) -> Result<()> {
+    if nars.is_empty() {
+        return Ok(());
+    }
+    let (target, cache, nars) = (Number(lease.target.0), Number(cache.0), nar_records(nars));
+    tx.run(BEGIN_DELETING, &[target, cache, Text(&nars)]).await?;
+    tx.run(NOTE_NAMING, &[target, cache, Text(&nars), Number(at)]).await?;
+    tx.run(of_narinfos, &[target, cache, Text(&nars), Bytes(&[])]).await.map(drop)
+}
+
 pub(crate) async fn note_drift(
     tx: &mut Transaction,
     lease: &Lease,
@@ -341,12 +378,7 @@ pub(crate) async fn note_drift(
     hold_lease(tx, lease).await?;
     let (id, nar_count) = (cache, nars.len());
     let (target, cache) = (Number(lease.target.0), Number(cache.0));
-    if !nars.is_empty() {
-        let nars = nar_records(nars);
-        tx.run(BEGIN_DELETING, &[target, cache, Text(&nars)]).await?;
-        tx.run(NOTE_NAMING, &[target, cache, Text(&nars), Number(at)]).await?;
-        tx.run(DRIFTED_NAMING, &[target, cache, Text(&nars), Bytes(&[])]).await?;
-    }
+    note_nars(tx, lease, id, nars, DRIFTED_NAMING, at).await?;
     for page in objects.chunks(KEYS_MAX) {
         tx.run(DRIFTED_OBJECTS, &[target, cache, List(&keys(page)), Bytes(&[])]).await?;
         let marks: Vec<_> = page.iter().map(|hash| (id, *hash, at)).collect();
