@@ -236,7 +236,7 @@ impl SqlIndex {
                 }
                 return Err(error);
             }
-            let pause = BACKOFF.pause(tries, rand::random());
+            let pause = BACKOFF.spread_pause(tries, rand::random());
             self.repeats.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(
                 index.attempt = attempt,

@@ -101,7 +101,7 @@ impl Tries {
             _ => return Err(error),
         };
         let backoff = Backoff { first: policy.first_pause, max: policy.pause_max };
-        let own = backoff.pause(self.failed, rand::random());
+        let own = backoff.spread_pause(self.failed, rand::random());
         let pause = asked_for.unwrap_or_default().min(policy.pause_max).max(own);
         // A call that ran into its time-out may have used up all the time. It is repeated once all
         // the same.

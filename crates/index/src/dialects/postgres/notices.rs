@@ -66,7 +66,7 @@ pub(super) async fn listen(pool: PgPool, sender: ChangeSender) {
     loop {
         let ended = listen_once(&pool, &sender, &mut failed).await;
         failed += 1;
-        let pause = backoff.pause(failed, rand::random());
+        let pause = backoff.spread_pause(failed, rand::random());
         let error =
             ended.err().map_or_else(|| "the connection ended".to_owned(), |error| with_causes(&error));
         tracing::warn!(

@@ -76,7 +76,7 @@ impl Sqlite {
                     "keys are not loaded, trying again"
                 );
                 failed += 1;
-                tokio::time::sleep(backoff.pause(failed, rand::random())).await;
+                tokio::time::sleep(backoff.spread_pause(failed, rand::random())).await;
             }
         }));
         // Whether they came in time or not, the index answers.
