@@ -13,7 +13,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The pause after so many failed tries in a row, at least one, of which half is random. `random`
+    /// The pause after so many failed tries in a row, at least one. Half of it is random. `random`
     /// lies in 0 to 1.
     pub fn pause(&self, failed: u32, random: f64) -> Duration {
         self.bound(failed).mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
