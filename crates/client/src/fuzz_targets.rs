@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use dormer_api::{CacheName, UploadPathNarInfo};
 
 use crate::netrc::{host_of, netrc_entries, netrc_hidden_hosts, netrc_password, netrc_without_passwords};
-use crate::queue::{EntryId, QueueEntry};
+use crate::queue::{EntryId, QueueEntry, QueuedCache};
 use crate::retry::parse_retry_after;
 use crate::{Endpoint, NixConfig, PathInfo, SubstituterUrl};
 
@@ -98,6 +98,9 @@ pub fn fuzz_queue_entry(data: &[u8]) {
         assert_eq!(QueueEntry::decode(&entry.encode()).expect("what we wrote, we read"), entry);
     }
     let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(cache) = text.parse::<QueuedCache>() {
+        assert_eq!(cache.to_string().parse::<QueuedCache>().expect("what we wrote, we read"), cache);
+    }
     if let Ok(id) = text.parse::<EntryId>() {
         assert!(id.as_str() == text && !text.contains(['/', '.']) && text.ends_with(id.shard()));
     }
