@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use dormer_edge::CacheState;
 use dormer_index::PublishIndex;
 use dormer_nix::{BuildTrace, TraceKey};
 use dormer_publish::{Error, Mode, Publisher};
 use dormer_stores::{FileKind, Store};
-use dormer_testkit::FileEvent;
+use dormer_testkit::{Faults, FileEvent};
 
-use crate::common::{GRACE, Lab, log_name, on_both_databases, path};
+use crate::common::{GRACE, Lab, log_name, on_both_databases, path, stride};
 
 fn kind() -> FileKind {
     FileKind { content_type: "x", cache_control: String::new() }
@@ -194,6 +195,41 @@ async fn the_headers_of_files_follow_the_visibility_of_the_cache() {
         lab.check_counts(said).await;
     }
     lab.check_every_moment(&[], "while it changes");
+}
+
+/// A private cache that was public for a moment is private again, wherever the run ended that had
+/// begun to open it.
+#[tokio::test]
+async fn a_change_of_visibility_that_is_cut_short_and_taken_back_leaves_the_rules_of_now() {
+    for effect_kept in [false, true] {
+        for step in (0..).step_by(stride()) {
+            let mut lab = Lab::new().await;
+            lab.settings.caches = vec!["main".parse().unwrap()];
+            lab.push(1, 1, &[]).await;
+            lab.set_public(false).await;
+            lab.publish().await.unwrap();
+            lab.set_public(true).await;
+            let faults = Faults::crash_at(step, effect_kept);
+            let outcome = lab.crashing(&faults).run(Mode::Follow).await;
+            let crashed = faults.crashed();
+            assert!(crashed || outcome.is_ok(), "{outcome:?}");
+            lab.clock.advance(60);
+            lab.set_public(false).await;
+            lab.publish().await.unwrap();
+            let what = format!("crash at step {step}, effect kept: {effect_kept}");
+            let files = lab.target.files();
+            let state = CacheState::parse(&files["main/dormer-state.json"]).unwrap();
+            assert!(!state.public && !state.store_dir.is_empty(), "{what}: {state:?}");
+            for name in files.keys().filter(|name| name.contains(".nar")) {
+                let control = lab.target.cache_control(name).await.unwrap_or_default();
+                assert!(control.contains("private"), "{what}: {name} has {control}");
+            }
+            assert_eq!(lab.publish().await.unwrap().writes, 0, "{what}");
+            if !crashed {
+                break;
+            }
+        }
+    }
 }
 
 #[tokio::test]
