@@ -511,6 +511,10 @@ fn a_caller_that_waits_for_its_own_turns_cuts_no_reader_of_another() {
     let file = format!("/_api/v2/caches/main/objects/{}/file/large", path(1).hash());
     let mut of_others = [(server.nar_url("main", &path(1)), "ada"), (file.clone(), "bob")]
         .map(|(address, name)| sleeping_reader(&server, &pusher(name), &address));
+    // They have their turns, and are not among those that wait.
+    for reader in &of_others {
+        assert_eq!(reader.peek(&mut [0]).unwrap(), 1, "it is being answered");
+    }
     // Six have a turn. When they are cut, the next ones take nothing either.
     let mut own: Vec<_> = (0..24).map(|_| sleeping_reader(&server, &pusher("slow"), &file)).collect();
     until_some_wait(&server, "files");
