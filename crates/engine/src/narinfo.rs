@@ -24,7 +24,7 @@ impl Engine {
     /// each active key of the cache. `None` when the cache lacks the path, or when its NAR is
     /// damaged. The use of the object is recorded in the background, so a pull never waits for a
     /// database write. A long one holds a part of the memory for reads until it was sent;
-    /// [`Error::Busy`] if there is none for too long.
+    /// [`Error::Busy`] if other reads hold all of it for too long.
     pub async fn narinfo(&self, cache: &Arc<Cache>, hash: &StorePathHash) -> Result<Option<Bytes>> {
         let key = (cache.id, *hash);
         if let Some(text) = self.remembered_narinfo(cache, hash) {
