@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dormer_edge::CacheState;
+use dormer_engine::Clock as _;
 use dormer_index::PublishIndex;
 use dormer_nix::{BuildTrace, TraceKey};
 use dormer_publish::{Error, Mode, Publisher};
@@ -120,8 +121,32 @@ async fn what_is_imported_again_in_time_keeps_its_file() {
     assert_eq!((lab.nar_count(), lab.published()), (1, [1].into()));
 }
 
+/// After a restore, the rows know what was written. A file of the right size that is another one is
+/// no file to adopt.
+async fn a_file_that_was_found_damaged_is_sent_and_not_adopted() {
+    let lab = Lab::new().await;
+    for number in [1, 2] {
+        lab.push(number, number.into(), &[]).await;
+    }
+    lab.publish().await.unwrap();
+    let sound = lab.target.files();
+    let (damaged, content) = sound.iter().find(|(name, _)| name.contains("/nar/")).unwrap();
+    lab.target.store().put(damaged, &kind(), vec![vec![0; content.len()].into()]).await.unwrap();
+    // As `dormer restore` leaves it.
+    let target = lab.index.list_targets().await.unwrap().remove(0);
+    let now = lab.clock.now();
+    let lease = lab.index.acquire_lease(target.id, "restore", now, now + 60).await.unwrap().unwrap();
+    lab.index.move_target(&lease, &target.location, false).await.unwrap();
+    lab.index.release_lease(&lease, now, None).await.unwrap();
+    let before = lab.target.events().len();
+    lab.publisher().run(Mode::Reconcile).await.unwrap();
+    assert_eq!(nars_sent(&lab, before), [damaged.as_str()]);
+    assert_eq!(&lab.target.files()[damaged], content);
+}
+
 on_both_databases!(
     a_target_that_the_database_does_not_know_is_compared_first,
+    a_file_that_was_found_damaged_is_sent_and_not_adopted,
     an_empty_place_needs_no_comparison,
     what_a_restored_database_lost_leaves_in_order_and_after_its_grace,
     what_is_imported_again_in_time_keeps_its_file,
