@@ -61,8 +61,10 @@ impl Three {
         Ok(sound)
     }
 
+    /// Open jobs that spread damage. Reading the outbox opens jobs of its own, which delete caches.
     async fn open_jobs(&self) -> Result<usize> {
-        Ok(self.jobs.list_jobs(None, 10).await?.len())
+        let jobs = self.jobs.list_jobs(None, 100).await?;
+        Ok(jobs.iter().filter(|job| job.kind == JobKind::SpreadDamage.as_str()).count())
     }
 }
 
