@@ -1,12 +1,13 @@
-//! What work behind the scenes leaves to those that push and read: the rate of pushes and pulls
-//! beside a server that collects all the time, and what the record of uses adds to reads.
+//! What other work leaves to pushes and reads: their rate beside a server that collects all the
+//! time, and beside people that look at its pages; and what the record of uses adds to reads.
 //!
 //! The database holds as many objects as a large cache, filled by the database itself, and the
 //! corpus beside them. Each run starts from a copy, so that every push is new.
 
 use std::fs;
 use std::path::Path;
-use std::thread::sleep;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant, SystemTime};
 
 use dormer_testkit::services::Postgres;
@@ -35,18 +36,30 @@ const COLLECTION_MAX: Duration = Duration::from_mins(5);
 /// Narinfos that a run asks for, each once.
 const NARINFOS: usize = 50_000;
 
-/// The same work alone and beside other work.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct Compared {
-    alone: Samples,
-    beside: Samples,
+/// Time between two pages, over all people that look at them: four pages a second are a page each
+/// four seconds for sixteen people.
+const PAGE_PAUSE: Duration = Duration::from_millis(250);
+
+/// What runs beside pushes and pulls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Other {
+    Nothing,
+    Collections,
+    Pages,
 }
 
-impl Compared {
-    /// The rate beside, as a share of the rate alone. Both samples are times.
-    fn rate(&self) -> String {
-        format!("{:.2}", self.alone.median() / self.beside.median())
-    }
+/// Wall seconds of the same work.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Rates {
+    /// Of pushing the second generation.
+    push: Samples,
+    /// Of pulling the first generation.
+    pull: Samples,
+}
+
+/// The rate beside other work, as a share of the rate alone. Both samples are times.
+fn rate(alone: &Samples, beside: &Samples) -> String {
+    format!("{:.2}", alone.median() / beside.median())
 }
 
 /// One database.
@@ -54,14 +67,17 @@ impl Compared {
 pub(crate) struct Beside {
     database: String,
     objects: u64,
-    /// Wall seconds of pushing the second generation.
-    push: Compared,
-    /// Wall seconds of pulling the first generation.
-    pull: Compared,
+    alone: Rates,
+    beside_collections: Rates,
+    beside_pages: Rates,
     /// Collections that ended during pushes and pulls, and the one that ended next.
     collections: Samples,
-    /// CPU seconds of the server for all narinfos, without and with a use to record.
-    narinfos: Compared,
+    /// Pages that were shown during pushes and pulls.
+    pages: Samples,
+    /// CPU seconds of the server for all narinfos, without a use to record.
+    narinfos: Samples,
+    /// The same with a use to record for each.
+    narinfos_with_uses: Samples,
     narinfo_count: usize,
     /// CPU seconds of the server for the narinfos and the NARs of the first generation.
     pull_cpu: Samples,
@@ -74,24 +90,29 @@ pub(crate) struct BesideAll(Vec<Beside>);
 
 impl BesideAll {
     pub(crate) fn markdown(&self) -> String {
-        let mut rates =
-            Table::new(&["database", "objects", "what", "alone s", "beside s", "rate", "collections"]);
+        let mut rates = Table::new(&["database", "objects", "what", "beside", "alone s", "beside s", "rate"]);
         let mut uses =
             Table::new(&["database", "narinfo, no use due, µs", "use due, µs", "a path pulled, µs", "share"]);
         for one in &self.0 {
-            for (what, compared) in [("pushes", &one.push), ("pulls", &one.pull)] {
-                rates.row(&[
-                    one.database.clone(),
-                    one.objects.to_string(),
-                    what.to_owned(),
-                    compared.alone.spread(2),
-                    compared.beside.spread(2),
-                    compared.rate(),
-                    format!("{:.0}", one.collections.median()),
-                ]);
+            let collections = format!("{:.0} collections", one.collections.median());
+            let pages = format!("{:.0} pages", one.pages.median());
+            for (other, beside) in [(collections, &one.beside_collections), (pages, &one.beside_pages)] {
+                for (what, alone, beside) in
+                    [("pushes", &one.alone.push, &beside.push), ("pulls", &one.alone.pull, &beside.pull)]
+                {
+                    rates.row(&[
+                        one.database.clone(),
+                        one.objects.to_string(),
+                        what.to_owned(),
+                        other.clone(),
+                        alone.spread(2),
+                        beside.spread(2),
+                        rate(alone, beside),
+                    ]);
+                }
             }
             let each = |seconds: f64, count: usize| seconds * 1e6 / count as f64;
-            let (without, with) = (one.narinfos.alone.median(), one.narinfos.beside.median());
+            let (without, with) = (one.narinfos.median(), one.narinfos_with_uses.median());
             let path = each(one.pull_cpu.median(), one.paths);
             let added = each(with - without, one.narinfo_count);
             uses.row(&[
@@ -223,25 +244,40 @@ fn measure_on(
         Beside { database: database.to_owned(), objects, paths: first.entries.len(), ..Beside::default() };
     let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
     for run in 0..runs {
-        for interval in ["0s", "1s"] {
-            let is_alone = interval == "0s";
+        for other in [Other::Nothing, Other::Collections, Other::Pages] {
+            let interval = if other == Other::Collections { "1s" } else { "0s" };
             let server = place.start(binary, interval, "SELECT 1")?;
-            let collections = if is_alone { 0.0 } else { place.wait_for_collection(&server)? };
+            let collections =
+                if other == Other::Collections { place.wait_for_collection(&server)? } else { 0.0 };
             let connect = |number| server.connect(number);
-            let (push, ()) = wall_of(|| push::generation_over(&connect, second, CONNECTIONS))?;
-            let cpu = place.cpu_seconds(&server)?;
-            let nars = nars_of(&server, first)?;
-            let (pull_seconds, _) = wall_of(|| pull(&connect, &nars, PASSES, CONNECTIONS))?;
-            if is_alone {
+            let work = || {
+                let (push, ()) = wall_of(|| push::generation_over(&connect, second, CONNECTIONS))?;
+                let cpu = place.cpu_seconds(&server)?;
+                let nars = nars_of(&server, first)?;
+                let (pull, _) = wall_of(|| pull(&connect, &nars, PASSES, CONNECTIONS))?;
                 // One pass of the NARs has its share of the CPU of all passes.
-                result.pull_cpu.push((place.cpu_seconds(&server)? - cpu) / PASSES as f64);
+                Ok::<_, Error>((push, pull, (place.cpu_seconds(&server)? - cpu) / PASSES as f64))
+            };
+            let (push, pull_seconds, pull_cpu) = if other == Other::Pages {
+                let (done, shown) = beside_pages(&server, work)?;
+                result.pages.push(shown);
+                done
             } else {
-                result.collections.push(place.wait_for_collection(&server)? - collections);
-            }
-            let sides = [(&mut result.push, push), (&mut result.pull, pull_seconds)];
-            for (compared, seconds) in sides {
-                if is_alone { &mut compared.alone } else { &mut compared.beside }.push(seconds);
-            }
+                work()?
+            };
+            let rates = match other {
+                Other::Nothing => {
+                    result.pull_cpu.push(pull_cpu);
+                    &mut result.alone
+                }
+                Other::Collections => {
+                    result.collections.push(place.wait_for_collection(&server)? - collections);
+                    &mut result.beside_collections
+                }
+                Other::Pages => &mut result.beside_pages,
+            };
+            rates.push.push(push);
+            rates.pull.push(pull_seconds);
         }
         for is_due in [false, true] {
             let last_use = if is_due { now - 86_400 } else { now };
@@ -260,16 +296,50 @@ fn measure_on(
             // The uses are written a moment later.
             sleep(Duration::from_secs(3));
             let seconds = place.cpu_seconds(&server)? - cpu;
-            if is_due { &mut result.narinfos.beside } else { &mut result.narinfos.alone }.push(seconds);
+            if is_due { &mut result.narinfos_with_uses } else { &mut result.narinfos }.push(seconds);
         }
-        note(&format!(
-            "{database}, run {} of {runs}: pushes {}, pulls {} of the rate alone",
-            run + 1,
-            result.push.rate(),
-            result.pull.rate()
-        ));
+        for (other, beside) in [("collections", &result.beside_collections), ("pages", &result.beside_pages)]
+        {
+            let (push, pull) =
+                (rate(&result.alone.push, &beside.push), rate(&result.alone.pull, &beside.pull));
+            note(&format!(
+                "{database}, run {} of {runs}, beside {other}: pushes {push}, pulls {pull} of the rate alone",
+                run + 1
+            ));
+        }
     }
     Ok(result)
+}
+
+/// Does work while somebody looks at pages of the cache, one after the other, and returns how many
+/// were shown.
+fn beside_pages<T>(server: &Replicas, work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
+    let hash = Scale::path_hash(1);
+    let addresses =
+        ["/".to_owned(), format!("/{CACHE}/"), format!("/{CACHE}/paths"), format!("/{CACHE}/{hash}")];
+    let mut connection = server.connect(0)?;
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let visitor = scope.spawn(|| {
+            let mut shown = 0;
+            for address in addresses.iter().cycle() {
+                if is_over.load(Ordering::Relaxed) {
+                    break;
+                }
+                let (status, _) = connection.get_page(address)?;
+                if status != 200 {
+                    return Err(Error::new(format!("{address} is answered with {status}")));
+                }
+                shown += 1;
+                sleep(PAGE_PAUSE);
+            }
+            Ok(f64::from(shown))
+        });
+        let done = work();
+        is_over.store(true, Ordering::Relaxed);
+        let shown = visitor.join().map_err(|_| Error::new("the visitor of pages panicked"))??;
+        Ok((done?, shown))
+    })
 }
 
 /// The addresses of all NARs of a generation.

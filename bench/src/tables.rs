@@ -63,7 +63,7 @@ pub(crate) fn all(results: &Path) -> Result<String> {
         text += &memory.markdown();
     }
     if let Some(beside) = load::<BesideAll>(results, "beside")? {
-        text += "## Beside collections\n\n";
+        text += "## Beside collections and pages\n\n";
         text += &beside.markdown();
     }
     for name in ["client-memory", "client-memory-slow"] {
