@@ -28,7 +28,7 @@ use crate::server::CACHE;
 const CONNECTIONS: usize = 5;
 
 /// How often a run pulls the first generation.
-const PASSES: usize = 4;
+const PASSES: usize = 40;
 
 /// Longest wait for the end of a collection.
 const COLLECTION_MAX: Duration = Duration::from_mins(5);
