@@ -64,7 +64,7 @@ impl Engine {
             return Err(Error::Damaged { nar: plan.hash });
         }
         // The chunk moved meanwhile, or the index cannot tell: that is no "not here".
-        self.remembered_plans().invalidate_all();
+        self.forget_plans();
         Err(Error::Reencoded { nar: plan.hash })
     }
 
