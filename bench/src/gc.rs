@@ -374,7 +374,7 @@ async fn make_cache(index: &dyn Index) -> Result<()> {
     index.create_cache(&cache).await.map(drop).context(|| "make a cache".to_owned())
 }
 
-/// What recompression came to, at one level.
+/// The result of recompression at one level.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Recompressed {
     pub(crate) level: u8,
@@ -389,7 +389,7 @@ pub(crate) struct Recompressed {
     pub(crate) totals: CompactionTotals,
 }
 
-/// What recompression came to.
+/// The result of recompression.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Recompression(pub(crate) Vec<Recompressed>);
 

@@ -9,6 +9,7 @@
 //! ours. docs/HTTP-API.md describes both.
 
 mod error;
+#[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz_targets;
 pub mod headers;
 mod names;

@@ -1,10 +1,11 @@
 //! Small secret files: made once, complete, and readable by their owner only.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
 
 use dormer_api::Secret;
+use dormer_client::create_file;
 
 use crate::error::{Error, Result};
 
@@ -17,7 +18,7 @@ pub(crate) fn create_or_read(path: &Path, make: impl FnOnce() -> String) -> Resu
     }
     let text = Secret::new(make());
     let failed = |source| Error::Io { attempt: format!("write {}", path.display()), source };
-    if link_new(path, text.expose()).map_err(failed)? {
+    if create_file(path, 0o600, |file| writeln!(file, "{}", text.expose())).map_err(failed)? {
         return Ok((text, true));
     }
     let theirs = read(path)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
@@ -60,33 +61,6 @@ fn has_any_mode(path: &Path, bits: u32) -> bool {
         let _ = (path, bits);
         false
     }
-}
-
-/// Creates the file with a hard link, which fails if the name exists. A rename would replace the
-/// file.
-fn link_new(path: &Path, text: &str) -> io::Result<bool> {
-    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let temporary = folder.join(format!(".new-secret.{:016x}", rand::random::<u64>()));
-    let linked = write_private(&temporary, text).and_then(|()| match fs::hard_link(&temporary, path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(error),
-    });
-    // Best effort. A crash here leaves a file that nobody reads.
-    let _ = fs::remove_file(&temporary);
-    let linked = linked?;
-    File::open(folder)?.sync_all()?;
-    Ok(linked)
-}
-
-fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(path)?;
-    writeln!(file, "{text}")?;
-    file.sync_all()
 }
 
 #[cfg(test)]

@@ -34,7 +34,6 @@ use dormer_nix::{BuildTrace, DocumentName, StorePath, StorePathHash};
 use futures::{Stream, StreamExt as _, stream};
 use reqwest::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION,
-    RETRY_AFTER,
 };
 use reqwest::redirect::Policy;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
@@ -49,7 +48,7 @@ use crate::nar_stream::{NarFailure, OpenNar};
 use crate::rate_limit::{RateLimit, turns};
 use crate::redirects;
 use crate::reporter::{Retry, RetryReporter, Silent, UploadReporter};
-use crate::retry::{Passing, RetryPolicy, parse_retry_after};
+use crate::retry::{Passing, RetryPolicy, repeat, retry_after};
 use crate::settings::process_variables;
 use crate::token_expiry;
 
@@ -634,16 +633,11 @@ impl ApiClient {
         action: &str,
         attempt: impl AsyncFn() -> Result<T, Failure>,
     ) -> Result<T> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            match attempt().await {
-                Ok(answer) => return Ok(answer),
-                Err(failure) => {
-                    self.pause(action, tries, failure, |retry| self.reporter.retrying(retry)).await?;
-                }
-            }
-        }
+        repeat(
+            || attempt(),
+            |tries, failure| self.pause(action, tries, failure, |retry| self.reporter.retrying(retry)),
+        )
+        .await
     }
 
     /// Waits before the next try, or returns the error if no try is left.
@@ -709,7 +703,7 @@ impl ApiClient {
             return Ok(response);
         }
         let header = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let retry_after = header(RETRY_AFTER).and_then(|value| parse_retry_after(value, SystemTime::now()));
+        let retry_after = retry_after(response.headers());
         let request_id = header(HeaderName::from_static(headers::REQUEST_ID))
             .map(|id| format!(" (request {})", printable(id)));
         let location = header(LOCATION).map(printable);
@@ -717,11 +711,7 @@ impl ApiClient {
         let (name, message) = describe(status, &body);
         // The server's log says more about the request under this id.
         let message = message + request_id.as_deref().unwrap_or_default();
-        let passing = match status.as_u16() {
-            429 | 503 => Some(Passing::Busy { retry_after }),
-            408 | 500 | 502 | 504 => Some(Passing::Broken),
-            _ => None,
-        };
+        let passing = Passing::of_status(status.as_u16(), retry_after);
         let action = action.to_owned();
         let error = match (status.as_u16(), name) {
             (_, Some(ErrorName::NoSuchCache)) => Error::NoSuchCache { action, message },

@@ -44,8 +44,8 @@ impl Endpoint {
         self.0.scheme() == "https"
     }
 
-    /// The address of a route. The route begins with a slash.
-    pub(crate) fn join(&self, route: &str) -> String {
+    /// The address of a route, with or without a slash at its beginning.
+    pub fn join(&self, route: &str) -> String {
         format!("{}{}", self.0, route.trim_start_matches('/'))
     }
 }

@@ -125,12 +125,8 @@ impl FetchError {
     /// What a later try is worth; `None` if it would fail in the same way.
     pub(crate) fn passing(&self) -> Option<Passing> {
         match self {
-            Self::Source { is_passing: true, .. }
-            | Self::Stalled { .. }
-            | Self::Status { status: 408 | 500 | 502 | 504, .. } => Some(Passing::Broken),
-            Self::Status { status: 429 | 503, retry_after, .. } => {
-                Some(Passing::Busy { retry_after: *retry_after })
-            }
+            Self::Source { is_passing: true, .. } | Self::Stalled { .. } => Some(Passing::Broken),
+            Self::Status { status, retry_after, .. } => Passing::of_status(*status, *retry_after),
             _ => None,
         }
     }

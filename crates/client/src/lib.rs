@@ -30,10 +30,12 @@ mod by_chunks;
 mod certificates;
 mod decoded_file;
 mod dump;
+mod durable_file;
 mod endpoint;
 mod error;
 mod fetch_error;
 mod fetched_nar;
+#[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz_targets;
 mod import;
 mod links;
@@ -51,7 +53,6 @@ mod push_plan;
 pub mod queue;
 mod rate_limit;
 mod redirects;
-mod replaced_file;
 mod reporter;
 mod retry;
 mod settings;
@@ -66,6 +67,7 @@ pub use build_logs::{BuildLog, BuildLogs};
 pub use build_traces::{TraceSummary, push_traces};
 pub use by_chunks::{PushApi, PushTarget, TransferOptions, execute_push_to, session_folder};
 pub use dump::{CaseHack, DumpError, dump_nar};
+pub use durable_file::{create_file, replace_file};
 pub use endpoint::Endpoint;
 pub use error::{Error, Result};
 pub use fetch_error::FetchError;
@@ -88,7 +90,6 @@ pub use push::{
 pub use push_filter::{ByteSize, ExcludedPath, Exclusion, IncompletePath, NamePattern, PushFilter};
 pub use push_plan::{AddressedOutput, PlannedDeriver, PushPlan};
 pub use rate_limit::RateLimit;
-pub use replaced_file::replace_file;
 pub use reporter::{PathDone, PushReporter, Retry, RetryReporter, Silent, TransferId, UploadReporter};
 pub use retry::RetryPolicy;
 pub use settings::{

@@ -5,9 +5,9 @@
 
 use std::num::NonZeroU64;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
+use dormer_nix::RateSchedule;
 use tokio::time::Instant;
 
 /// Most bytes that take one turn. A tenth of a second at 5 Mbit/s.
@@ -16,34 +16,24 @@ pub(crate) const TURN_BYTES_MAX: usize = 64 * 1024;
 /// Most bytes a second, shared by everything that holds the same limit.
 #[derive(Debug)]
 pub struct RateLimit {
-    bytes_per_second: NonZeroU64,
-    /// When the bytes that took a turn so far are through.
-    free_at: Mutex<Option<Instant>>,
+    begin: Instant,
+    schedule: Mutex<RateSchedule>,
 }
 
 impl RateLimit {
     /// A limit of so many bytes a second.
     pub fn new(bytes_per_second: NonZeroU64) -> Self {
-        Self { bytes_per_second, free_at: Mutex::new(None) }
+        Self { begin: Instant::now(), schedule: Mutex::new(RateSchedule::new(bytes_per_second)) }
     }
 
     /// Waits until these bytes may go. A caller that gives up has used its turn all the same.
     pub(crate) async fn take(&self, bytes: usize) {
         let turn = {
             // Nothing in here can panic half-way.
-            let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = Instant::now();
-            // Time without traffic is not saved up: a burst would break the limit.
-            let turn = free_at.map_or(now, |free_at| free_at.max(now));
-            *free_at = Some(turn + self.duration_of(bytes));
-            turn
+            let mut schedule = self.schedule.lock().unwrap_or_else(PoisonError::into_inner);
+            schedule.take_turn(self.begin.elapsed(), bytes as u64)
         };
-        tokio::time::sleep_until(turn).await;
-    }
-
-    fn duration_of(&self, bytes: usize) -> Duration {
-        let nanoseconds = bytes as u128 * 1_000_000_000 / u128::from(self.bytes_per_second.get());
-        Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
+        tokio::time::sleep_until(self.begin + turn).await;
     }
 }
 
@@ -57,6 +47,8 @@ pub(crate) fn turns(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]

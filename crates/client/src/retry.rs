@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use dormer_nix::Backoff;
 use rand::RngExt as _;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
 
 /// How often and how patiently the client repeats requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +48,38 @@ pub(crate) enum Passing {
     Busy { retry_after: Option<Duration> },
 }
 
+impl Passing {
+    /// What a later try is worth after an answer with this status; `None` if it would fail in the
+    /// same way.
+    pub(crate) fn of_status(status: u16, retry_after: Option<Duration>) -> Option<Self> {
+        match status {
+            429 | 503 => Some(Self::Busy { retry_after }),
+            408 | 500 | 502 | 504 => Some(Self::Broken),
+            _ => None,
+        }
+    }
+}
+
+/// Makes attempts until one succeeds. After a failed one, `pause` waits before the next, or returns
+/// the error that ends the tries.
+pub(crate) async fn repeat<T, F, E, Attempt, Pause>(
+    attempt: impl Fn() -> Attempt,
+    pause: impl Fn(u32, F) -> Pause,
+) -> Result<T, E>
+where
+    Attempt: Future<Output = Result<T, F>>,
+    Pause: Future<Output = Result<(), E>>,
+{
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match attempt().await {
+            Ok(answer) => return Ok(answer),
+            Err(failure) => pause(tries, failure).await?,
+        }
+    }
+}
+
 impl RetryPolicy {
     /// The pause before the next try, or `None` to give up.
     pub(crate) fn wait(&self, tries: u32, passing: Passing) -> Option<Duration> {
@@ -69,6 +102,11 @@ impl RetryPolicy {
             Passing::Busy { .. } => None,
         }
     }
+}
+
+/// The `Retry-After` of an answer.
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    parse_retry_after(headers.get(RETRY_AFTER)?.to_str().ok()?, SystemTime::now())
 }
 
 /// Reads `Retry-After`: seconds, or a date. A date in the past means now.

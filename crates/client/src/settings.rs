@@ -40,11 +40,11 @@ use std::str::FromStr;
 use dormer_api::{CacheName, Secret};
 use serde::{Deserialize, Serialize};
 
+use crate::durable_file::replace_file;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::links::link_target;
 use crate::push_filter::{ByteSize, NamePattern, PushFilter};
-use crate::replaced_file::replace_file;
 
 /// Looks up an environment variable. A function, so that tests control the environment.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;

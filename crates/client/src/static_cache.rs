@@ -18,7 +18,7 @@ use dormer_api::{RedactedUrl, Secret};
 use dormer_nix::{DocumentName, StorePathHash};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use reqwest::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, HeaderValue};
 use reqwest::{Response, StatusCode, Url};
 
 use crate::api::bearer;
@@ -27,7 +27,7 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::fetch_error::FetchError;
 use crate::redirects;
-use crate::retry::{RetryPolicy, parse_retry_after};
+use crate::retry::{RetryPolicy, repeat, retry_after};
 use crate::settings::process_variables;
 
 /// How long an answer may take to begin, and how long a body may stand still.
@@ -107,11 +107,7 @@ impl WebCache {
             status => Err(FetchError::Status {
                 name: name.to_owned(),
                 status: status.as_u16(),
-                retry_after: answer
-                    .headers()
-                    .get(RETRY_AFTER)
-                    .and_then(|value| value.to_str().ok())
-                    .and_then(|value| parse_retry_after(value, std::time::SystemTime::now())),
+                retry_after: retry_after(answer.headers()),
             }),
         }
     }
@@ -150,19 +146,15 @@ impl StaticCache for WebCache {
     }
 
     async fn get(&self, name: &str, bytes_max: usize) -> Result<Option<Bytes>, FetchError> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let error = match self.get_once(name, bytes_max).await {
-                Ok(found) => return Ok(found),
-                Err(error) => error,
-            };
+        let pause = |tries, error: FetchError| async move {
             let Some(wait) = error.passing().and_then(|passing| self.retry.wait(tries, passing)) else {
                 return Err(error);
             };
             tracing::debug!(name, tries, error = &error as &dyn std::error::Error, "asking the source again");
             tokio::time::sleep(wait).await;
-        }
+            Ok(())
+        };
+        repeat(|| self.get_once(name, bytes_max), pause).await
     }
 
     async fn open(&self, url: &str) -> Result<FileStream, FetchError> {

@@ -24,6 +24,7 @@ mod answer;
 mod caching;
 mod conditions;
 mod error;
+#[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz_targets;
 mod layout;
 mod page;

@@ -91,7 +91,7 @@ impl Route {
         }
     }
 
-    /// Whether a page stands at this address, be it there or not.
+    /// Whether this is the address of a page, whether the page exists or not.
     pub(crate) fn is_page(&self) -> bool {
         matches!(self, Self::Home | Self::Asset(_) | Self::WithoutSlash(_) | Self::Page(..))
     }

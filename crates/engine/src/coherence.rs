@@ -8,6 +8,8 @@
 //! - A notice of a change discards at once what it may concern, also the results of look-ups that
 //!   began before the notice. A change of an object concerns its narinfo and the read plans of its
 //!   cache, and no other cache.
+//! - The plan of a large NAR is remembered for [`LARGE_PLAN_REMEMBERED`], but no answer rests on it
+//!   alone: the index is asked for the NAR and its present tag before each use.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,6 +22,11 @@ use crate::Engine;
 
 /// How long the engine remembers settings of caches, narinfos and read plans.
 pub(crate) const REMEMBERED: Duration = Duration::from_millis(1_500);
+
+/// How long the engine remembers the plan of a large NAR after its last use. A client that resumes
+/// a download asks again within minutes. A collection keeps packs for longer than that after their
+/// chunks have moved.
+pub(crate) const LARGE_PLAN_REMEMBERED: Duration = Duration::from_mins(10);
 
 /// A result that took longer to read is not remembered.
 const LOOK_MAX: Duration = Duration::from_secs(1);
@@ -56,6 +63,11 @@ impl ChangeCounts {
         }
     }
 
+    /// Changes that may concern all caches.
+    pub(crate) fn of_all(&self) -> u64 {
+        self.lock().of_all
+    }
+
     fn note_object(&self, cache: CacheId) {
         *self.lock().of_objects.entry(cache).or_default() += 1;
     }
@@ -88,7 +100,7 @@ impl Look {
         let counts = engine.change_counts();
         self.begun.elapsed() <= LOOK_MAX
             && match self.seen {
-                Seen::Settings { of_all } => counts.lock().of_all == of_all,
+                Seen::Settings { of_all } => counts.of_all() == of_all,
                 Seen::Objects(cache, state) => counts.cache_state(cache) == state,
             }
     }
@@ -97,7 +109,7 @@ impl Look {
 impl Engine {
     /// Begins a look-up of a cache's settings whose result is to be remembered.
     pub(crate) fn look_at_settings(&self) -> Look {
-        let of_all = self.change_counts().lock().of_all;
+        let of_all = self.change_counts().of_all();
         Look { begun: Instant::now(), seen: Seen::Settings { of_all } }
     }
 
@@ -143,6 +155,7 @@ impl Engine {
             Change::Cache(_) => self.forget_everything_of_caches(),
             Change::Everything => {
                 self.forget_everything_of_caches();
+                self.remembered_large_plans().invalidate_all();
                 self.proven_packs().invalidate_all();
             }
         }
@@ -166,7 +179,13 @@ impl Engine {
     pub(crate) fn forget_nars(&self) {
         self.change_counts().note_all();
         self.remembered_narinfos().invalidate_all();
+        self.forget_plans();
+    }
+
+    /// Forgets all read plans, after one of them turned out to be old.
+    pub(crate) fn forget_plans(&self) {
         self.remembered_plans().invalidate_all();
+        self.remembered_large_plans().invalidate_all();
     }
 
     pub(crate) fn forget_cache(&self, cache: &Cache) {

@@ -50,11 +50,11 @@ use moka::sync::Cache as Remembered;
 
 use crate::budget::{Budget, BudgetUse};
 use crate::chunk_sink::IngestContext;
-use crate::coherence::{ChangeCounts, REMEMBERED};
+use crate::coherence::{ChangeCounts, LARGE_PLAN_REMEMBERED, REMEMBERED};
 use crate::metrics::{EngineMetrics, gauge_value};
 use crate::narinfo::NarinfoKey;
 use crate::packer::{Packer, Storage};
-use crate::read::{BlockCache, ENCODING_UPDATES_MAX, PlanKey, ReadPlan};
+use crate::read::{BlockCache, ENCODING_UPDATES_MAX, LargePlanKey, PlanKey, ReadPlan};
 use crate::sessions::{ReadableChunks, Verifications};
 use crate::use_recorder::UseRecorder;
 
@@ -89,7 +89,8 @@ pub use sessions::{
 pub use settings::{EngineSettings, UPLOAD_BYTES};
 pub use stored_metrics::StoredMetrics;
 
-/// Memory for remembered narinfos, and for remembered read plans, in bytes each.
+/// Memory for remembered narinfos, and for remembered read plans, in bytes each. Half of the latter
+/// is for plans of large NARs.
 const REMEMBERED_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Memory for the settings of caches, and again for their signing keys, in bytes: some thousand
@@ -128,6 +129,7 @@ struct Inner {
     unsealed_keys: Remembered<String, Arc<SecretKey>>,
     narinfos: Remembered<NarinfoKey, Bytes>,
     plans: Remembered<PlanKey, Arc<ReadPlan>>,
+    large_plans: Remembered<LargePlanKey, Arc<ReadPlan>>,
     proven_packs: Remembered<PackId, ()>,
     block_cache: BlockCache,
     uses: UseRecorder,
@@ -186,9 +188,14 @@ impl Engine {
                 .time_to_live(REMEMBERED)
                 .build(),
             plans: Remembered::builder()
-                .max_capacity(REMEMBERED_BYTES)
+                .max_capacity(REMEMBERED_BYTES / 2)
                 .weigher(|_, plan: &Arc<ReadPlan>| plan.weight())
                 .time_to_live(REMEMBERED)
+                .build(),
+            large_plans: Remembered::builder()
+                .max_capacity(REMEMBERED_BYTES / 2)
+                .weigher(|_, plan: &Arc<ReadPlan>| plan.weight())
+                .time_to_idle(LARGE_PLAN_REMEMBERED)
                 .build(),
             proven_packs,
             block_cache: BlockCache::new(),
@@ -397,6 +404,10 @@ impl Engine {
 
     fn remembered_plans(&self) -> &Remembered<PlanKey, Arc<ReadPlan>> {
         &self.inner.plans
+    }
+
+    fn remembered_large_plans(&self) -> &Remembered<LargePlanKey, Arc<ReadPlan>> {
+        &self.inner.large_plans
     }
 
     fn proven_packs(&self) -> &Remembered<PackId, ()> {

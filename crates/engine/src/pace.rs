@@ -13,6 +13,24 @@ pub(crate) async fn back_off(attempt: u32) {
     tokio::time::sleep(BACKOFF.pause(attempt, rand::random())).await;
 }
 
+/// Tries something up to `tries` times, with pauses, until `is_final` says that another try would
+/// not help; returns the last outcome. `attempt` gets the number of the try, from 1.
+pub(crate) async fn tried<T, Attempt: Future<Output = T>>(
+    tries: u32,
+    attempt: impl Fn(u32) -> Attempt,
+    is_final: impl Fn(&T) -> bool,
+) -> T {
+    let mut number = 1;
+    loop {
+        let outcome = attempt(number).await;
+        if number >= tries || is_final(&outcome) {
+            return outcome;
+        }
+        back_off(number).await;
+        number += 1;
+    }
+}
+
 /// How many rows a step changes, so that it takes some 50 ms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct StepSize {

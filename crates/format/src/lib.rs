@@ -17,6 +17,7 @@ mod codec;
 mod compression;
 mod error;
 mod frame;
+#[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz_targets;
 mod ids;
 mod journal;

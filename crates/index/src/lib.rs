@@ -56,7 +56,8 @@ pub use publish::{
 };
 pub use scrub::{LastScrub, ScrubIndex};
 pub use sql_index::SqlIndex;
-pub use topics::audit::Audit;
+#[cfg(any(test, feature = "inventory"))]
+pub use topics::inventory::Inventory;
 pub use topics::journal::{
     JournalIndex, JournalLease, JournalNote, JournalState, JournalSubject, JournaledAlias, JournaledDocument,
     JournaledNar, JournaledObject, SNAPSHOT_WANTED,

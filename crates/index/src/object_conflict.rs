@@ -5,7 +5,7 @@ use dormer_nix::{StorePath, StorePathHash};
 
 use crate::contract::{CommitTarget, NarId, Object};
 
-/// Most signatures of unknown keys kept with an object; the newest stay. Were it the oldest,
+/// Most signatures of unknown keys kept with an object; the newest stay. If the oldest stayed,
 /// anybody with a token to push could keep genuine signatures out for ever.
 pub(crate) const UNKNOWN_SIGNATURES_MAX: usize = 16;
 

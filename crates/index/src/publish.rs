@@ -42,7 +42,7 @@ impl PublishIndex for SqlIndex {
         now: UnixSeconds,
         ends_at: UnixSeconds,
     ) -> Result<Option<Lease>> {
-        // Done twice it is not the same: a lease whose answer was lost has to run out.
+        // Not repeated: a second call is refused by the lease of the first, whose answer was lost.
         self.write("take a target's lease", async |mut tx| {
             work::acquire_lease(&mut tx, target, holder, now, ends_at).await
         })

@@ -85,7 +85,7 @@ impl DocumentName {
     /// The folders of documents, in the order of names; each ends with a slash.
     pub const FOLDERS: [&str; 4] = [DERIVATION_TRACE, DEBUG_INFO, LOG, HASH_TRACE];
 
-    /// Whether an address is in a folder of documents, be it the name of one or not.
+    /// Whether an address is in a folder of documents. It need not be the name of one.
     pub fn is_in_folder(address: &str) -> bool {
         Self::FOLDERS.into_iter().any(|folder| address.starts_with(folder))
     }

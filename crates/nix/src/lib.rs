@@ -9,7 +9,7 @@
 //!   construction.
 //! - `parse(display(x)) = x` for every type here. Each module's tests check this property.
 //! - Foreign bytes never cause a panic, and never an allocation beyond a stated bound.
-//!   [`fuzz_targets`] holds one checked property per parser.
+//!   `fuzz_targets` (feature `fuzz`) holds one checked property per parser.
 
 mod backoff;
 mod build_id;
@@ -19,11 +19,13 @@ mod content_address;
 mod document_name;
 mod error;
 mod error_causes;
+#[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz_targets;
 mod hash;
 pub mod nar;
 mod narinfo;
 pub mod nix32;
+mod rate_schedule;
 mod signature;
 mod store_path;
 #[cfg(any(test, feature = "strategies"))]
@@ -40,5 +42,6 @@ pub use error::{Error, Result};
 pub use error_causes::with_causes;
 pub use hash::{NarHash, NarHasher};
 pub use narinfo::{NARINFO_BYTES_MAX, NarInfo};
+pub use rate_schedule::RateSchedule;
 pub use signature::{PublicKey, SecretKey, Signature, check_key_name, fingerprint, signature_key_name};
 pub use store_path::{STORE_PATH_NAME_BYTES_MAX, StoreDir, StorePath, StorePathHash};

@@ -70,5 +70,5 @@ pub use relations::{Relation, RelationsView};
 pub use remove::RemoveView;
 pub use sign_in::SignInView;
 pub use stay::{PathStay, StayEnd, StayView};
-pub use terminal_text::{TextPart, terminal_text};
+pub use terminal_text::{TextPart, is_direction_mark, terminal_text};
 pub use text::{bytes, date, day, number, percent, span};

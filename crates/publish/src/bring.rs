@@ -29,7 +29,7 @@ const REFERENCES_PAGE: usize = 4_096;
 /// NARs recorded together. After a crash, at most so many are sent again.
 const NARS_NOTED: usize = 32;
 
-/// What a page came to.
+/// The result of a page.
 #[derive(Debug, Default)]
 pub(crate) struct PageOutcome {
     /// Paths that need not be looked at any more.

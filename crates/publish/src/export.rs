@@ -98,7 +98,7 @@ impl Default for ExportSettings {
     }
 }
 
-/// What an export came to.
+/// The result of an export.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExportOutcome {
     /// Narinfos that were written.

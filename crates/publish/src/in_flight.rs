@@ -144,7 +144,7 @@ impl<'a, T, F: Future<Output = Result<T>>> Requests<'a, F, T> {
         }
     }
 
-    /// What it came to.
+    /// Its result.
     pub(crate) fn end(self) -> Result<()> {
         self.failure.map_or(Ok(()), |(error, _)| Err(error))
     }

@@ -136,7 +136,7 @@ impl Run<'_> {
         Ok(self.state().end_graces(&self.lease(), cache.id, hashes, self.now()).await? > 0)
     }
 
-    /// Records what looking at objects came to.
+    /// Records the verdicts on objects.
     pub(crate) async fn settle(&self, cache: CacheId, verdicts: &PendingVerdicts) -> Result<()> {
         if verdicts.is_empty() {
             return Ok(());

@@ -100,7 +100,7 @@ impl CacheOutcome {
         self.repaired += counts.repaired;
     }
 
-    /// Adds what a later turn came to.
+    /// Adds the result of a later turn.
     pub(crate) fn add_turn(&mut self, turn: Self) {
         self.published += turn.published;
         self.unchanged += turn.unchanged;

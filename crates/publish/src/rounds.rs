@@ -156,7 +156,7 @@ impl CacheTurns {
     }
 }
 
-/// What a turn came to.
+/// The result of a turn.
 struct Turn {
     outcome: CacheOutcome,
     /// Whether the cache is up to date.
@@ -583,7 +583,7 @@ impl Run<'_> {
     }
 }
 
-/// Adds what a turn came to.
+/// Adds the result of a turn.
 fn merge(outcomes: &mut BTreeMap<CacheId, CacheOutcome>, cache: CacheId, turn: CacheOutcome) {
     let added = outcomes.entry(cache).or_insert_with(|| CacheOutcome::of(&turn.cache));
     added.add_turn(turn);

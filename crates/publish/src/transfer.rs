@@ -1,7 +1,8 @@
 //! Sending NARs: spliced by the engine, hashed on the way, in one PUT or in parts, within a bound
 //! of memory and bandwidth.
 
-use std::sync::Mutex;
+use std::num::NonZeroU64;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -9,7 +10,7 @@ use dormer_edge::{Caching, EdgeKey, NarFile, Visibility, caching};
 use dormer_engine::{Engine, ErrorClass, OpenNar};
 use dormer_format::EncodingTag;
 use dormer_index::{Cache, NarKey, PublishedNar};
-use dormer_nix::{NarHash, NarHasher, StorePathHash};
+use dormer_nix::{Backoff, NarHash, NarHasher, RateSchedule, StorePathHash};
 use dormer_stores::{FileKind, Store, Stored};
 use futures::StreamExt as _;
 use tokio::sync::Semaphore;
@@ -25,8 +26,11 @@ const PERMIT_BYTES: u64 = 64 * 1024;
 /// Largest listing that is published, in bytes.
 const LISTING_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// Tries of a large upload, which fails as a whole.
+/// Tries of an upload in parts, which fails as a whole. The store repeats all other calls.
 const UPLOAD_TRIES: u32 = 3;
+
+/// The pauses between these tries.
+const UPLOAD_PAUSE: Backoff = Backoff { first: Duration::from_secs(2), max: Duration::from_secs(8) };
 
 /// A NAR to be sent.
 #[derive(Debug, Clone, Copy)]
@@ -74,7 +78,7 @@ impl FilePlace {
     }
 }
 
-/// What sending a NAR came to.
+/// The result of sending a NAR.
 pub(crate) enum Sent {
     /// It is there.
     Done(PublishedNar),
@@ -89,10 +93,11 @@ pub(crate) enum Sent {
 pub(crate) struct Sender {
     memory: Semaphore,
     permits: u32,
-    bandwidth: u64,
     recompress_level: Option<i32>,
-    /// When the next byte may be sent.
-    free_at: Mutex<Instant>,
+    /// When this sender was made.
+    begin: Instant,
+    /// When bytes may be sent, as time since then; `None`: at once.
+    bandwidth: Option<Mutex<RateSchedule>>,
 }
 
 impl Sender {
@@ -102,9 +107,10 @@ impl Sender {
         Self {
             memory: Semaphore::new(permits as usize),
             permits,
-            bandwidth: settings.bandwidth,
             recompress_level: settings.recompress_level,
-            free_at: Mutex::new(Instant::now()),
+            begin: Instant::now(),
+            bandwidth: NonZeroU64::new(settings.bandwidth)
+                .map(|bytes_per_second| Mutex::new(RateSchedule::new(bytes_per_second))),
         }
     }
 
@@ -119,18 +125,20 @@ impl Sender {
         may_be_there: bool,
     ) -> Result<Sent> {
         for attempt in 1.. {
+            let mut in_parts = false;
             let outcome = async {
                 if may_be_there && let Some(found) = self.find_nar(engine, store, cache, place, nar).await? {
                     return Ok(Sent::Found(found));
                 }
-                self.send_once(engine, store, cache, place, nar).await
+                self.send_once(engine, store, cache, place, nar, &mut in_parts).await
             }
             .await;
             match outcome {
-                Err(crate::Error::Target(error)) if attempt < UPLOAD_TRIES && is_passing(&error) => {
+                Err(crate::Error::Target(error))
+                    if in_parts && error.may_pass() && attempt < UPLOAD_TRIES =>
+                {
                     tracing::warn!(file.name = place.name, attempt, %error, "failed to send a NAR, trying again");
-                    let pause = Duration::from_millis(500 << attempt).mul_f64(rand::random_range(0.5..1.5));
-                    tokio::time::sleep(pause).await;
+                    tokio::time::sleep(UPLOAD_PAUSE.pause(attempt, rand::random())).await;
                 }
                 // The lab's bytes are gone or damaged: that is about this path, and not about the
                 // target.
@@ -187,6 +195,7 @@ impl Sender {
         })
     }
 
+    /// Sends a NAR, and sets `in_parts` when an upload in parts begins.
     async fn send_once(
         &self,
         engine: &Engine,
@@ -194,6 +203,7 @@ impl Sender {
         cache: &Cache,
         place: &FilePlace,
         nar: NarToSend,
+        in_parts: &mut bool,
     ) -> Result<Sent> {
         let (hash, tag) = nar.nar;
         let Some(open) = engine.open_nar(cache, &NarKey::Hash(hash)).await? else {
@@ -207,9 +217,9 @@ impl Sender {
             None => (open.file_size(), 0),
             Some(_) => (recompress::size_max(nar.size), recompress::memory_bytes(nar.size)),
         };
-        let single = size <= store.single_put_max();
+        *in_parts = size > store.single_put_max();
         let mut upload =
-            if single { None } else { Some(store.begin_upload(&place.name, &place.kind, size).await?) };
+            if *in_parts { Some(store.begin_upload(&place.name, &place.kind, size).await?) } else { None };
         let piece_bytes = upload.as_ref().map_or(size, |upload| upload.part_bytes() as u64);
         let _memory = self.reserve(piece_bytes + extra).await;
         let capacity = usize::try_from(piece_bytes).unwrap_or(usize::MAX);
@@ -317,24 +327,13 @@ impl Sender {
 
     /// Waits until so many bytes may be sent.
     pub(crate) async fn throttle(&self, bytes: u64) {
-        if self.bandwidth == 0 {
-            return;
-        }
+        let Some(bandwidth) = &self.bandwidth else { return };
         let turn = {
-            let mut free_at = self.free_at.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let turn = (*free_at).max(Instant::now());
-            let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.bandwidth);
-            *free_at = turn + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
-            turn
+            let mut schedule = bandwidth.lock().unwrap_or_else(PoisonError::into_inner);
+            schedule.take_turn(self.begin.elapsed(), bytes)
         };
-        sleep_until(turn).await;
+        sleep_until(self.begin + turn).await;
     }
-}
-
-/// Whether the same upload may work in a moment.
-fn is_passing(error: &dormer_stores::Error) -> bool {
-    use dormer_stores::Error as Store;
-    matches!(error, Store::Busy { .. } | Store::Unavailable { .. } | Store::Io { .. })
 }
 
 /// The headers of a file of the layout. Proxies in front of a plain bucket see them, so a private

@@ -36,6 +36,7 @@ mod exchange;
 mod failure;
 mod figures;
 mod forwarded;
+#[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz_targets;
 mod handlers;
 mod health;

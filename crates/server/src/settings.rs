@@ -14,9 +14,10 @@ const MIB: usize = 1024 * KIB;
 pub struct ServerSettings {
     /// The server's address as its users see it. Without an address, the server believes each
     /// request's `Host` (and `X-Forwarded-Proto` for `https`), which is right behind a proxy that
-    /// sets both.
+    /// sets both. It ends with a slash.
     pub api_endpoint: Option<String>,
-    /// The address below which Nix finds the caches, if it differs from `api_endpoint`.
+    /// The address below which Nix finds the caches, if it differs from `api_endpoint`. It ends
+    /// with a slash.
     pub substituter_endpoint: Option<String>,
     /// `Host` headers that the server answers, compared without regard to case; empty means all of
     /// them. The server always answers probes, because they come by address.

@@ -130,4 +130,10 @@ impl Error {
     pub fn is_worth_a_retry(&self) -> bool {
         matches!(self, Self::Io { .. })
     }
+
+    /// Whether work that [`Store`](crate::Store) does not repeat as a whole may succeed later: an
+    /// [`Upload`](crate::Upload), which fails with any of its parts.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Busy { .. } | Self::Unavailable { .. } | Self::Io { .. })
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs, LocalBlobs, StoreBlobs};
-use dormer_index::{Audit, PostgresIndex, PostgresOptions, SqliteIndex, SqliteOptions};
+use dormer_index::{Inventory, PostgresIndex, PostgresOptions, SqliteIndex, SqliteOptions};
 use dormer_nix::NarHash;
 use dormer_stores::{CallPolicy, Credentials, RemoteKind, RemoteSettings};
 use tokio::runtime::Runtime;
@@ -67,9 +67,10 @@ impl Inspection {
     /// every NAR, and counts what a crash left. Panics with the broken invariant.
     pub fn check(&self, acknowledged: &[NarHash]) -> Leaks {
         self.runtime.block_on(async {
-            let audit = self.audit().await;
-            let leaks = find_leaks(&audit, &*self.blobs).await.unwrap_or_else(|broken| panic!("{broken}"));
-            let broken = check_invariants(audit, &*self.blobs, acknowledged, &[]).await;
+            let inventory = self.inventory().await;
+            let leaks =
+                find_leaks(&inventory, &*self.blobs).await.unwrap_or_else(|broken| panic!("{broken}"));
+            let broken = check_invariants(inventory, &*self.blobs, acknowledged, &[]).await;
             let lines: Vec<String> = broken.iter().map(ToString::to_string).collect();
             assert!(lines.is_empty(), "{}", lines.join("\n"));
             leaks
@@ -107,16 +108,16 @@ impl Inspection {
         self.runtime.block_on(self.blobs.delete(key)).expect("the object can be deleted");
     }
 
-    async fn audit(&self) -> Audit {
+    async fn inventory(&self) -> Inventory {
         match &self.database {
             Database::Postgres(url) => {
                 let options = PostgresOptions { connections_max: 2, ..PostgresOptions::default() };
                 let index = PostgresIndex::open(url, options).await.expect("the database answers");
-                index.audit().await
+                index.inventory().await
             }
             Database::Sqlite(path) => {
                 let index = SqliteIndex::open_beside(path, SqliteOptions::default()).await;
-                index.expect("the database opens").audit().await
+                index.expect("the database opens").inventory().await
             }
         }
         .expect("every row can be read")

@@ -5,7 +5,7 @@ use std::fmt;
 
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{Decoder, HoleFill, checksum};
-use dormer_index::{Audit, ChunkRow};
+use dormer_index::{ChunkRow, Inventory};
 use dormer_nix::{NarHash, NarHasher};
 
 /// A broken invariant.
@@ -44,20 +44,20 @@ impl fmt::Display for Leaks {
 }
 
 /// Counts what nothing refers to. A pack that the store lacks is a violation of invariant 1.
-pub async fn find_leaks(audit: &Audit, blobs: &dyn Blobs) -> Result<Leaks, Violation> {
+pub async fn find_leaks(inventory: &Inventory, blobs: &dyn Blobs) -> Result<Leaks, Violation> {
     let violated = |what| Violation { invariant: 1, what };
     let stored = blobs.list().await.map_err(|error| violated(error.to_string()))?;
     let stored: HashSet<BlobKey> = stored.into_iter().collect();
-    let known: HashSet<BlobKey> = audit.packs.iter().copied().map(BlobKey::Pack).collect();
+    let known: HashSet<BlobKey> = inventory.packs.iter().copied().map(BlobKey::Pack).collect();
     if let Some(lost) = known.difference(&stored).next() {
         return Err(violated(format!("{lost} has a row and is not stored")));
     }
-    let runs = audit.nars.iter().flat_map(|nar| &nar.recipe.runs);
+    let runs = inventory.nars.iter().flat_map(|nar| &nar.recipe.runs);
     let used: HashSet<u64> = runs.flat_map(|run| run.first..run.first + u64::from(run.count)).collect();
     Ok(Leaks {
         packs: stored.difference(&known).count(),
-        chunks: audit.chunks.iter().filter(|row| !used.contains(&row.number)).count(),
-        nars: audit.unnamed_nars.len(),
+        chunks: inventory.chunks.iter().filter(|row| !used.contains(&row.number)).count(),
+        nars: inventory.unnamed_nars.len(),
     })
 }
 
@@ -68,7 +68,7 @@ pub async fn find_leaks(audit: &Audit, blobs: &dyn Blobs) -> Result<Leaks, Viola
 /// damaged, through no fault of the writer, is missing for everybody until a push heals it. It is
 /// not a violation.
 pub async fn check_invariants(
-    audit: Audit,
+    inventory: Inventory,
     blobs: &dyn Blobs,
     acknowledged: &[NarHash],
     deleted: &[BlobKey],
@@ -78,9 +78,9 @@ pub async fn check_invariants(
 
     // 1. A chunk row exists only if its pack is durably stored. 4. A pack's object is deleted only
     //    after its row is gone.
-    let damaged: HashSet<u64> = audit.damaged_chunks.into_iter().collect();
+    let damaged: HashSet<u64> = inventory.damaged_chunks.into_iter().collect();
     let mut chunks: HashMap<u64, (ChunkRow, Option<Vec<u8>>)> = HashMap::new();
-    for row in audit.chunks {
+    for row in inventory.chunks {
         let end = row.offset + u64::from(row.layout.stored_len());
         let key = BlobKey::Pack(row.pack_id);
         let stored = blobs.get_range(&key, row.offset..end).await;
@@ -98,7 +98,7 @@ pub async fn check_invariants(
     //    verified.
     let mut sound = HashSet::new();
     let mut decoder = Decoder::new().expect("zstd sets up");
-    'nars: for nar in audit.nars.into_iter().filter(|nar| !nar.damaged) {
+    'nars: for nar in inventory.nars.into_iter().filter(|nar| !nar.damaged) {
         let mut hasher = NarHasher::new();
         let mut fills = nar.recipe.hole_fills();
         for run in &nar.recipe.runs {

@@ -23,7 +23,7 @@ pub struct Attacked<'a> {
     /// Tokens with believable claims that are signed in ways that the host must not believe.
     pub forged: Vec<String>,
     /// Names of what the host has read since the last call, if that can be told: checks that
-    /// nothing is read in vain.
+    /// the host reads nothing without need.
     pub reads: &'a dyn Fn() -> Option<Vec<String>>,
     /// Whether the host knows its own address. If not, its pages show what the client says, and no
     /// cache may keep them.

@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_job_is_one_line_for_people() {
-        let line = "7 delete-cache of cache main: 4096 rows done, opened 1 min 00 s ago, run by lab:12";
+        let line = "7 delete-cache of cache main: 4096 rows done, opened 60 seconds ago, run by lab:12";
         assert_eq!(lines(&job(), 1_000), [line]);
     }
 

@@ -472,8 +472,7 @@ async fn status(args: PublishStatusArgs, context: &Context) -> Result<()> {
 }
 
 pub(super) fn ago(now: i64, at: i64) -> String {
-    let seconds = (now - at).max(0).unsigned_abs();
-    format!("{} ago", human_duration(Duration::from_secs(seconds)))
+    format!("{} ago", dormer_pages::span((now - at).max(0)))
 }
 
 /// One line that counts, on a terminal; with `-v`, a line for each path.

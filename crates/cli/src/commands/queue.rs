@@ -18,7 +18,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::queue_drain::{Queue, QueuePushArgs, outcome};
 use crate::queue_place::QueueDirArgs;
-use crate::settings::units::{human_duration, parse_duration};
+use crate::settings::units::parse_duration;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -229,7 +229,8 @@ fn show_entry(
             continue;
         }
         let queued_at = SystemTime::UNIX_EPOCH + Duration::from_secs(entry.queued_at);
-        let age = human_duration(queued_at.elapsed().unwrap_or_default());
+        let age = queued_at.elapsed().unwrap_or_default().as_secs();
+        let age = dormer_pages::span(age.cast_signed());
         let error = standing.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
         let server = endpoint.map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
         printer.data(&format!("{name}  {state} for {cache}{server}, queued {age} ago{error}"))?;

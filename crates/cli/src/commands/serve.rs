@@ -409,8 +409,10 @@ fn introduction(
 
 fn next_steps(settings: &Settings, key: &str, address: &ListenAddress) -> String {
     let url = own_url(settings, address);
-    let substituter = settings.substituter_endpoint.as_ref().unwrap_or(&url).to_string();
-    let substituter = substituter.trim_end_matches('/');
+    let substituter = match &settings.substituter_endpoint {
+        Some(base) => format!("{base}{FIRST_CACHE}"),
+        None => format!("{url}/{FIRST_CACHE}"),
+    };
     let token = shell_word(&settings.admin_token_file().display().to_string());
     let login = if settings.uses_data_dir() && settings.admin_token_file().exists() {
         format!("dormer login lab {url} --token-file {token}")
@@ -430,7 +432,7 @@ next, in another terminal:
   dormer use {FIRST_CACHE}
 
 or without this program, in the nix.conf of each client:
-  extra-substituters = {substituter}/{FIRST_CACHE}
+  extra-substituters = {substituter}
   extra-trusted-public-keys = {key}
 "
     )

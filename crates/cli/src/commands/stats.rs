@@ -222,7 +222,7 @@ mod tests {
         };
         assert_eq!(
             cache_lines(&stats, 1_000),
-            ["1 paths, 1.0 MiB uncompressed", "largest:", "  x-hello  1.0 MiB, used 1 min 00 s ago"]
+            ["1 paths, 1.0 MiB uncompressed", "largest:", "  x-hello  1.0 MiB, used 60 seconds ago"]
         );
         assert_eq!(cache_bars(&stats), [Bar::new("hello", 1 << 20)]);
         assert_eq!(cache_bars(&CacheStatsResponse { largest: None, ..stats }), []);

@@ -339,8 +339,7 @@ async fn own_address(
     context: &Context,
 ) -> Result<String> {
     let cache = args.cache.cache.as_str();
-    let endpoint = server.endpoint.to_string();
-    let Ok(url) = format!("{}/{cache}", endpoint.trim_end_matches('/')).parse::<SubstituterUrl>() else {
+    let Ok(url) = server.endpoint.join(cache).parse::<SubstituterUrl>() else {
         return Err(error);
     };
     let url = url.to_string();
@@ -380,13 +379,11 @@ async fn check_answer(url: &str, token: Option<&Secret>, cache: &str) -> Result<
 /// trust.
 async fn at_edge(edge: &Endpoint, args: &UseArgs, context: &Context) -> Result<Source> {
     let cache = &args.cache.cache;
-    let base = edge.to_string();
-    let base = base.trim_end_matches('/');
-    let url = match base.rsplit_once('/') {
-        Some((_, last)) if last == cache.as_str() => base.to_owned(),
-        _ => format!("{base}/{cache}"),
+    let base = match edge.split_cache() {
+        Some((base, last)) if last == *cache => base,
+        _ => edge.clone(),
     };
-    let url = url.parse::<SubstituterUrl>()?.to_string();
+    let url = base.join(cache.as_str()).parse::<SubstituterUrl>()?.to_string();
     let own_token = args.token_file.as_deref().map(read_token_file).transpose()?;
     let (server, key, token) = if let Some(key) = &args.public_key {
         (args.cache.server.as_ref().map(ToString::to_string), key.clone(), own_token)

@@ -20,7 +20,7 @@ use super::raw::{Environment, Raw, Value};
 use super::sources::{self, Flags};
 use super::storage::{RemoteStorage, remote_storage};
 use super::values::{
-    base64, boolean, count, duration, integer, list, optional_text, origin, path, size, text, wrong,
+    base_url, base64, boolean, count, duration, integer, list, optional_text, origin, path, size, text, wrong,
 };
 
 /// Load balancers notice within this time: most check every second or two, and act at the second
@@ -232,8 +232,8 @@ fn resolve(raw: &Raw) -> Result<Settings> {
         previous_master_key_file: raw
             .find(&keys::PREVIOUS_MASTER_KEY_FILE)
             .map(|_| path(raw, &keys::PREVIOUS_MASTER_KEY_FILE)),
-        api_endpoint: optional_text(raw, &keys::API_ENDPOINT).map(RedactedUrl::new),
-        substituter_endpoint: optional_text(raw, &keys::SUBSTITUTER_ENDPOINT).map(RedactedUrl::new),
+        api_endpoint: base_url(raw, &keys::API_ENDPOINT),
+        substituter_endpoint: base_url(raw, &keys::SUBSTITUTER_ENDPOINT),
         allowed_hosts: list(raw, &keys::ALLOWED_HOSTS),
         trusted_proxies: trusted_proxies(raw)?,
         max_nar_info_bytes: count(size(raw, &keys::MAX_NAR_INFO_SIZE)),

@@ -201,6 +201,11 @@ fn attics_server_toml_is_accepted_whole() {
         settings.substituter_endpoint.as_ref().map(RedactedUrl::expose),
         Some("https://cdn.example.org/")
     );
+    for base in ["https://lab.example/nix", "https://lab.example/nix/"] {
+        let settings = load(&format!("api-endpoint = {base:?}"), &[HOME].into(), &[]).unwrap();
+        let base = settings.api_endpoint.as_ref().map(RedactedUrl::expose);
+        assert_eq!(base, Some("https://lab.example/nix/"), "names are appended to it");
+    }
     assert_eq!(settings.database_path, Path::new("/var/lib/dormer/index.sqlite"));
     assert_eq!(settings.storage_path, Path::new("/var/lib/dormer/storage"));
     assert_eq!(settings.jwt.bound_issuer.as_deref(), Some("some-issuer"));

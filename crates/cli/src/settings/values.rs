@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use dormer_api::Secret;
+use dormer_api::{RedactedUrl, Secret};
 
 use super::error::{Error, Result};
 use super::keys::Key;
@@ -45,6 +45,11 @@ pub(super) fn text<'a>(raw: &'a Raw, key: &Key) -> &'a str {
 
 pub(super) fn optional_text(raw: &Raw, key: &Key) -> Option<String> {
     raw.find(key).map(|_| text(raw, key).to_owned())
+}
+
+/// An address that names are appended to: it ends with a slash.
+pub(super) fn base_url(raw: &Raw, key: &Key) -> Option<RedactedUrl> {
+    optional_text(raw, key).map(|url| RedactedUrl::new(format!("{}/", url.trim_end_matches('/'))))
 }
 
 pub(super) fn path(raw: &Raw, key: &Key) -> PathBuf {

@@ -231,7 +231,7 @@ type Batch = Vec<(EntryId, BTreeSet<StorePath>)>;
 /// The plans that are being carried out, one for each cache. Their uploads are tasks of their own.
 type RunningPlans = FuturesUnordered<LocalBoxFuture<'static, BatchEnd>>;
 
-/// What a plan came to.
+/// The result of a plan.
 struct BatchEnd {
     cache: QueuedCache,
     batch: Batch,
@@ -505,7 +505,7 @@ impl Drainer {
         Ok(batch)
     }
 
-    /// Writes down what a plan came to.
+    /// Writes down the result of a plan.
     fn end_batch(&mut self, ended: BatchEnd) -> Result<()> {
         let BatchEnd { cache, batch, roots, stopped } = ended;
         let mut reason = stopped.as_ref().map(|error| dormer_nix::with_causes(error));

@@ -31,8 +31,8 @@ use dormer_nix::NarHash;
 use serde::{Deserialize, Serialize};
 
 use super::entry::{ENTRY_BYTES_MAX, EntryId, QueueEntry, QueuedCache, Standing, seconds};
+use crate::durable_file::{UNFINISHED, replace_file, sync_folder};
 use crate::error::{Error, Result};
-use crate::replaced_file::{UNFINISHED, replace_file, sync_folder};
 
 /// Most entries in one of the 16 folders, which share the entries evenly: 65,536 in all. Counting
 /// this many names takes a hook a millisecond.

@@ -28,7 +28,7 @@ use super::plan::{
 use super::recompress::{self, Recompressor};
 use super::{CollectionReport, Collector, Turn};
 use crate::Result;
-use crate::pace::back_off;
+use crate::pace::tried;
 
 /// Memory of a compaction, in bytes: a new pack, a read, and rows. The zstd contexts of a
 /// recompression come on top.
@@ -392,22 +392,21 @@ impl Collector {
         bytes: std::ops::Range<u64>,
         chunks: &[ChunkRow],
     ) -> Result<Vec<Option<Bytes>>, dormer_blobs::Error> {
-        let mut attempt = 1;
-        loop {
-            let found: Vec<Option<Bytes>> = match self.blobs.get_range(key, bytes.clone()).await {
-                Ok(read) => chunks.iter().map(|row| sound(&read, bytes.start, row)).collect(),
+        let bytes = &bytes;
+        let attempt = |_| async move {
+            match self.blobs.get_range(key, bytes.clone()).await {
+                Ok(read) => Ok(chunks.iter().map(|row| sound(&read, bytes.start, row)).collect::<Vec<_>>()),
                 Err(dormer_blobs::Error::NotFound { .. } | dormer_blobs::Error::Truncated { .. }) => {
-                    vec![None; chunks.len()]
+                    Ok(vec![None; chunks.len()])
                 }
-                Err(error) if !error.is_worth_a_retry() || attempt == TRIES => return Err(error),
-                Err(_) => vec![None; chunks.len()],
-            };
-            if attempt == TRIES || found.iter().all(Option::is_some) {
-                return Ok(found);
+                Err(error) => Err(error),
             }
-            back_off(attempt).await;
-            attempt += 1;
-        }
+        };
+        tried(TRIES, attempt, |outcome| match outcome {
+            Ok(found) => found.iter().all(Option::is_some),
+            Err(error) => !error.is_worth_a_retry(),
+        })
+        .await
     }
 }
 

@@ -13,7 +13,7 @@ use futures::future::try_join_all;
 use super::block_cache;
 use super::plan::{Fetch, Read, ReadPlan, gather};
 use crate::budget::{BudgetShare, hold};
-use crate::pace::back_off;
+use crate::pace::tried;
 use crate::{Engine, Error, Result};
 
 /// Attempts of one fetch before its bytes count as damaged or unavailable.
@@ -64,7 +64,7 @@ impl Engine {
             return Err(Error::Damaged { nar: plan.hash });
         }
         // The chunk moved meanwhile, or the index cannot tell: that is no "not here".
-        self.remembered_plans().invalidate_all();
+        self.forget_plans();
         Err(Error::Reencoded { nar: plan.hash })
     }
 
@@ -117,20 +117,19 @@ impl Engine {
 
     /// Part of a pack, in which each of these chunks is equal to its checksum.
     async fn fetch(&self, fetch: &Fetch, rows: &[&ChunkRow]) -> Result<Bytes, ReadFailure> {
-        let mut attempt = 1;
-        loop {
-            match self.fetch_once(fetch, rows, attempt == 1).await {
-                // The store's own retries have waited for it already.
-                Err(ReadFailure::Unavailable(error)) if !error.is_worth_a_retry() => {
-                    return Err(ReadFailure::Unavailable(error));
-                }
-                Err(_) if attempt < TRIES => {}
-                outcome => return outcome,
+        let attempt = |number| {
+            if number > 1 {
+                self.metrics().read_retries.inc();
             }
-            self.metrics().read_retries.inc();
-            back_off(attempt).await;
-            attempt += 1;
-        }
+            self.fetch_once(fetch, rows, number == 1)
+        };
+        tried(TRIES, attempt, |outcome| match outcome {
+            Ok(_) => true,
+            // The store's own retries have waited for it already.
+            Err(ReadFailure::Unavailable(error)) => !error.is_worth_a_retry(),
+            Err(_) => false,
+        })
+        .await
     }
 
     /// Fetches once. The checksums are compared whether the bytes come from the store or from the

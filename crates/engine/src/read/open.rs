@@ -37,6 +37,11 @@ pub(crate) const ENCODING_UPDATES_MAX: usize = 8;
 /// discards the plans of its cache and of no other.
 pub(crate) type PlanKey = (CacheId, CacheState, NarKey);
 
+/// The key of a remembered plan of a large NAR: all that can change its bytes. The index names the
+/// NAR and its present tag at each opening, so the plan may be remembered for long, whatever
+/// happens to the cache meanwhile. Each window is compared with the plan when it is loaded.
+pub(crate) type LargePlanKey = (NarId, EncodingTag);
+
 /// A NAR that can be read: its packs were there a moment ago.
 #[derive(Debug, Clone)]
 pub struct OpenNar {
@@ -188,11 +193,29 @@ impl Engine {
         Ok(self.open_nar(cache, &key).await?.map(|open| (alias.compression, open)))
     }
 
-    /// Recomputes the tag, and proves that the packs exist if that costs no requests.
+    /// Plans the read, and proves that the packs exist if that costs no requests.
     async fn open(&self, nar: Nar) -> Result<Option<OpenNar>> {
         if nar.damaged {
             return Ok(None);
         }
+        let plan = match self.remembered_large_plans().get(&(nar.id, nar.tag)) {
+            Some(plan) => plan,
+            None => self.plan_read(nar).await?,
+        };
+        // Over a network, the first read proves most packs. The stream asks for the others after
+        // that read.
+        if !self.blobs().is_remote() {
+            match self.prove_packs(&plan).await {
+                Err(Error::Damaged { .. }) => return Ok(None),
+                proven => proven?,
+            }
+        }
+        Ok(Some(OpenNar { engine: self.clone(), plan }))
+    }
+
+    /// Recomputes the tag from the rows of all chunks.
+    async fn plan_read(&self, nar: Nar) -> Result<Arc<ReadPlan>> {
+        let change_count = self.change_counts().of_all();
         let mut proof = Proof::default();
         let mut fills = nar.recipe.hole_fills();
         let mut groups = windows(&nar.recipe.runs);
@@ -213,7 +236,7 @@ impl Engine {
         if tag != nar.tag || proof.file_size != nar.file_size {
             self.update_encoding(&nar, tag, proof.file_size).await;
         }
-        let plan = ReadPlan {
+        let plan = Arc::new(ReadPlan {
             nar: nar.id,
             hash: nar.hash,
             size: nar.size,
@@ -222,16 +245,12 @@ impl Engine {
             recipe: nar.recipe,
             packs: proof.packs,
             chunks,
-        };
-        // Over a network, the first read proves most packs. The stream asks for the others after
-        // that read.
-        if !self.blobs().is_remote() {
-            match self.prove_packs(&plan).await {
-                Err(Error::Damaged { .. }) => return Ok(None),
-                proven => proven?,
-            }
+        });
+        let is_large = matches!(plan.chunks, Chunks::Windows(_));
+        if is_large && self.change_counts().of_all() == change_count {
+            self.remembered_large_plans().insert((plan.nar, plan.tag), Arc::clone(&plan));
         }
-        Ok(Some(OpenNar { engine: self.clone(), plan: Arc::new(plan) }))
+        Ok(plan)
     }
 
     /// Writes the tag that healing gave to a NAR, so that narinfos name it from now on. Waits for
@@ -269,7 +288,7 @@ impl Engine {
             return Err(Error::Damaged { nar: plan.hash });
         }
         // A push healed the chunks meanwhile, and they lie in other packs now.
-        self.remembered_plans().invalidate_all();
+        self.forget_plans();
         Err(Error::Reencoded { nar: plan.hash })
     }
 
@@ -310,7 +329,7 @@ impl Engine {
             return Ok(rows);
         }
         // Healing gave some chunk other frames: the bytes do not belong to the tag any more.
-        self.remembered_plans().invalidate_all();
+        self.forget_plans();
         Err(Error::Reencoded { nar: plan.hash })
     }
 

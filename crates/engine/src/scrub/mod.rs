@@ -40,7 +40,7 @@ use serde::{Deserialize, Serialize};
 use self::check::{PackFindings, check_pack, decode_chunk};
 pub use self::metrics::ScrubMetrics;
 use crate::cpu::blocking;
-use crate::pace::{back_off, pause_after};
+use crate::pace::{pause_after, tried};
 use crate::read::windows;
 use crate::{Clock, Error, Result};
 
@@ -411,16 +411,14 @@ impl Scrubber {
     /// back.
     async fn stored_chunk(&self, row: &ChunkRow, tries: u32) -> Result<Option<Bytes>> {
         let range = row.offset..row.offset + u64::from(row.layout.stored_len());
-        for attempt in 1..=tries {
-            match self.blobs.get_range(&BlobKey::Pack(row.pack_id), range.clone()).await {
-                Ok(bytes) => return Ok((checksum(&bytes) == row.checksum).then_some(bytes)),
-                Err(dormer_blobs::Error::NotFound { .. } | dormer_blobs::Error::Truncated { .. }) => break,
-                Err(error) if !is_bad_disk(&error) => return Err(error.into()),
-                Err(_) if attempt < tries => back_off(attempt).await,
-                Err(_) => {}
-            }
+        let key = BlobKey::Pack(row.pack_id);
+        let attempt = |_| self.blobs.get_range(&key, range.clone());
+        match tried(tries, attempt, |read| !matches!(read, Err(error) if is_bad_disk(error))).await {
+            Ok(bytes) => Ok((checksum(&bytes) == row.checksum).then_some(bytes)),
+            Err(dormer_blobs::Error::NotFound { .. } | dormer_blobs::Error::Truncated { .. }) => Ok(None),
+            Err(error) if is_bad_disk(&error) => Ok(None),
+            Err(error) => Err(error.into()),
         }
-        Ok(None)
     }
 
     /// Nothing is marked while the store as a whole is away. A look at a name, or a read, may be

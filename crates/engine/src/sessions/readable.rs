@@ -15,7 +15,7 @@
 //!   lag tells nothing: a chunk that is not there yet is sent once more.
 //! - One question reads for at most [`READ_MAX`], then answers with what it knows. The next one
 //!   goes on from there.
-//! - All bitmaps together take at most [`BITMAP_BYTES_MAX`], one cache excepted.
+//! - All bitmaps together take at most [`BITMAP_BYTES_MAX`]; a single one may take more.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};

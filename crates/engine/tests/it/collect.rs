@@ -20,7 +20,7 @@ use dormer_engine::{
 };
 use dormer_format::PackId;
 use dormer_index::{
-    Audit, Cache, CollectIndex, Index, JobIndex, JournalIndex, NarKey, PackNumber, PostgresIndex,
+    Cache, CollectIndex, Index, Inventory, JobIndex, JournalIndex, NarKey, PackNumber, PostgresIndex,
     PostgresOptions, Removal, ScrubIndex, SqlIndex, UnixSeconds,
 };
 use dormer_nix::{NarHash, StorePath};
@@ -150,10 +150,10 @@ impl Lab {
         )
     }
 
-    pub(crate) async fn audit(&self) -> Audit {
+    pub(crate) async fn inventory(&self) -> Inventory {
         match &self.postgres {
-            Some(url) => Self::postgres(url).await.audit().await,
-            None => self.sqlite().await.audit().await,
+            Some(url) => Self::postgres(url).await.inventory().await,
+            None => self.sqlite().await.inventory().await,
         }
         .expect(ANSWERS)
     }
@@ -219,7 +219,7 @@ impl Lab {
     }
 
     pub(crate) async fn violations(&self, acknowledged: &[NarHash], deleted: &[BlobKey]) -> Vec<Violation> {
-        check_invariants(self.audit().await, &*self.installation.blobs, acknowledged, deleted).await
+        check_invariants(self.inventory().await, &*self.installation.blobs, acknowledged, deleted).await
     }
 
     /// The same, while a process has the database.
@@ -228,14 +228,14 @@ impl Lab {
         process: &Process,
         acknowledged: &[NarHash],
     ) -> Vec<Violation> {
-        let audit = process.contracts.audited.audit().await.expect(ANSWERS);
+        let audit = process.contracts.audited.inventory().await.expect(ANSWERS);
         check_invariants(audit, &*self.installation.blobs, acknowledged, &[]).await
     }
 
     /// Everything is gone: the bucket, and all rows about paths, bytes and jobs. The job that
     /// forgets damaged chunks may have to run.
     pub(crate) async fn is_empty(&self, when: &str) {
-        if self.audit().await.leftovers.contains_key("jobs") {
+        if self.inventory().await.leftovers.contains_key("jobs") {
             let jobs = self.open().await.contracts.jobs;
             let settings = JobSettings { poll: Duration::from_millis(5), ..JobSettings::default() };
             let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
@@ -243,7 +243,7 @@ impl Lab {
             let is_done = async || jobs.list_jobs(None, 1).await.expect(ANSWERS).is_empty();
             runner.run(until("no job is open", is_done)).await;
         }
-        assert_eq!(self.audit().await.leftovers, BTreeMap::new(), "{when}");
+        assert_eq!(self.inventory().await.leftovers, BTreeMap::new(), "{when}");
         assert_eq!(self.installation.blobs.list().await.expect(ANSWERS), [], "{when}");
     }
 }
@@ -277,7 +277,7 @@ impl Process {
     }
 
     /// Numbers of the packs that a NAR needs although no upload may use them.
-    async fn live_condemned_packs(&self, audit: &Audit) -> Vec<PackNumber> {
+    async fn live_condemned_packs(&self, audit: &Inventory) -> Vec<PackNumber> {
         let runs = audit.nars.iter().flat_map(|nar| &nar.recipe.runs);
         let live: HashSet<u64> = runs.flat_map(|run| run.first..run.first + u64::from(run.count)).collect();
         let live: HashSet<PackNumber> =
@@ -617,9 +617,9 @@ async fn survives_a_crash_at_any_step(on_postgres: bool, kept: &[bool]) {
 }
 
 /// On SQLite one process has the database at a time.
-async fn lab_audit(lab: &Lab, process: Process) -> Audit {
+async fn lab_audit(lab: &Lab, process: Process) -> Inventory {
     drop(process);
-    lab.audit().await
+    lab.inventory().await
 }
 
 #[tokio::test]
@@ -758,7 +758,7 @@ async fn small_packs_are_merged() {
     }
     let hashes: Vec<NarHash> = nars.iter().map(|nar| hash_of(nar)).collect();
     drop((process, cache));
-    assert_eq!(lab.audit().await.packs.len(), 1);
+    assert_eq!(lab.inventory().await.packs.len(), 1);
     assert_eq!(lab.violations(&hashes, &[]).await, []);
 }
 
@@ -1076,7 +1076,7 @@ async fn race(
         collector.run_now(&*process.contracts.jobs, "test", 30).await.expect(ANSWERS);
         // SQLite's file has one reader of everything at a time.
         if let Some(url) = &lab.postgres {
-            let audit = Lab::postgres(url).await.audit().await.expect(ANSWERS);
+            let audit = Lab::postgres(url).await.inventory().await.expect(ANSWERS);
             races.live_condemned += process.live_condemned_packs(&audit).await.len();
         }
         lab.pass(CONDEMNED);

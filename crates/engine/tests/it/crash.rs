@@ -13,7 +13,7 @@ use crate::common::{
     path, push, served, settings,
 };
 use dormer_engine::{Engine, Result};
-use dormer_index::{Audit, Cache, CommitOutcome, Index, PostgresIndex, PostgresOptions, SqlIndex};
+use dormer_index::{Cache, CommitOutcome, Index, Inventory, PostgresIndex, PostgresOptions, SqlIndex};
 use dormer_nix::nar::{NarLimits, NarReader, Node, encode_tree};
 use dormer_nix::{BuildTrace, DocumentName, NarHash, StorePath, TraceKey};
 use dormer_testkit::{
@@ -237,10 +237,10 @@ impl Site {
         }
     }
 
-    async fn audit(&self) -> Audit {
+    async fn inventory(&self) -> Inventory {
         match &self.postgres {
-            Some(url) => Self::postgres(url).await.audit().await,
-            None => self.installation.index().await.audit().await,
+            Some(url) => Self::postgres(url).await.inventory().await,
+            None => self.installation.index().await.inventory().await,
         }
         .expect("a reopened index can be read")
     }
@@ -270,7 +270,7 @@ impl Site {
                 Told::Removed(_) | Told::Document(..) => None,
             })
             .collect();
-        let audit = self.audit().await;
+        let audit = self.inventory().await;
         check_invariants(audit, &*self.installation.blobs, &acknowledged, &faults.deleted()).await
     }
 }

@@ -235,7 +235,7 @@ async fn a_crash_at_any_call_of_a_deletion_is_survived() {
             // The next process waits until the lease ends.
             clock.0.fetch_add(31, Ordering::SeqCst);
             runner(index.clone(), clock).run(until("it is done", async || has_no_job(&index).await)).await;
-            let audit = index.audit().await.expect("the index answers");
+            let audit = index.inventory().await.expect("the index answers");
             assert_eq!(audit.unnamed_nars.len(), 5, "the other cache names one of 6 NARs, {when}");
             assert_eq!(check_invariants(audit, &*installation.blobs, &[], &[]).await, [], "{when}");
             let other = engine.find_cache("other").await.unwrap().expect("it is there");
@@ -266,7 +266,7 @@ async fn a_runner_that_stops_gives_its_job_back() {
             .run(until("it is done", async || has_no_job(&index).await))
             .await;
     }
-    assert_eq!(index.audit().await.unwrap().unnamed_nars.len(), 5);
+    assert_eq!(index.inventory().await.unwrap().unnamed_nars.len(), 5);
 }
 
 #[tokio::test]
@@ -349,7 +349,7 @@ async fn two_runners_share_the_work_and_remove_everything_once() {
     tokio::join!(a.run(done()), b.run(done()));
     let step = index.delete_cache_step(&silent, 2, now, now + 30).await;
     assert!(matches!(step, Err(Error::JobLeaseLost)), "{step:?}");
-    assert_eq!(index.audit().await.unwrap().unnamed_nars.len(), 5);
+    assert_eq!(index.inventory().await.unwrap().unnamed_nars.len(), 5);
 }
 
 #[tokio::test]
@@ -392,5 +392,5 @@ async fn pushes_and_reads_beside_a_deletion_see_no_error() {
     drop(stop);
     running.await.expect("no panic");
     assert!(begun.elapsed() < Duration::from_secs(1), "it stops at once");
-    assert_eq!(index.audit().await.unwrap().unnamed_nars.len(), 0, "the new cache names all of them");
+    assert_eq!(index.inventory().await.unwrap().unnamed_nars.len(), 0, "the new cache names all of them");
 }

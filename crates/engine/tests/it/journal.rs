@@ -15,9 +15,9 @@ use dormer_engine::{
 };
 use dormer_format::{JournalFile, JournalKind, JournalName, JournalRecord, PackBuilder, PackId, StoredChunk};
 use dormer_index::{
-    Alias, Audit, Cache, CacheId, FoundObject, JobIndex, JournalIndex, JournaledDocument, MASTER_KEY_PROOF,
-    ObjectOrder, Pin, PostgresIndex, PostgresOptions, SqlIndex, SqliteIndex, SqliteOptions, StoredListing,
-    UnixSeconds,
+    Alias, Cache, CacheId, FoundObject, Inventory, JobIndex, JournalIndex, JournaledDocument,
+    MASTER_KEY_PROOF, ObjectOrder, Pin, PostgresIndex, PostgresOptions, SqlIndex, SqliteIndex, SqliteOptions,
+    StoredListing, UnixSeconds,
 };
 use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{BuildTrace, NarHash, StorePath, StorePathHash, TraceKey};
@@ -68,8 +68,8 @@ impl Database {
         Self { contracts, jobs: index.clone(), opened: index, folder: Some(folder) }
     }
 
-    async fn audit(&self) -> Audit {
-        self.opened.audit().await.expect(ANSWERS)
+    async fn inventory(&self) -> Inventory {
+        self.opened.inventory().await.expect(ANSWERS)
     }
 }
 
@@ -148,9 +148,9 @@ impl Lab {
 
     /// Whatever was recovered is whole: every invariant holds, and no pack is a stray.
     async fn check_invariants(&self, recovered: &Database, when: &str) {
-        let leaks = find_leaks(&recovered.audit().await, &*self.blobs).await.expect(ANSWERS);
+        let leaks = find_leaks(&recovered.inventory().await, &*self.blobs).await.expect(ANSWERS);
         assert_eq!(leaks.packs, 0, "{when}: a pack without a row");
-        assert_eq!(check_invariants(recovered.audit().await, &*self.blobs, &[], &[]).await, [], "{when}");
+        assert_eq!(check_invariants(recovered.inventory().await, &*self.blobs, &[], &[]).await, [], "{when}");
     }
 
     /// Something of every kind changes.

@@ -182,6 +182,30 @@ async fn a_nar_of_several_windows_reads_back_in_any_part() {
     }
 }
 
+/// A client that resumes a download does not pay again for what is before its range, whatever is
+/// pushed meanwhile.
+#[tokio::test]
+async fn a_range_of_a_large_nar_costs_few_statements_after_a_push_to_its_cache() {
+    let installation = Installation::new();
+    let index: Arc<dyn Index> = Arc::new(installation.index().await);
+    let engine = engine_over(Arc::clone(&index), Arc::clone(&installation.blobs), tiny_chunks());
+    let cache = create_main(&engine).await;
+    let nar = package_nar(&mut Random::new(10), 1_500_000, &[path(9)]);
+    push(&engine, &cache, &path(1), &nar).await.unwrap();
+    let before = index.statement_count();
+    let whole = served(&engine, &cache, &nar, None).await.unwrap().unwrap();
+    let windows = index.statement_count() - before;
+    assert!(windows > 6, "only {windows} statements");
+
+    let other = package_nar(&mut Random::new(11), 1_000, &[]);
+    push(&engine, &cache, &path(2), &other).await.unwrap();
+    let before = index.statement_count();
+    let size = whole.len() as u64;
+    let got = served(&engine, &cache, &nar, Some(size - 10..size)).await.unwrap().unwrap();
+    assert_eq!(got, whole[whole.len() - 10..]);
+    assert_eq!(index.statement_count() - before, 2, "the NAR, and the last window");
+}
+
 #[tokio::test]
 async fn bytes_of_two_encodings_are_never_joined() {
     let installation = Installation::new();
@@ -195,7 +219,7 @@ async fn bytes_of_two_encodings_are_never_joined() {
     let mut slow = before.clone().stream(None).await.unwrap();
     slow.next().await.unwrap().unwrap();
 
-    // The last chunk is healed with other frames, by a server that compresses otherwise.
+    // A server that compresses otherwise heals the last chunk with other frames.
     let found = index.find_nar_in_cache(cache.id, &key, 0).await.unwrap().unwrap();
     let last = found.recipe.chunk_numbers().last().unwrap();
     index.mark_damaged(found.id, &[last], 0).await.unwrap();
@@ -209,6 +233,8 @@ async fn bytes_of_two_encodings_are_never_joined() {
     assert!(matches!(rest.last(), Some(Err(Error::Reencoded { .. }))), "it is cut, not mixed");
     let again = before.stream(None).await.unwrap().collect::<Vec<_>>().await;
     assert!(again.iter().any(Result::is_err));
+    let reopened = engine.open_nar(&cache, &key).await.unwrap().unwrap();
+    assert_eq!(reopened.tag(), after.tag(), "the plan that it remembered is not used");
     assert_eq!(decompress(&served(&healer, &cache, &nar, None).await.unwrap().unwrap()), nar);
     assert!(healer.missing_paths(&cache, &[path(1).hash()]).await.unwrap().is_empty(), "nothing is damaged");
 }

@@ -219,7 +219,7 @@ async fn survives_a_crash_at_any_step(on_postgres: bool, kept: &[bool]) {
             lab.pass(OLD);
             lab.collect(&process).await;
             drop((process, cache));
-            let leaks = find_leaks(&lab.audit().await, &*lab.installation.blobs).await;
+            let leaks = find_leaks(&lab.inventory().await, &*lab.installation.blobs).await;
             let leaks = leaks.expect("no pack is lost");
             assert_eq!((leaks.packs, leaks.nars, leaks.chunks), (0, 0, 0), "{when}");
             assert_eq!(lab.violations(&hashes, &faults.deleted()).await, [], "{when}");

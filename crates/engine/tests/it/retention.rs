@@ -108,7 +108,7 @@ async fn a_crash_at_any_call_of_an_expire_job_leaves_closures_whole() {
             clock.0.fetch_add(31, Ordering::SeqCst);
             runner(index.clone(), clock).run(until("it is done", async || has_no_job(&index).await)).await;
             assert_eq!(live(&index, &main).await, [2, 3], "{when}");
-            let audit = index.audit().await.expect("the index answers");
+            let audit = index.inventory().await.expect("the index answers");
             assert_eq!(audit.unnamed_nars.len(), 0, "graces name what expired, {when}");
             assert_eq!(check_invariants(audit, &*installation.blobs, &[], &[]).await, [], "{when}");
             for nar in &nars {

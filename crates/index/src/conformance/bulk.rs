@@ -1,23 +1,31 @@
 //! Calls over a whole cache, in a cache that is large: each call ends within [`CALL_MAX`], however
 //! many rows there are.
 //!
-//! A topic that gets a new call over a whole cache adds its case to [`run_bulk`]. Cases share one
-//! cache, which the last case deletes.
+//! Each kind of job has its case in [`Bulk::run_job`], which does not compile without one. A topic
+//! that gets another call over a whole cache adds its case to [`run_bulk`]. Cases share one cache,
+//! which the last case deletes.
 
 use std::io::Write as _;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use dormer_format::RecipeBuilder;
 use dormer_nix::{StorePath, StorePathHash};
 
-use super::fixtures::{NOW, new_cache};
+use super::fixtures::{NOW, Subject, nar_hash, new_cache, path_hash as pushed_hash, push_object};
 use crate::columns::{pack_references, pack_signatures};
-use crate::contract::{CacheId, CacheIndex as _, ObjectIndex as _, OutboxIndex as _, OutboxPosition};
+use crate::contract::{
+    CacheId, CacheIndex as _, ChunkIndex as _, NarId, NarIndex as _, NarKey, ObjectIndex as _, ObjectPlace,
+    OutboxIndex as _, OutboxPosition, PackNumber, SessionIndex, UnixSeconds,
+};
 use crate::sql::Argument::{Bytes, Number};
 use crate::sql::{Sql, both};
 use crate::sql_index::SqlIndex;
-use crate::{CacheTotals, JobIndex as _, JobKind, Result};
+use crate::{
+    CacheScan, CacheTotals, CollectIndex as _, ExpiryDefaults, JobIndex as _, JobKind, JobLease, JobStep,
+    JournalIndex as _, PublishIndex as _, Result, ScrubIndex as _,
+};
 
 /// Longest that a call may take. The index under test is opened with the same limit for a
 /// statement.
@@ -117,7 +125,7 @@ pub(crate) async fn in_time<T>(what: &str, call: impl Future<Output = Result<T>>
 
 /// Runs every case on an empty index, which is opened with [`CALL_MAX`] as its limit for a
 /// statement.
-pub(crate) async fn run_bulk(index: &SqlIndex) -> Result<()> {
+pub(crate) async fn run_bulk(index: &Arc<SqlIndex>) -> Result<()> {
     let count = object_count();
     let begun = Instant::now();
     let cache = load(index, "bulk", count).await?;
@@ -126,7 +134,14 @@ pub(crate) async fn run_bulk(index: &SqlIndex) -> Result<()> {
     totals_are_counted(index, cache, count).await?;
     the_outbox_is_read_in_pages(index, cache, count).await?;
     present_objects_are_found_in_pages(index, cache, count).await?;
-    a_deleted_cache_goes_in_steps_beside_writes(index, cache, count).await
+    let bulk = Bulk::new(index, cache, count).await?;
+    bulk.journal().await?;
+    for kind in JobKind::ALL.into_iter().filter(|kind| *kind != JobKind::DeleteCache) {
+        bulk.run_job(kind).await?;
+    }
+    bulk.run_job(JobKind::DeleteCache).await?;
+    assert_eq!(index.list_jobs(None, 1).await?, []);
+    Ok(())
 }
 
 async fn totals_are_counted(index: &SqlIndex, cache: CacheId, count: u64) -> Result<()> {
@@ -162,57 +177,257 @@ async fn present_objects_are_found_in_pages(index: &SqlIndex, cache: CacheId, co
     Ok(())
 }
 
-/// Each step runs under a lease of one second, and writes and look-ups beside them end in time too.
-async fn a_deleted_cache_goes_in_steps_beside_writes(
-    index: &SqlIndex,
+/// Longest that a usual step may take: the shortest lease.
+const LEASE: Duration = Duration::from_secs(1);
+
+/// Objects that the quota leaves no room for.
+const EXPIRED: u64 = 1_000;
+
+/// Steps of a scan that pushes run beside. `publish/bulk_tests.rs` runs whole scans.
+const SCAN_STEPS: u32 = 10;
+
+/// Rows of a page, as large as a job's own or larger.
+const PAGE: u32 = 4_096;
+
+/// A large cache, and a small one that is pushed to meanwhile.
+struct Bulk {
+    index: Arc<SqlIndex>,
     cache: CacheId,
     count: u64,
-) -> Result<()> {
-    in_time("deleting the cache", index.delete_cache(cache, None, NOW)).await?;
-    let totals = in_time("counting", index.cache_totals(cache)).await?;
-    assert_eq!(totals, CacheTotals::default(), "no look-up finds what the job has not removed yet");
-    let clock = Instant::now();
-    let now = || NOW + clock.elapsed().as_secs().cast_signed();
-    let lease = index.lease_job(JobKind::DeleteCache, "bulk", now(), now() + 1).await?;
-    let lease = lease.expect("the deletion opened a job");
-    let is_done = AtomicBool::new(false);
-    let steps = async {
-        let (mut rows, mut longest) = (0, Duration::ZERO);
+    beside: CacheId,
+    pushes: AtomicU32,
+    clock: Instant,
+}
+
+impl Bulk {
+    async fn new(index: &Arc<SqlIndex>, cache: CacheId, count: u64) -> Result<Self> {
+        let beside = index.create_cache(&new_cache("beside")).await?;
+        let (index, pushes, clock) = (Arc::clone(index), AtomicU32::new(0), Instant::now());
+        Ok(Self { index, cache, count, beside, pushes, clock })
+    }
+
+    fn now(&self) -> UnixSeconds {
+        NOW + self.clock.elapsed().as_secs().cast_signed()
+    }
+
+    /// Runs a job's calls over the whole cache.
+    async fn run_job(&self, kind: JobKind) -> Result<()> {
+        let begun = Instant::now();
+        match kind {
+            JobKind::DeleteCache => self.delete().await?,
+            JobKind::ExpireCache => self.expire().await?,
+            JobKind::ScanCache => self.scan().await?,
+            JobKind::Collect => self.collect().await?,
+            JobKind::SpreadDamage => self.spread_damage().await?,
+            JobKind::Scrub => self.scrub().await?,
+            JobKind::Recount => self.recount().await?,
+        }
+        let _ = writeln!(std::io::stderr(), "{} took {:?}", kind.as_str(), begun.elapsed());
+        Ok(())
+    }
+
+    async fn lease(&self, kind: JobKind) -> Result<JobLease> {
+        let lease = self.index.lease_job(kind, "bulk", self.now(), self.now() + 1).await?;
+        Ok(lease.unwrap_or_else(|| panic!("no job of {kind:?} is open")))
+    }
+
+    /// Runs steps to the last one, each within [`CALL_MAX`]; returns how many rows they changed. A
+    /// busy machine delays single steps; a step that grows with the cache is slow every time.
+    async fn run_steps(&self, kind: JobKind, step: impl AsyncFn() -> Result<JobStep>) -> Result<u64> {
+        let (mut rows, mut times) = (0, Vec::new());
         loop {
             let begun = Instant::now();
-            let step = index.delete_cache_step(&lease, 2_048, now(), now() + 1);
-            let step = in_time("a step of the deletion", step).await?;
-            longest = longest.max(begun.elapsed());
-            rows += step.rows;
-            if step.is_last {
-                is_done.store(true, Ordering::Relaxed);
-                return Ok((rows, longest));
+            let done = in_time(kind.as_str(), step()).await?;
+            times.push(begun.elapsed());
+            rows += done.rows;
+            if done.is_last {
+                break;
             }
         }
-    };
-    let beside = async {
-        let (mut writes, mut longest) = (0, Duration::ZERO);
-        while !is_done.load(Ordering::Relaxed) {
-            let begun = Instant::now();
-            let other = new_cache(&format!("beside-{writes}"));
-            let id = in_time("a write beside the deletion", index.create_cache(&other)).await?;
-            let hash = path_hash(1);
-            let found = index.find_object(id, &hash);
-            assert_eq!(in_time("a look-up beside the deletion", found).await?, None);
-            longest = longest.max(begun.elapsed());
-            writes += 1;
+        times.sort_unstable();
+        assert!(times[times.len() / 2] < LEASE, "steps of {kind:?} outlast their lease: {times:?}");
+        Ok(rows)
+    }
+
+    /// Pushes and reads for as long as `work` goes on: each ends in time.
+    async fn beside_pushes<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let is_done = AtomicBool::new(false);
+        let work = async {
+            let done = work.await;
+            is_done.store(true, Ordering::Relaxed);
+            done
+        };
+        let pushes = async {
+            let index: Subject = Arc::clone(&self.index) as _;
+            let before = self.pushes.load(Ordering::Relaxed);
+            while !is_done.load(Ordering::Relaxed) {
+                let number = self.pushes.fetch_add(1, Ordering::Relaxed) + 1;
+                in_time("a push", push_object(&index, self.beside, number)).await?;
+                let found =
+                    in_time("a look-up", index.find_object(self.beside, &pushed_hash(number))).await?;
+                assert!(found.is_some(), "what was pushed is there");
+                let key = NarKey::Hash(nar_hash(number));
+                let nar = in_time("opening", index.find_nar_in_cache(self.beside, &key, NOW)).await?;
+                assert!(nar.is_some(), "what was pushed can be read");
+            }
+            Ok(self.pushes.load(Ordering::Relaxed) - before)
+        };
+        let (done, pushes) = tokio::try_join!(work, pushes)?;
+        assert!(pushes > 0, "nothing was pushed meanwhile");
+        Ok(done)
+    }
+
+    async fn expire(&self) -> Result<()> {
+        const DAY: i64 = 86_400;
+        let quota_bytes = (self.count - EXPIRED) * 240_000;
+        let defaults = ExpiryDefaults {
+            retention_seconds: 0,
+            quota_bytes,
+            grace_seconds: 30 * DAY,
+            log_retention_seconds: 0,
+        };
+        let at = NOW + 10 * DAY;
+        self.index.open_job(JobKind::ExpireCache, Some(self.cache), None, NOW).await?;
+        let lease = self.lease(JobKind::ExpireCache).await?;
+        let step = async || self.index.expire_cache_step(&lease, &defaults, PAGE, at, at + 1).await;
+        self.run_steps(JobKind::ExpireCache, step).await?;
+        let left = self.index.cache_totals(self.cache).await?.object_count;
+        assert_eq!(left, self.count - EXPIRED);
+        Ok(())
+    }
+
+    async fn scan(&self) -> Result<()> {
+        let index = &self.index;
+        let target = index.open_target("edge", "memory").await?;
+        let lease = index.acquire_lease(target.id, "bulk", self.now(), self.now() + 1).await?;
+        let lease = lease.expect("nobody holds it");
+        let steps = async {
+            let mut scan = CacheScan::Objects(None);
+            for _ in 0..SCAN_STEPS {
+                let step = index.note_cache_step(&lease, self.cache, scan, PAGE, NOW);
+                let Some(next) = in_time("a step of a scan", step).await? else { return Ok(()) };
+                scan = next;
+            }
+            Ok(())
+        };
+        self.beside_pushes(steps).await
+    }
+
+    async fn collect(&self) -> Result<()> {
+        let index = &self.index;
+        let opened = index.open_collection(NOW, NOW).await?;
+        assert!(opened.is_some(), "none was opened before");
+        let lease = self.lease(JobKind::Collect).await?;
+        assert_eq!(in_time("counting what ended", index.count_ended(NOW, NOW - 1)).await?, (0, 0));
+        assert_eq!(in_time("expiring graces", index.expire_graces(PAGE, NOW)).await?, 0);
+        assert_eq!(in_time("expiring aliases", index.expire_aliases(PAGE, NOW - 1)).await?, 0);
+        let rules = ExpiryDefaults {
+            retention_seconds: 86_400,
+            quota_bytes: 0,
+            grace_seconds: 86_400,
+            log_retention_seconds: 0,
+        };
+        let after = Some(ObjectPlace { value: NOW, id: self.count.cast_signed() / 2 });
+        let page = index.examine_objects(self.cache, &rules, after, PAGE, NOW);
+        assert_eq!(in_time("a page of objects", page).await?.objects.len(), PAGE as usize);
+        let (mut after, mut named) = (NarId(0), 0);
+        loop {
+            let page = in_time("marking NARs", index.mark_nars(after, PAGE, NOW, NOW)).await?;
+            let Some(last) = page.last() else { break };
+            named += page.iter().filter(|nar| nar.is_named).count() as u64;
+            if after == NarId(0) {
+                let ids: Vec<NarId> = page.iter().take(PAGE as usize / 4).map(|nar| nar.id).collect();
+                assert_eq!(in_time("deleting NARs", index.delete_nars(&ids)).await?, []);
+            }
+            after = last.id;
+            let ends_at = self.now() + 1;
+            let advance = index.advance_collection(&lease, page.len() as u64, self.now(), ends_at);
+            in_time("renewing", advance).await?;
         }
-        Ok((writes, longest))
-    };
-    let ((rows, step), (writes, wait)) = tokio::try_join!(steps, beside)?;
-    let took = clock.elapsed();
-    let _ = writeln!(
-        std::io::stderr(),
-        "{rows} rows are deleted in {took:?}, the longest step took {step:?}; the longest of {writes} writes beside \
-         took {wait:?}"
-    );
-    assert_eq!(rows, count);
-    assert!(writes > 0, "nothing was written meanwhile");
-    assert_eq!(index.list_jobs(None, 1).await?, []);
-    Ok(())
+        assert_eq!(named, self.count + u64::from(self.pushes.load(Ordering::Relaxed)));
+        assert_eq!(in_time("moved chunks", index.moved_chunks(0, PAGE)).await?, []);
+        in_time("a page of packs", index.page_packs(PackNumber(0), PAGE)).await?;
+        in_time("ending", index.finish_collection(&lease, "{}", false, self.now())).await
+    }
+
+    async fn spread_damage(&self) -> Result<()> {
+        let index: Subject = Arc::clone(&self.index) as _;
+        // The loaded recipes have the first pack's chunk.
+        let number = self.pushes.load(Ordering::Relaxed);
+        assert!(number > 1, "a scan ran before, and pushes beside it");
+        let key = NarKey::Hash(nar_hash(number));
+        let find = async || index.find_nar_in_cache(self.beside, &key, NOW).await;
+        let nar = find().await?.expect("it was pushed");
+        let rows = index.load_chunks(&nar.recipe.runs).await?;
+        SessionIndex::mark_chunks_damaged(&*index, rows[0].pack, &[rows[0].number], NOW).await?;
+        let lease = self.lease(JobKind::SpreadDamage).await?;
+        let step = async || self.index.spread_damage_step(&lease, PAGE, self.now(), self.now() + 1).await;
+        assert_eq!(self.run_steps(JobKind::SpreadDamage, step).await?, 1, "one NAR has the chunk");
+        assert!(find().await?.is_some_and(|nar| nar.damaged));
+        Ok(())
+    }
+
+    async fn scrub(&self) -> Result<()> {
+        let index = &self.index;
+        index.open_scrub(b"", NOW).await?;
+        let lease = self.lease(JobKind::Scrub).await?;
+        let packs = in_time("a page of packs", index.scrub_packs(PackNumber(0), PAGE)).await?;
+        assert_eq!(in_time("chunks of a pack", index.chunks_of_pack(packs[0].number)).await?.len(), 1);
+        let mut after = NarId(0);
+        loop {
+            let page = in_time("a page of NARs", index.scrub_nars(after, PAGE)).await?;
+            let Some(last) = page.last() else { break };
+            after = last.id;
+            let (rows, ends_at) = (page.len() as u64, self.now() + 1);
+            in_time("renewing", index.advance_scrub(&lease, b"x", rows, self.now(), ends_at)).await?;
+        }
+        in_time("ending", index.finish_scrub(&lease, "{}", self.now())).await
+    }
+
+    async fn recount(&self) -> Result<()> {
+        let before = self.index.cache_totals(self.cache).await?;
+        self.index.open_job(JobKind::Recount, None, None, NOW).await?;
+        let lease = self.lease(JobKind::Recount).await?;
+        let step = async || self.index.recount_step(&lease, PAGE, self.now(), self.now() + 1).await;
+        self.run_steps(JobKind::Recount, step).await?;
+        assert_eq!(self.index.cache_totals(self.cache).await?, before);
+        Ok(())
+    }
+
+    /// The journal has a lease of its own, and no job.
+    async fn journal(&self) -> Result<()> {
+        let index = &self.index;
+        let lease = index.lease_journal("bulk", self.now(), self.now() + 1).await?;
+        let (lease, state) = lease.expect("nobody holds it");
+        in_time("the end of the outbox", index.outbox_end()).await?;
+        in_time("a hidden change", index.hidden_change()).await?;
+        let notes = in_time("what changed", index.journal_notes(PAGE)).await?;
+        let (mut after, mut objects) = (None, 0);
+        loop {
+            let page = in_time("a page of objects", index.journaled_objects_after(after, PAGE)).await?;
+            let Some(last) = page.last() else { break };
+            after = Some((last.cache, last.object.path.hash()));
+            objects += page.len() as u64;
+            in_time("renewing", index.renew_journal(&lease, self.now() + 1)).await?;
+        }
+        assert_eq!(objects, self.count);
+        in_time("aliases", index.journaled_aliases_after((CacheId(0), ""), PAGE)).await?;
+        in_time("documents", index.journaled_documents_after(0, PAGE)).await?;
+        in_time("saving", index.save_journal(&lease, &state, &notes, self.now() + 1)).await?;
+        index.release_journal(&lease).await
+    }
+
+    async fn delete(&self) -> Result<()> {
+        let index = &self.index;
+        in_time("deleting the cache", index.delete_cache(self.cache, None, NOW)).await?;
+        let totals = in_time("counting", index.cache_totals(self.cache)).await?;
+        assert_eq!(totals, CacheTotals::default(), "no look-up finds what the job has not removed yet");
+        let lease = self.lease(JobKind::DeleteCache).await?;
+        let step = async || index.delete_cache_step(&lease, 2_048, self.now(), self.now() + 1).await;
+        let rows = self.beside_pushes(self.run_steps(JobKind::DeleteCache, step)).await?;
+        assert_eq!(rows, self.count, "objects, and graces of those that expired");
+        let pushed = index.cache_totals(self.beside).await?.object_count;
+        assert_eq!(pushed, u64::from(self.pushes.load(Ordering::Relaxed)), "each push was counted");
+        Ok(())
+    }
 }

@@ -160,7 +160,7 @@ pub enum NotedFrom {
     Referrers,
 }
 
-/// What looking at objects came to.
+/// The verdicts on objects.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PendingVerdicts {
     /// These need not be looked at any more.
@@ -190,7 +190,7 @@ pub struct AbsentPage {
     pub next: Option<StorePathHash>,
 }
 
-/// What a step of taking referrers along came to.
+/// The result of a step of taking referrers along.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ReferrersTaken {
     /// Objects that are being removed from now on.
@@ -439,7 +439,7 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         after: Option<StorePathHash>,
         limit: u32,
     ) -> Result<AbsentPage>;
-    /// Writes down what looking at objects came to.
+    /// Writes down the verdicts on objects.
     async fn settle_pending(
         &self,
         lease: &Lease,

@@ -1,7 +1,6 @@
 //! The contract over SQL, topic by topic. Each statement stands once; where the dialects differ,
 //! both texts stand side by side.
 
-pub(crate) mod audit;
 pub(crate) mod caches;
 pub(crate) mod chunks;
 pub(crate) mod counters;
@@ -9,6 +8,8 @@ pub(crate) mod damage;
 pub(crate) mod documents;
 pub(crate) mod history;
 mod installation;
+#[cfg(any(test, feature = "inventory"))]
+pub(crate) mod inventory;
 pub(crate) mod journal;
 pub(crate) mod nars;
 pub(crate) mod objects;

@@ -26,14 +26,12 @@ use crate::request_body::{BodyError, RequestBody};
 /// A cache's settings, for clients that pull from it.
 pub(crate) async fn show_cache(app: &App, call: &Call, name: &CacheName) -> Result<Response<Body>, Failure> {
     let cache = app.open_current_cache(call, name, Permission::Pull).await?;
-    let api_endpoint = if let Some(endpoint) = &app.settings.api_endpoint {
-        with_slash(endpoint)
-    } else {
-        call.address(&app.settings.trusted_proxies)
-    };
-    let substituters = app.settings.substituter_endpoint.as_deref().map(with_slash);
+    let settings = &app.settings;
+    let api_endpoint =
+        settings.api_endpoint.clone().unwrap_or_else(|| call.address(&settings.trusted_proxies));
+    let substituters = settings.substituter_endpoint.as_ref().unwrap_or(&api_endpoint);
     let config = CacheConfig {
-        substituter_endpoint: Some(format!("{}{name}", substituters.as_ref().unwrap_or(&api_endpoint))),
+        substituter_endpoint: Some(format!("{substituters}{name}")),
         api_endpoint: Some(api_endpoint),
         // The newest key: each narinfo carries a signature of every active key, and the newest key
         // retires last.
@@ -49,10 +47,6 @@ pub(crate) async fn show_cache(app: &App, call: &Call, name: &CacheName) -> Resu
         keypair: None,
     };
     Ok(body::json(StatusCode::OK, &config))
-}
-
-fn with_slash(endpoint: &str) -> String {
-    format!("{}/", endpoint.trim_end_matches('/'))
 }
 
 /// Creates a cache.

@@ -281,7 +281,7 @@ fn read_entry(
     })
 }
 
-/// Whether a path has one of these references, itself excepted.
+/// Whether a path refers to one of these paths, other than itself.
 fn refers_to(path: &ChunkedPath, hashes: &HashSet<StorePathHash>) -> bool {
     let mut references = path.object.references.iter().map(dormer_nix::StorePath::hash);
     references.any(|reference| reference != path.object.path.hash() && hashes.contains(&reference))

@@ -367,9 +367,9 @@ async fn survives_a_crash(on_postgres: bool, steps_min: u64) {
             let audit = async || match &url {
                 Some(url) => {
                     let index = PostgresIndex::open(url, PostgresOptions::default()).await.unwrap();
-                    index.audit().await.unwrap()
+                    index.inventory().await.unwrap()
                 }
-                None => installation.index().await.audit().await.unwrap(),
+                None => installation.index().await.inventory().await.unwrap(),
             };
             let violations =
                 check_invariants(audit().await, &*installation.blobs, &acknowledged, &faults.deleted()).await;

@@ -129,7 +129,7 @@ async fn postgresql_answers_in_time_in_a_large_cache() {
     let url = Server::shared().create_database();
     let limit = PostgresOptions { statement_timeout: crate::conformance::bulk::CALL_MAX, ..options() };
     let index = PostgresIndex::open(&url, limit).await.unwrap();
-    crate::conformance::bulk::run_bulk(&index).await.unwrap();
+    crate::conformance::bulk::run_bulk(&Arc::new(index)).await.unwrap();
 }
 
 /// Commits that share a pack run beside each other: one that is not finished does not keep the next

@@ -293,6 +293,7 @@ async fn sqlite_answers_in_time_in_a_large_cache() {
     let folder = tempfile::tempdir().unwrap();
     let options = SqliteOptions { wait_max: crate::conformance::bulk::CALL_MAX, ..SqliteOptions::default() };
     let index = SqliteIndex::open(folder.path().join("index.sqlite"), options).await.unwrap();
+    let index = Arc::new(index);
     crate::conformance::bulk::run_bulk(&index).await.unwrap();
     index.close().await.unwrap();
 }
@@ -421,7 +422,7 @@ async fn a_reopened_index_has_everything_and_its_filters_know_it() {
     let nar = new_nar(&rows[..50], 100);
     index.commit_nar(&commit(cache, nar.clone(), &object)).await.unwrap();
     index.create_setting("s", b"v").await.unwrap();
-    let before = index.audit().await.unwrap();
+    let before = index.inventory().await.unwrap();
     index.close().await.unwrap();
     assert!(matches!(index.find_cache("main").await, Err(Error::Unavailable { .. })), "closed is closed");
     assert!(!path.with_extension("sqlite-wal").exists(), "the log was folded into the file");
@@ -439,7 +440,7 @@ async fn a_reopened_index_has_everything_and_its_filters_know_it() {
         let chunks = index.find_chunks(&ids).await.unwrap();
         assert!(chunks.iter().zip(&rows).all(|(found, row)| found.as_ref() == Some(row)));
         assert_eq!(index.find_chunks(&[rows[19_999].id]).await.unwrap(), [Some(rows[19_999].clone())]);
-        assert_eq!(index.audit().await.unwrap(), before);
+        assert_eq!(index.inventory().await.unwrap(), before);
     }
 }
 

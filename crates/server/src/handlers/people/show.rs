@@ -181,7 +181,7 @@ fn substituter(app: &App, call: &Call, cache: &str) -> String {
     let settings = &app.settings;
     let configured = settings.substituter_endpoint.as_ref().or(settings.api_endpoint.as_ref());
     let address = configured.cloned().unwrap_or_else(|| call.address(&settings.trusted_proxies));
-    format!("{}/{cache}", address.trim_end_matches('/'))
+    format!("{address}{cache}")
 }
 
 /// `/{cache}/`

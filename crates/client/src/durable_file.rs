@@ -15,17 +15,48 @@ pub fn replace_file(
     mode: u32,
     write: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> io::Result<()> {
+    put_in_place(path, mode, write, |unfinished| fs::rename(unfinished, path))
+}
+
+/// Creates a file in the same way, unless there is one. Returns whether this call made it: of
+/// racing callers, one does.
+pub fn create_file(
+    path: &Path,
+    mode: u32,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<bool> {
+    // A link fails if the name exists. A rename would replace the file.
+    put_in_place(path, mode, write, |unfinished| {
+        let linked = match fs::hard_link(unfinished, path) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(error),
+        };
+        // Best effort. A file that stays is one that nobody reads.
+        let _ = fs::remove_file(unfinished);
+        Ok(linked)
+    })
+}
+
+/// Writes an unfinished file, and gives it its name by `name`.
+fn put_in_place<T>(
+    path: &Path,
+    mode: u32,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+    name: impl FnOnce(&Path) -> io::Result<T>,
+) -> io::Result<T> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let unfinished = folder.join(format!("{UNFINISHED}{:016x}", rand::random::<u64>()));
-    let written = write_new(&unfinished, mode, write).and_then(|()| fs::rename(&unfinished, path));
-    if written.is_err() {
+    let named = write_new(&unfinished, mode, write).and_then(|()| name(&unfinished));
+    if named.is_err() {
         // Best effort, because the first error matters.
         let _ = fs::remove_file(&unfinished);
     }
-    written?;
+    let named = named?;
     // The name is on the disk when the folder is.
-    sync_folder(folder)
+    sync_folder(folder)?;
+    Ok(named)
 }
 
 /// Waits until the names in a folder are on the disk.
@@ -62,6 +93,11 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"one");
         replace_file(&path, 0o600, |file| file.write_all(b"three")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"three");
+        assert!(!create_file(&path, 0o600, |file| file.write_all(b"four")).unwrap());
+        assert_eq!(fs::read(&path).unwrap(), b"three");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "an unfinished file was left behind");
+        assert!(create_file(&folder.path().join("new"), 0o600, |file| file.write_all(b"five")).unwrap());
+        assert_eq!(fs::read(folder.path().join("new")).unwrap(), b"five");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "an unfinished file was left behind");
     }
 }

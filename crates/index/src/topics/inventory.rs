@@ -1,5 +1,5 @@
-//! Everything that claims bytes, for checks of a whole installation. Not part of the contract: it
-//! reads all rows at once.
+//! Everything that claims bytes, for checks of a whole installation by tests. Not part of the
+//! contract: it reads all rows at once. It is there with the feature `inventory`.
 
 use std::collections::BTreeMap;
 
@@ -55,7 +55,7 @@ const LEFTOVERS: Sql = both!(
 
 /// All packs, chunks and NARs.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Audit {
+pub struct Inventory {
     /// Every pack row, by number.
     pub packs: Vec<PackId>,
     /// Every chunk row, by number.
@@ -71,8 +71,8 @@ pub struct Audit {
 }
 
 impl SqlIndex {
-    /// Reads all packs, chunks and NARs. For checks and tests: it needs memory for all of them.
-    pub async fn audit(&self) -> Result<Audit> {
+    /// Reads all packs, chunks and NARs. It needs memory for all of them.
+    pub async fn inventory(&self) -> Result<Inventory> {
         self.read("read everything", async |mut tx| {
             let chunks = tx.rows(CHUNKS, &[]).await?.iter().map(read_chunk).collect::<Result<_>>()?;
             let damaged = tx.rows(DAMAGED_CHUNKS, &[]).await?;
@@ -86,7 +86,7 @@ impl SqlIndex {
                 leftovers.insert(row.column(0, "tables")?, row.column(1, "tables")?);
             }
             leftovers.retain(|_, rows| *rows > 0);
-            Ok(Audit { packs, chunks, damaged_chunks, nars, unnamed_nars, leftovers })
+            Ok(Inventory { packs, chunks, damaged_chunks, nars, unnamed_nars, leftovers })
         })
         .await
     }
