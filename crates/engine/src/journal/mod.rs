@@ -3,7 +3,8 @@
 //!
 //! Algorithm
 //! - A *segment* holds the present state of what changed since the segment before: paths that the
-//!   outbox names, caches with settings, sealed keys and pins, upload aliases.
+//!   outbox names, and caches, pins, upload aliases and documents that notes name. It also has the
+//!   settings.
 //! - A *snapshot* holds the present state of everything, in parts, and an end. It is written in
 //!   pages with a cursor, while segments go on. When the segments since the last snapshot weigh as
 //!   much as the snapshot, a new one begins; once it is whole, all older files go. So the journal
@@ -47,7 +48,7 @@ use dormer_format::{
 use dormer_index::{
     Cache, CacheId, CacheSelection, Error as IndexError, Index, JournalIndex, JournalLease, JournalNote,
     JournalState, JournalSubject, JournaledAlias, JournaledDocument, JournaledNar, JournaledObject,
-    OutboxPosition, OutboxRow, SNAPSHOT_WANTED, StoredListing, UnixSeconds,
+    OutboxPosition, OutboxRow, Pin, SNAPSHOT_WANTED, StoredListing, UnixSeconds,
 };
 use dormer_nix::{Backoff, NarHash, StorePathHash, with_causes};
 
@@ -689,6 +690,14 @@ impl Turn<'_> {
                     })),
                 }
             }
+            JournalSubject::Pin(cache, name, hash) => {
+                let found = self.journal.memory.journaled_pin(*cache, name, hash).await?;
+                let cache = cache.0.cast_unsigned();
+                file.push(&match found {
+                    Some(pin) => JournalRecord::Pin { cache, pin: journal_pin(pin) },
+                    None => JournalRecord::PinGone { cache, name: name.clone(), hash: *hash },
+                })
+            }
         }
     }
 
@@ -822,15 +831,7 @@ impl Turn<'_> {
         now: UnixSeconds,
     ) -> Result<Vec<JournalPin>> {
         let page = self.journal.index.list_pins(cache, after, now, PINS_PAGE).await?;
-        Ok(page
-            .into_iter()
-            .map(|pin| JournalPin {
-                name: pin.name,
-                path: pin.path,
-                created_at: pin.created_at,
-                ends_at: pin.ends_at,
-            })
-            .collect())
+        Ok(page.into_iter().map(journal_pin).collect())
     }
 
     /// Writes the next part of the snapshot. The last one is followed by the end, and by the
@@ -961,6 +962,11 @@ impl File {
     fn push(&mut self, record: &JournalRecord) -> Result<()> {
         self.writer.push(record).map_err(crate::Error::Encode)
     }
+}
+
+fn journal_pin(pin: Pin) -> JournalPin {
+    let Pin { name, path, created_at, ends_at } = pin;
+    JournalPin { name, path, created_at, ends_at }
 }
 
 /// A cache with its first pins.

@@ -813,6 +813,7 @@ pub(super) async fn look_ups_search_indexes(index: &SqlIndex) {
                 "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
             ],
         ),
+        (journal::FIND_PIN, &["SEARCH pins USING INDEX pins_by_name (cache=? AND name=? AND hash=?)"]),
         (retention::LIST_PINS, &["SEARCH pins USING INDEX pins_by_name (cache=? AND (name,hash)>(?,?))"]),
         (retention::LIST_PINS_OF_PATH, &["SEARCH pins USING INDEX pins_by_path (cache=? AND hash=?)"]),
         (
