@@ -13,7 +13,8 @@ use dormer_format::EncodingTag;
 
 use crate::Result;
 use crate::changes::Change;
-use crate::collect::{PackRow, read_pack};
+use crate::collect::PackRow;
+use crate::collect::packs::read_pack;
 use crate::contract::{ChunkRow, Nar, NarId, PackNumber, UnixSeconds};
 use crate::jobs::{JobId, JobKind, JobLease, work};
 use crate::rows::{read_chunk, read_nar};
