@@ -16,8 +16,9 @@
 //!   name, and its place is (fence, sequence). A process that lost its lease may still write a
 //!   file, but the place of that file is before all files of its successor. The successor begins
 //!   where the last *saved* file ended, and so writes again all that the lost file has.
-//!   The lease is renewed while a turn goes on, however long the store or the database takes: else
-//!   a slow store would let every turn lose its lease, and nothing would ever be saved.
+//!   The lease is renewed while a turn gets on, however slow the store or the database is: else a
+//!   slow store would let every turn lose its lease, and nothing would ever be saved. A turn that
+//!   is stuck in one call keeps the lease for some minutes, and no longer.
 //! - A file is stored before the index says so. A crash in between writes it again.
 //! - A snapshot's place is fixed before its first page is read: every state in it is as new as that
 //!   place, and what changes later is in a segment with a later place.

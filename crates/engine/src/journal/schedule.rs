@@ -218,11 +218,30 @@ impl Journal {
         }
     }
 
-    /// Keeps a lease for as long as this is polled. Returns when the lease is lost; a database that
-    /// does not answer is asked again.
+    /// Keeps a lease for as long as this is polled and the turn gets on. Returns when the lease is
+    /// lost; a database that does not answer is asked again.
+    ///
+    /// A call to a folder that hangs never ends, and cannot be given up. Another process, whose
+    /// folder may answer, has to get the lease then. Should the call end after all, the turn goes
+    /// on if the lease is still its own.
     async fn renew(&self, lease: &JournalLease) -> IndexError {
+        let (mut steps, mut since, mut is_told) = (self.steps.load(Ordering::Relaxed), Instant::now(), false);
         loop {
             tokio::time::sleep(self.settings.renew_after).await;
+            let steps_now = self.steps.load(Ordering::Relaxed);
+            if steps_now != steps {
+                (steps, since, is_told) = (steps_now, Instant::now(), false);
+            }
+            if since.elapsed() >= self.settings.stuck_after {
+                if !is_told {
+                    tracing::warn!(
+                        seconds = since.elapsed().as_secs(),
+                        "the journal waits for the store, which does not answer; another process may write it now"
+                    );
+                    is_told = true;
+                }
+                continue;
+            }
             let ends_at = self.clock.now() + self.settings.lease_seconds;
             match self.memory.renew_journal(lease, ends_at).await {
                 Ok(()) => {}

@@ -13,6 +13,9 @@ pub struct JournalSettings {
     pub lease_seconds: i64,
     /// The lease is renewed so often during a turn; a lease lasts several times longer.
     pub renew_after: Duration,
+    /// A turn that stores nothing and notes nothing for so long is stuck, and its lease is renewed
+    /// no longer. Longer than any call to the store lasts that still may end well.
+    pub stuck_after: Duration,
     /// Segments of fewer bytes are no reason for a new snapshot.
     pub segment_bytes_min: i64,
     /// A new snapshot begins when the segments weigh more than so many snapshots.
@@ -25,6 +28,7 @@ impl Default for JournalSettings {
             interval: Duration::from_secs(20),
             lease_seconds: 30,
             renew_after: Duration::from_secs(5),
+            stuck_after: Duration::from_mins(5),
             segment_bytes_min: 8 * 1024 * 1024,
             snapshot_weight: 1,
         }

@@ -1,5 +1,5 @@
-//! One turn: what a process writes while it holds the lease. Changes come before a snapshot, because
-//! they are what a loss of the database would lose.
+//! One turn: what a process writes while it holds the lease. Changes come before a snapshot,
+//! because they are what a loss of the database would lose.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
@@ -172,6 +172,7 @@ impl Turn<'_> {
             let is_older = name.generation < self.state.generation.cast_unsigned();
             if is_older && !live.iter().any(|kept| kept.has(name.generation)) {
                 store.delete(&name.to_string()).await?;
+                self.end_step();
             }
         }
         for kept in ended {
@@ -201,6 +202,7 @@ impl Turn<'_> {
         let length = bytes.len();
         self.journal.store.put(&file.name.to_string(), None, [bytes]).await?;
         self.files += 1;
+        self.end_step();
         self.journal.metrics.count_file(file.name.kind, length as u64);
         Ok(i64::try_from(length).unwrap_or(i64::MAX))
     }
@@ -209,7 +211,14 @@ impl Turn<'_> {
         let now: UnixSeconds = self.journal.clock.now();
         self.state.written_at = now;
         let ends_at = now + self.journal.settings.lease_seconds;
-        Ok(self.journal.memory.save_journal(&self.lease, &self.state, written, ends_at).await?)
+        self.journal.memory.save_journal(&self.lease, &self.state, written, ends_at).await?;
+        self.end_step();
+        Ok(())
+    }
+
+    /// The turn gets on, so its lease is worth renewing.
+    fn end_step(&self) {
+        self.journal.steps.fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -2,7 +2,7 @@
 //! writes is in `schedule`, and what it writes in `turn`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use dormer_blobs::{BlobKey, Blobs, Store};
 use dormer_format::{KeptJournal, PackId};
@@ -36,6 +36,8 @@ pub struct Journal {
     pub(super) is_past_known: AtomicBool,
     /// When the next kept journal goes.
     pub(super) kept_until: AtomicI64,
+    /// Steps that turns of this process have ended: files stored, noted or deleted.
+    pub(super) steps: AtomicU64,
 }
 
 impl Journal {
@@ -65,6 +67,7 @@ impl Journal {
             is_past_other: AtomicBool::new(false),
             is_past_known: AtomicBool::new(false),
             kept_until: AtomicI64::new(UnixSeconds::MAX),
+            steps: AtomicU64::new(0),
         }
     }
 

@@ -1278,6 +1278,49 @@ async fn a_turn_keeps_its_lease_however_slow_the_store_is() {
     lab.check("in the end").await;
 }
 
+/// One process hangs in a call to its folder. It does not keep its lease for ever, so another one,
+/// whose folder answers, writes everything.
+#[tokio::test]
+async fn a_turn_that_is_stuck_gives_its_lease_to_another_process() {
+    let lab = Lab::new(false).await;
+    let cache = create_main(&lab.engine).await;
+    lab.change(&cache, 0).await;
+    let clock = TestClock::new();
+    let hangs = SlowWrites::new(Duration::from_hours(1), u64::MAX);
+    let journal = |holder: &str, store: Store, stuck_after: Duration| {
+        let RecoveryIndex { index, journal, .. } = lab.database.contracts.clone();
+        let (blobs, at) = (Arc::clone(&lab.blobs), Arc::clone(&clock) as Arc<dyn Clock>);
+        let renew_after = Duration::from_millis(2);
+        let settings = JournalSettings { renew_after, stuck_after, ..JournalSettings::default() };
+        Journal::new(index, journal, blobs, store, at, holder.to_owned(), settings)
+    };
+    let lease_seconds = JournalSettings::default().lease_seconds;
+    let stuck_after = Duration::from_millis(200);
+    let stuck = journal("stuck", lab.files.slow(&hangs), stuck_after);
+    let other = journal("other", lab.files.store(), stuck_after);
+    let turn_of_other = async {
+        while hangs.count() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let begun = std::time::Instant::now();
+        loop {
+            let files = other.write().await.expect(ANSWERS);
+            if files > 0 {
+                return (files, begun.elapsed());
+            }
+            clock.pass(lease_seconds / 3);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let (files, waited) = tokio::select! {
+        written = stuck.write() => panic!("its store hangs: {written:?}"),
+        files = turn_of_other => files,
+    };
+    assert!(files >= 3, "a segment and a snapshot: {files} files");
+    assert!(waited >= stuck_after / 2, "the lease was kept for a while: {waited:?}");
+    lab.check("written by the other process").await;
+}
+
 /// Sixteen marks stay at most: the newest ones.
 #[tokio::test]
 async fn no_more_than_sixteen_journals_are_kept() {
