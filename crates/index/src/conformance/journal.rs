@@ -133,7 +133,8 @@ pub(super) async fn a_change_of_pins_notes_the_pins_that_changed(two: Two) -> Re
         let mut found = subjects(&journal.journal_notes(99).await?);
         let of_pin = |number: &u32| JournalSubject::Pin(main, name.to_owned(), path_hash(*number));
         let mut expected: Vec<_> = numbers.iter().map(of_pin).collect();
-        (found.sort_unstable(), expected.sort_unstable());
+        found.sort_unstable();
+        expected.sort_unstable();
         assert_eq!(found, expected);
         write_notes(&journal).await
     };
