@@ -128,7 +128,7 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
         collector(settings, collect, Arc::clone(&blobs)).with_journal(files.clone(), Arc::clone(&journal));
     let scrubber = Scrubber::new(Arc::clone(&index), scrub, Arc::clone(&blobs), Arc::new(SystemClock));
     let journal_settings =
-        JournalSettings { interval: settings.journal_interval, ..JournalSettings::default() };
+        JournalSettings { interval: settings.journal_interval, ..journal_settings(settings) };
     let journal = Journal::new(
         Arc::clone(&index),
         journal,
@@ -217,8 +217,23 @@ pub(crate) async fn open_journal_beside(settings: &Settings, opened: &OpenIndex)
     let (memory, clock) = (Arc::clone(&opened.journal), Arc::new(SystemClock));
     let holder = crate::commands::holder();
     let journal =
-        Journal::new(index, memory, blobs, files.clone(), clock, holder, JournalSettings::default());
+        Journal::new(index, memory, blobs, files.clone(), clock, holder, journal_settings(settings));
     Ok((journal, files))
+}
+
+/// How the journal is written over this store: a turn is stuck if it waits for twice as long as the
+/// longest call.
+pub(crate) fn journal_settings(settings: &Settings) -> JournalSettings {
+    let defaults = JournalSettings::default();
+    JournalSettings { stuck_after: defaults.stuck_after.max(2 * longest_call(settings)), ..defaults }
+}
+
+/// The longest time that the store's client tries to make a call. A folder's calls have no bound.
+fn longest_call(settings: &Settings) -> Duration {
+    // The last try may begin when the time for tries is over.
+    settings.remote_storage.as_ref().map_or(Duration::ZERO, |remote| {
+        remote.retries.time_max + remote.store.connect_timeout + remote.store.request_timeout
+    })
 }
 
 /// The contracts that a recovery needs.
@@ -232,13 +247,8 @@ pub(crate) fn for_recovery(opened: &OpenIndex) -> RecoveryIndex {
 
 fn collector(settings: &Settings, index: Arc<dyn CollectIndex>, blobs: Arc<dyn Blobs>) -> Collector {
     let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
-    // The last try may begin when the time for tries is over.
-    let put_seconds_max = settings.remote_storage.as_ref().map_or(0, |remote| {
-        let last_try = remote.store.connect_timeout + remote.store.request_timeout;
-        seconds(remote.retries.time_max + last_try)
-    });
     let collect_settings = CollectSettings {
-        put_seconds_max,
+        put_seconds_max: seconds(longest_call(settings)),
         interval_seconds: Some(seconds(settings.collect_interval)).filter(|interval| *interval > 0),
         upload_seconds_max: seconds(settings.upload_timeout),
         alias_seconds: settings.engine.alias_seconds,

@@ -7,6 +7,7 @@
 //!   the file with the later position counts, whichever process wrote it.
 //! - Records name chunks by id, never by the index's numbers. Caches have a label, which is the
 //!   same for all files of a lineage.
+//! - A cache's record has all its pins. A pin that changes later has a record of its own.
 //! - A path's or alias's NAR stands in the same file, so each file is useful by itself.
 //! - A file that is cut at any byte gives the records of all blocks before the cut.
 //! - Reading never trusts a length before checking it against the bytes it was given.
@@ -98,6 +99,22 @@ pub enum JournalRecord {
         cache: u64,
         /// The pins.
         pins: Vec<JournalPin>,
+    },
+    /// A pin by itself.
+    Pin {
+        /// Label of its cache.
+        cache: u64,
+        /// The pin.
+        pin: JournalPin,
+    },
+    /// A pin that was removed.
+    PinGone {
+        /// Label of its cache.
+        cache: u64,
+        /// Name.
+        name: String,
+        /// Hash of its path.
+        hash: StorePathHash,
     },
 }
 
@@ -511,6 +528,17 @@ pub(crate) fn put_record(out: &mut Vec<u8>, record: &JournalRecord) {
             put_varint(out, *cache);
             put_pins(out, pins);
         }
+        JournalRecord::Pin { cache, pin } => {
+            out.push(9);
+            put_varint(out, *cache);
+            put_pin(out, pin);
+        }
+        JournalRecord::PinGone { cache, name, hash } => {
+            out.push(10);
+            put_varint(out, *cache);
+            put_bytes(out, name.as_bytes());
+            out.extend_from_slice(hash.as_bytes());
+        }
     }
 }
 
@@ -538,11 +566,15 @@ fn put_cache(out: &mut Vec<u8>, cache: &JournalCache) {
 fn put_pins(out: &mut Vec<u8>, pins: &[JournalPin]) {
     put_varint(out, pins.len() as u64);
     for pin in pins {
-        put_bytes(out, pin.name.as_bytes());
-        put_path(out, &pin.path);
-        put_number(out, pin.created_at);
-        put_option(out, pin.ends_at.as_ref(), |out, number| put_number(out, *number));
+        put_pin(out, pin);
     }
+}
+
+fn put_pin(out: &mut Vec<u8>, pin: &JournalPin) {
+    put_bytes(out, pin.name.as_bytes());
+    put_path(out, &pin.path);
+    put_number(out, pin.created_at);
+    put_option(out, pin.ends_at.as_ref(), |out, number| put_number(out, *number));
 }
 
 fn put_object(out: &mut Vec<u8>, object: &JournalObject) {
@@ -624,6 +656,12 @@ fn read_record(reader: &mut Reader<'_>) -> Result<JournalRecord, Malformed> {
             })?,
         }),
         8 => JournalRecord::Pins { cache: reader.varint()?, pins: read_pins(reader)? },
+        9 => JournalRecord::Pin { cache: reader.varint()?, pin: read_pin(reader)? },
+        10 => JournalRecord::PinGone {
+            cache: reader.varint()?,
+            name: read_text(reader)?,
+            hash: StorePathHash::from_bytes(reader.array()?),
+        },
         _ => return Err(Malformed::OutOfBounds { what: "the kind of a journal record" }),
     })
 }
@@ -653,13 +691,15 @@ fn read_cache(reader: &mut Reader<'_>) -> Result<JournalCache, Malformed> {
 }
 
 fn read_pins(reader: &mut Reader<'_>) -> Result<Vec<JournalPin>, Malformed> {
-    read_list(reader, 24, |reader| {
-        Ok(JournalPin {
-            name: read_text(reader)?,
-            path: read_path(reader)?,
-            created_at: read_number(reader)?,
-            ends_at: read_option(reader, read_number)?,
-        })
+    read_list(reader, 24, read_pin)
+}
+
+fn read_pin(reader: &mut Reader<'_>) -> Result<JournalPin, Malformed> {
+    Ok(JournalPin {
+        name: read_text(reader)?,
+        path: read_path(reader)?,
+        created_at: read_number(reader)?,
+        ends_at: read_option(reader, read_number)?,
     })
 }
 

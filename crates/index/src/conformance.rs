@@ -323,6 +323,7 @@ where
     }
     cases! {
         a_lost_lease_saves_nothing, changes_that_the_journal_missed_ask_for_a_snapshot, a_note_stays_until_the_state_that_it_stands_for_is_written,
+        a_change_of_pins_notes_the_pins_that_changed,
         a_removal_for_cause_notes_the_aliases_that_it_takes, the_present_state_is_read_by_key_and_in_pages,
         a_cache_is_restored_with_all_its_keys, what_changes_besides_objects_is_noted,
         documents_are_read_in_pages_of_few_bytes,

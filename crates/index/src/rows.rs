@@ -14,7 +14,7 @@ use crate::columns::{
 };
 use crate::contract::{
     Alias, Cache, CacheId, CacheKey, CacheTotals, CacheVisibility, ChunkRow, FoundObject, Nar, NarId,
-    NarSummary, Object, OutboxPosition, OutboxRow, UnixSeconds,
+    NarSummary, Object, OutboxPosition, OutboxRow, Pin, UnixSeconds,
 };
 use crate::object_conflict::Present;
 
@@ -235,4 +235,15 @@ pub(crate) fn read_outbox(row: &Row) -> Result<OutboxRow> {
 /// A list of names as a column.
 pub(crate) fn names_column(names: &[String]) -> String {
     serde_json::to_string(names).expect("strings are JSON")
+}
+
+/// Columns: name, hash, name of the path, creation, end.
+pub(crate) fn read_pin(row: &Row) -> Result<Pin> {
+    let table = "pins";
+    Ok(Pin {
+        name: row.column(0, table)?,
+        path: store_path(row.column(1, table)?, row.column(2, table)?)?,
+        created_at: row.column(3, table)?,
+        ends_at: row.column(4, table)?,
+    })
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use dormer_index::{
     Cache, CacheId, JournalIndex, JournalLease, JournalNote, JournalState, JournaledAlias, JournaledDocument,
-    JournaledObject, OutboxPosition, Result, UnixSeconds,
+    JournaledObject, OutboxPosition, Pin, Result, UnixSeconds,
 };
 use dormer_nix::StorePathHash;
 
@@ -105,6 +105,9 @@ impl JournalIndex for FaultJournal {
     }
     async fn journaled_documents_after(&self, after: i64, limit: u32) -> Result<Vec<JournaledDocument>> {
         read_step!(self, self.inner.journaled_documents_after(after, limit))
+    }
+    async fn journaled_pin(&self, cache: CacheId, name: &str, hash: &StorePathHash) -> Result<Option<Pin>> {
+        read_step!(self, self.inner.journaled_pin(cache, name, hash))
     }
     async fn settings(&self) -> Result<Vec<(String, Vec<u8>)>> {
         read_step!(self, self.inner.settings())

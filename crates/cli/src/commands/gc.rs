@@ -174,7 +174,6 @@ async fn collect(collection: &Collection, context: &Context) -> Result<Collectio
     serde_json::from_str(&report).map_err(|error| Error::NotCollected { reason: error.to_string() })
 }
 
-/// Waits until the job is done, or has failed.
 /// Waits until a server has run the collection. A failure before the command asked does not count:
 /// asking forgets it, unless the job was held just then.
 async fn wait_for(collection: &Collection, job: JobId, bar: &ProgressBar) -> Result<()> {

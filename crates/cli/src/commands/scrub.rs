@@ -126,7 +126,10 @@ async fn finish(scrub: &OpenScrub, options: ScrubOptions, context: &Context) -> 
 async fn stop_if_failed(scrub: &OpenScrub, job: JobId) -> Result<()> {
     let after = Some(JobId(job.0 - 1));
     let found = scrub.opened.jobs.list_jobs(after, 1).await?.pop().filter(|found| found.id == job);
-    match found.and_then(|found| found.error) {
+    // Asking has forgotten earlier failures, unless a process held the job just then: its next step
+    // forgets them.
+    let failed = found.filter(|found| found.holder.is_none());
+    match failed.and_then(|found| found.error) {
         Some(reason) => Err(Error::NotScrubbed { reason }),
         None => Ok(()),
     }

@@ -22,11 +22,14 @@ use dormer_format::{ChunkLayout, Pack, PackBuilder, PackId, checksum};
 use dormer_index::{ChunkMove, ChunkRow, CompactedPack, PackNumber, PackRow, PackedChunk};
 use dormer_nix::with_causes;
 
+use super::collector::Collector;
+use super::judge::numbers;
 use super::plan::{
     CompactionTotals, Live, PackLimits, REWRITE_BYTES_MAX, REWRITE_CHUNKS_MAX, RewriteGroup, plan_reads,
 };
 use super::recompress::{self, Recompressor};
-use super::{CollectionReport, Collector, Turn};
+use super::report::CollectionReport;
+use super::turn::Turn;
 use crate::Result;
 use crate::pace::tried;
 
@@ -196,13 +199,13 @@ impl Collector {
         }
         if let Some(level) = group.level {
             // Whatever became of their chunks, another run at this level would do the same.
-            self.index.note_recompressed(&super::numbers(&group.packs), level).await?;
+            self.index.note_recompressed(&numbers(&group.packs), level).await?;
         }
         let empty: Vec<PackRow> =
             left.into_iter().filter(|(_, left)| *left == 0).map(|(pack, _)| pack).collect();
         let begun = Instant::now();
         // These marks saw every NAR, but for those of commits whose stamps are looked at here.
-        let (numbers, now) = (super::numbers(&empty), self.clock.now());
+        let (numbers, now) = (numbers(&empty), self.clock.now());
         let condemned = self.index.condemn_packs(&numbers, limits.stamps, now).await?;
         let totals = if group.level.is_some() { &mut report.recompressed } else { &mut report.compacted };
         for pack in empty.iter().filter(|pack| condemned.contains(&pack.number)) {

@@ -16,7 +16,8 @@ use dormer_index::{CacheId, ExaminedObject, ExpiryDefaults, UnixSeconds};
 use dormer_nix::StorePathHash;
 use serde::{Deserialize, Serialize};
 
-use super::{CollectionPhase, Collector};
+use super::collector::Collector;
+use super::progress::CollectionPhase;
 use crate::Result;
 use crate::pace::pause_after;
 

@@ -7,7 +7,7 @@ use prometheus::core::{Collector as MetricSource, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts};
 
-use super::{CollectionReport, EndedCollection};
+use super::report::{CollectionReport, EndedCollection};
 use crate::Result;
 use crate::metrics::gauge_value;
 

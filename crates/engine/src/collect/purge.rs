@@ -31,9 +31,11 @@ use std::time::Instant;
 use dormer_index::{PackNumber, PackRow, PackedChunk, Purge, PurgeId, UnixSeconds};
 use roaring::RoaringTreemap;
 
+use super::collector::Collector;
 use super::compact::{DOOMED_SECONDS, OpenPack};
 use super::plan::{Live, PACK_CHUNKS};
-use super::{CollectionReport, Collector, PAGE_ROWS, REMOVE_PACKS, Turn};
+use super::report::CollectionReport;
+use super::turn::{PAGE_ROWS, REMOVE_PACKS, Turn};
 use crate::Result;
 
 /// Purges that one collection takes up. Those that none has tried come first, so purges that have

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use dormer_format::{Decoder, Encoder, RawChunk, StoredChunk};
 use dormer_index::{ChunkRow, UnixSeconds};
 
-use super::Turn;
+use super::turn::Turn;
 use crate::cpu::blocking;
 use crate::pace::pause_after;
 use crate::{Error, Result};

@@ -16,7 +16,7 @@
 //! Memory: one file of the journal, all caches with their pins, the keys of the segments' records,
 //! the ids of all packs, and one listing.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -24,8 +24,8 @@ use bytes::Bytes;
 use dormer_blobs::{BlobKey, Store};
 use dormer_format::{
     ChunkId, Decoder, JournalAlias, JournalCache, JournalDocument, JournalFile, JournalHeader, JournalKind,
-    JournalListing, JournalName, JournalNar, JournalObject, JournalPath, JournalRecord, PACK_TRAILER_BYTES,
-    PackEntry, PackId, RecipeBuilder, TagBuilder, checksum, read_table, read_trailer,
+    JournalListing, JournalName, JournalNar, JournalObject, JournalPath, JournalPin, JournalRecord,
+    PACK_TRAILER_BYTES, PackEntry, PackId, RecipeBuilder, TagBuilder, checksum, read_table, read_trailer,
 };
 use dormer_index::{
     Cache, CacheId, CacheKey, ChunkRow, CollectIndex, CommitTarget, Index, JournalIndex, NarCommit, NarId,
@@ -134,8 +134,10 @@ pub struct Recovery {
     /// The newest first.
     names: Vec<JournalName>,
     settings: Vec<(String, Vec<u8>)>,
-    /// By label; `None` for one that is gone.
+    /// By label, without their pins; `None` for one that is gone.
     caches: HashMap<u64, Option<JournalCache>>,
+    /// The pins of each cache, by label.
+    pins: HashMap<u64, PinStates>,
     is_snapshot_whole: bool,
     report: Recovered,
 }
@@ -157,6 +159,7 @@ impl Recovery {
             names: Vec::new(),
             settings: Vec::new(),
             caches: HashMap::new(),
+            pins: HashMap::new(),
             is_snapshot_whole: false,
             report: Recovered::default(),
         };
@@ -164,27 +167,31 @@ impl Recovery {
         let mut settings: Option<Vec<(String, Vec<u8>)>> = None;
         for name in this.names.clone() {
             let Some(file) = this.read(&name, true).await? else { continue };
-            let (mut own_settings, mut own_caches) = (Vec::new(), HashMap::new());
-            // Of two records in one file the later one counts, as it does of two files.
+            let mut own_settings = Vec::new();
+            let mut own_caches: HashMap<u64, CacheStates> = HashMap::new();
             for record in file.records {
                 match record {
                     JournalRecord::Setting { name, value } => own_settings.push((name, value)),
                     JournalRecord::Cache(cache) => {
-                        own_caches.insert(cache.cache, Some(cache));
+                        own_caches.insert(cache.cache, CacheStates::of_cache(cache));
                     }
                     JournalRecord::CacheGone { cache } => {
-                        own_caches.insert(cache, None);
+                        own_caches.insert(cache, CacheStates::of_gone());
                     }
                     JournalRecord::Pins { cache, pins } => {
-                        if let Some(Some(cache)) = own_caches.get_mut(&cache) {
-                            cache.pins.extend(pins);
-                        }
+                        own_caches.entry(cache).or_default().add_pins(pins);
+                    }
+                    JournalRecord::Pin { cache, pin } => {
+                        own_caches.entry(cache).or_default().add_pins(vec![pin]);
+                    }
+                    JournalRecord::PinGone { cache, name, hash } => {
+                        own_caches.entry(cache).or_default().pins.insert((name, hash), None);
                     }
                     _ => {}
                 }
             }
-            for (label, cache) in own_caches {
-                this.caches.entry(label).or_insert(cache);
+            for (label, own) in own_caches {
+                this.add_older(label, own);
             }
             // A file that has settings has all that there were.
             if !own_settings.is_empty() {
@@ -195,6 +202,21 @@ impl Recovery {
         this.settings.sort_unstable();
         this.keep_newest_of_each_name();
         Ok(this)
+    }
+
+    /// Adds what a file says of a cache to what later files say.
+    fn add_older(&mut self, label: u64, own: CacheStates) {
+        // The record of a cache has all its pins, so nothing older counts.
+        if self.caches.contains_key(&label) {
+            return;
+        }
+        let pins = self.pins.entry(label).or_default();
+        for (key, state) in own.pins {
+            pins.entry(key).or_insert(state);
+        }
+        if let Some(cache) = own.cache {
+            self.caches.insert(label, cache);
+        }
     }
 
     /// A deleted cache whose name another one has now: should the record of its deletion be lost,
@@ -393,7 +415,7 @@ impl Recovery {
             ids.insert(*label, id);
             self.report.caches += 1;
             // Of a name, the pin that was added last is the newest.
-            let mut pins: Vec<_> = cache.pins.iter().collect();
+            let mut pins: Vec<_> = self.pins[label].values().flatten().collect();
             pins.sort_by_key(|pin| pin.created_at);
             for pin in pins {
                 let (name, path) = (pin.name.clone(), pin.path.clone());
@@ -627,6 +649,37 @@ impl Recovery {
             }
         }
         Ok(true)
+    }
+}
+
+/// Pins by name and hash; `None` for one that is gone.
+type PinStates = BTreeMap<(String, StorePathHash), Option<JournalPin>>;
+
+/// What one file says of a cache. Of two records in a file the later one counts, as it does of two
+/// files.
+#[derive(Debug, Default)]
+struct CacheStates {
+    /// `None` if the file says something of its pins only.
+    cache: Option<Option<JournalCache>>,
+    pins: PinStates,
+}
+
+impl CacheStates {
+    fn of_cache(mut cache: JournalCache) -> Self {
+        let pins = std::mem::take(&mut cache.pins);
+        let mut states = Self { cache: Some(Some(cache)), pins: PinStates::new() };
+        states.add_pins(pins);
+        states
+    }
+
+    fn of_gone() -> Self {
+        Self { cache: Some(None), pins: PinStates::new() }
+    }
+
+    fn add_pins(&mut self, pins: Vec<JournalPin>) {
+        for pin in pins {
+            self.pins.insert((pin.name.clone(), pin.path.hash()), Some(pin));
+        }
     }
 }
 

@@ -13,7 +13,10 @@ use dormer_engine::{
     MasterKey, Recovered, Recovery, RecoveryEvent, RecoveryIndex, Result, SystemClock, find_missing,
     keep_journal, kept_journals, rekey, release_kept_journals, stored_journals,
 };
-use dormer_format::{JournalFile, JournalKind, JournalName, JournalRecord, PackBuilder, PackId, StoredChunk};
+use dormer_format::{
+    JournalCache, JournalFile, JournalHeader, JournalKind, JournalName, JournalPin, JournalRecord,
+    JournalWriter, PackBuilder, PackId, StoredChunk,
+};
 use dormer_index::{
     Alias, Cache, CacheId, FoundObject, Inventory, JobIndex, JournalIndex, JournaledDocument,
     MASTER_KEY_PROOF, ObjectOrder, Pin, PostgresIndex, PostgresOptions, SqlIndex, SqliteIndex, SqliteOptions,
@@ -1138,6 +1141,88 @@ async fn more_pins_than_a_record_holds_are_recovered() {
         index.list_pins(main.id, None, 0, 10_000).await.expect(ANSWERS)
     };
     assert_eq!(pins_of(&recovered).await, pins_of(&lab.database).await);
+
+    // A change writes the pins that changed, however many the cache has.
+    lab.database.contracts.index.add_pin(cache.id, &pin(2_500), None).await.expect(ANSWERS);
+    let gone = pin(0).path.hash();
+    lab.database.contracts.index.remove_pins(cache.id, &name(0), Some(&gone)).await.expect(ANSWERS);
+    lab.journal(JournalSettings::default()).write().await.expect(ANSWERS);
+    let mut records = JournalFile::read(&newest_segment(&lab.files).1).expect("it is whole").records;
+    records.retain(|record| !matches!(record, JournalRecord::Setting { .. }));
+    records.sort_by_key(|record| matches!(record, JournalRecord::PinGone { .. }));
+    let label = cache.id.0.cast_unsigned();
+    assert_eq!(
+        records,
+        [
+            JournalRecord::Pin { cache: label, pin: journal_pin(pin(2_500)) },
+            JournalRecord::PinGone { cache: label, name: name(0), hash: gone },
+        ]
+    );
+    lab.check("after a change of few pins").await;
+}
+
+fn journal_pin(pin: Pin) -> JournalPin {
+    JournalPin { name: pin.name, path: pin.path, created_at: pin.created_at, ends_at: pin.ends_at }
+}
+
+/// Earlier versions wrote a cache with all its pins whenever one of them changed. A journal may
+/// have segments of both kinds, in any order.
+#[tokio::test]
+async fn segments_with_all_pins_of_a_cache_and_with_single_ones_are_recovered() {
+    let lab = Lab::new(false).await;
+    create_main(&lab.engine).await;
+    lab.journal(JournalSettings::default()).write().await.expect(ANSWERS);
+    let newest = JournalFile::read(&newest_segment(&lab.files).1).expect("it is whole");
+    let cache = newest.records.iter().find_map(|record| match record {
+        JournalRecord::Cache(cache) => Some(cache.clone()),
+        _ => None,
+    });
+    let cache = cache.expect("the segment has the new cache");
+    let label = cache.cache;
+    let pin = |number: u8, ends_at| JournalPin {
+        name: "release".to_owned(),
+        path: path(number),
+        created_at: 1_700_000_000,
+        ends_at,
+    };
+    let whole = |numbers: &[u8]| {
+        let pins = numbers.iter().map(|number| pin(*number, None)).collect();
+        JournalRecord::Cache(JournalCache { pins, ..cache.clone() })
+    };
+    let more = |number| JournalRecord::Pins { cache: label, pins: vec![pin(number, None)] };
+    let set = |number, ends_at| JournalRecord::Pin { cache: label, pin: pin(number, ends_at) };
+    let gone = |number| {
+        let (name, hash) = ("release".to_owned(), path(number).hash());
+        JournalRecord::PinGone { cache: label, name, hash }
+    };
+    let end = Some(1_900_000_000);
+    let mut header = newest.header;
+    for (segment, expected) in [
+        (vec![whole(&[1]), more(2)], vec![(1, None), (2, None)]),
+        (vec![gone(1), set(3, None), set(2, end)], vec![(2, end), (3, None)]),
+        // Of two records in a file, the later one counts.
+        (vec![set(4, None), gone(4), gone(3), set(3, end)], vec![(2, end), (3, end)]),
+        (vec![set(5, None), whole(&[1, 6]), gone(6)], vec![(1, None)]),
+        (vec![set(7, None)], vec![(1, None), (7, None)]),
+        (vec![whole(&[])], vec![]),
+    ] {
+        header.position.1 += 1;
+        let mut writer = JournalWriter::new(&header);
+        for record in &segment {
+            writer.push(record).expect("it is small");
+        }
+        let JournalHeader { generation, kind, position, .. } = header;
+        let name = JournalName { generation, kind, position, random: 1 }.to_string();
+        let bytes = writer.finish().expect("it is small");
+        lab.files.store().put(&name, None, [Bytes::from(bytes)]).await.expect(ANSWERS);
+
+        let (recovered, report) = lab.recover().await;
+        assert_eq!((report.pins, report.has_losses()), (expected.len() as u64, false), "{report:?}");
+        let mut expected: Vec<JournalPin> = expected.into_iter().map(|(at, end)| pin(at, end)).collect();
+        expected.sort_by_key(|pin| pin.path.hash());
+        let found = contents(&recovered).await.pins.remove("main").expect("the cache is there");
+        assert_eq!(found.into_iter().map(journal_pin).collect::<Vec<_>>(), expected, "{segment:?}");
+    }
 }
 
 /// Every request takes longer than a lease lasts, and another process looks for its turn all the
@@ -1191,6 +1276,49 @@ async fn a_turn_keeps_its_lease_however_slow_the_store_is() {
     assert!(files >= 3 && by_other == 0, "{files} files, {by_other} by the other");
     assert!(clock.now() - begun_at > 2 * lease_seconds, "the turn outlives its lease");
     lab.check("in the end").await;
+}
+
+/// One process hangs in a call to its folder. It does not keep its lease for ever, so another one,
+/// whose folder answers, writes everything.
+#[tokio::test]
+async fn a_turn_that_is_stuck_gives_its_lease_to_another_process() {
+    let lab = Lab::new(false).await;
+    let cache = create_main(&lab.engine).await;
+    lab.change(&cache, 0).await;
+    let clock = TestClock::new();
+    let hangs = SlowWrites::new(Duration::from_hours(1), u64::MAX);
+    let journal = |holder: &str, store: Store, stuck_after: Duration| {
+        let RecoveryIndex { index, journal, .. } = lab.database.contracts.clone();
+        let (blobs, at) = (Arc::clone(&lab.blobs), Arc::clone(&clock) as Arc<dyn Clock>);
+        let renew_after = Duration::from_millis(2);
+        let settings = JournalSettings { renew_after, stuck_after, ..JournalSettings::default() };
+        Journal::new(index, journal, blobs, store, at, holder.to_owned(), settings)
+    };
+    let lease_seconds = JournalSettings::default().lease_seconds;
+    let stuck_after = Duration::from_millis(200);
+    let stuck = journal("stuck", lab.files.slow(&hangs), stuck_after);
+    let other = journal("other", lab.files.store(), stuck_after);
+    let turn_of_other = async {
+        while hangs.count() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let begun = std::time::Instant::now();
+        loop {
+            let files = other.write().await.expect(ANSWERS);
+            if files > 0 {
+                return (files, begun.elapsed());
+            }
+            clock.pass(lease_seconds / 3);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let (files, waited) = tokio::select! {
+        written = stuck.write() => panic!("its store hangs: {written:?}"),
+        files = turn_of_other => files,
+    };
+    assert!(files >= 3, "a segment and a snapshot: {files} files");
+    assert!(waited >= stuck_after / 2, "the lease was kept for a while: {waited:?}");
+    lab.check("written by the other process").await;
 }
 
 /// Sixteen marks stay at most: the newest ones.

@@ -98,12 +98,17 @@ pub(crate) fn every_record() -> Vec<JournalRecord> {
     ]
 }
 
-/// Records that came after the golden file.
-fn later_records() -> Vec<JournalRecord> {
+/// Records of pins, which came after the first golden file.
+fn pin_records() -> Vec<JournalRecord> {
     let pin = JournalPin { name: "release".to_owned(), path: path(4), created_at: -5, ends_at: None };
     vec![
-        JournalRecord::Pins { cache: 1, pins: vec![pin.clone(), JournalPin { ends_at: Some(7), ..pin }] },
+        JournalRecord::Pins {
+            cache: 1,
+            pins: vec![pin.clone(), JournalPin { ends_at: Some(7), ..pin.clone() }],
+        },
         JournalRecord::Pins { cache: 2, pins: Vec::new() },
+        JournalRecord::Pin { cache: 1 << 40, pin },
+        JournalRecord::PinGone { cache: 3, name: "nightly".to_owned(), hash: path(5).hash() },
     ]
 }
 
@@ -118,18 +123,18 @@ fn file(header: &JournalHeader, records: &[JournalRecord]) -> Vec<u8> {
 #[test]
 fn a_journal_file_of_version_1_reads_back() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let (whole, records) = (golden.join("v1.journal"), golden.join("v1.journal-records"));
-    if std::env::var_os("DORMER_WRITE_GOLDEN").is_some() {
-        std::fs::write(&whole, file(&HEADER, &every_record())).unwrap();
-        std::fs::write(&records, journal_records(&every_record())).unwrap();
+    for (name, expected) in [("v1.journal", every_record()), ("v1.journal-pins", pin_records())] {
+        let (whole, records) = (golden.join(name), golden.join(format!("{name}-records")));
+        if std::env::var_os("DORMER_WRITE_GOLDEN").is_some() {
+            std::fs::write(&whole, file(&HEADER, &expected)).unwrap();
+            std::fs::write(&records, journal_records(&expected)).unwrap();
+        }
+        let read = JournalFile::read(&std::fs::read(whole).unwrap()).unwrap();
+        assert_eq!((read.header, read.is_whole), (HEADER, true));
+        assert_eq!(read.records, expected);
+        let records = std::fs::read(records).unwrap();
+        assert!(journal_records(&expected) == records, "records are written as ever");
     }
-    let read = JournalFile::read(&std::fs::read(whole).unwrap()).unwrap();
-    assert_eq!((read.header, read.is_whole), (HEADER, true));
-    assert_eq!(read.records, every_record());
-    assert!(
-        journal_records(&every_record()) == std::fs::read(records).unwrap(),
-        "records are written as ever"
-    );
 }
 
 #[test]
@@ -153,7 +158,7 @@ fn a_file_cut_at_any_byte_gives_a_prefix_and_says_that_it_is_cut() {
 
 #[test]
 fn a_changed_byte_is_never_taken_for_a_record() {
-    let every_record = || [every_record(), later_records()].concat();
+    let every_record = || [every_record(), pin_records()].concat();
     let whole = file(&HEADER, &every_record());
     for at in 0..whole.len() {
         let mut changed = whole.clone();
@@ -181,7 +186,7 @@ fn a_record_that_no_reader_would_take_is_refused() {
     writer.push(&kept).unwrap();
     let large = JournalRecord::Setting { name: "large".to_owned(), value: vec![1; 64 << 20] };
     assert!(writer.push(&large).is_err());
-    let later = later_records();
+    let later = pin_records();
     for record in &later {
         writer.push(record).unwrap();
     }
@@ -208,9 +213,9 @@ fn names_have_one_spelling() {
 proptest! {
     #[test]
     fn any_records_in_any_order_come_back(
-        picks in proptest::collection::vec((0_usize..16, any::<u64>(), ".{0,40}"), 0..40),
+        picks in proptest::collection::vec((0_usize..18, any::<u64>(), ".{0,40}"), 0..40),
     ) {
-        let all = [every_record(), later_records()].concat();
+        let all = [every_record(), pin_records()].concat();
         let records: Vec<JournalRecord> = picks
             .into_iter()
             .map(|(pick, number, text)| match all[pick].clone() {

@@ -96,20 +96,63 @@ pub(super) async fn a_note_stays_until_the_state_that_it_stands_for_is_written(t
     let (lease, state) = journal.lease_journal("a", NOW, NOW + 10).await?.expect("it is free");
     let main = cache(&index, "main").await?;
     push(&index, main, 1, alias("f.nar.xz")).await?;
+    index.add_pin(main, &pin("p", 1), None).await?;
     let notes = journal.journal_notes(10).await?;
     let of_alias = JournalSubject::Alias(main, "f.nar.xz".to_owned());
-    assert_eq!(subjects(&notes), [JournalSubject::Cache(main), of_alias]);
+    let of_pin = JournalSubject::Pin(main, "p".to_owned(), path_hash(1));
+    assert_eq!(subjects(&notes), [JournalSubject::Cache(main), of_alias, of_pin.clone()]);
     // Something changes between the reading of the state and the note that it is written.
-    let pin = Pin { name: "p".to_owned(), path: path(1), created_at: NOW, ends_at: None };
-    index.add_pin(main, &pin, None).await?;
+    index.add_pin(main, &Pin { ends_at: Some(NOW + 9), ..pin("p", 1) }, None).await?;
     journal.save_journal(&lease, &state, &notes, NOW + 10).await?;
     let left = journal.journal_notes(10).await?;
-    assert_eq!(subjects(&left), [JournalSubject::Cache(main)]);
+    assert_eq!(subjects(&left), [of_pin]);
     journal.save_journal(&lease, &state, &left, NOW + 10).await?;
     assert_eq!(journal.journal_notes(10).await?, []);
     assert_eq!(index.remove_pins(main, "p", None).await?, 1);
     assert_eq!(journal.journal_notes(10).await?.len(), 1);
     Ok(())
+}
+
+fn pin(name: &str, number: u32) -> Pin {
+    Pin { name: name.to_owned(), path: path(number), created_at: NOW, ends_at: None }
+}
+
+/// However many pins a cache has, a change notes those that it adds or removes, and no others.
+pub(super) async fn a_change_of_pins_notes_the_pins_that_changed(two: Two) -> Result<()> {
+    let Two { index, journal, .. } = two;
+    let main = cache(&index, "main").await?;
+    let name = "a-name-\"with\"-signs";
+    for number in 1..=3 {
+        index.add_pin(main, &pin(name, number), None).await?;
+    }
+    index.add_pin(main, &Pin { ends_at: Some(NOW + 5), ..pin(name, 4) }, None).await?;
+    index.add_pin(main, &pin("other", 1), None).await?;
+    write_notes(&journal).await?;
+
+    let noted = async |numbers: &[u32]| -> Result<()> {
+        let mut found = subjects(&journal.journal_notes(99).await?);
+        let of_pin = |number: &u32| JournalSubject::Pin(main, name.to_owned(), path_hash(*number));
+        let mut expected: Vec<_> = numbers.iter().map(of_pin).collect();
+        found.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(found, expected);
+        write_notes(&journal).await
+    };
+    assert_eq!(index.remove_pins(main, name, Some(&path_hash(9))).await?, 0);
+    noted(&[]).await?;
+    // One is new, one has ended, and one is more than the name keeps.
+    index.add_pin(main, &Pin { created_at: NOW + 9, ..pin(name, 5) }, Some(3)).await?;
+    noted(&[1, 4, 5]).await?;
+    index.add_pin(main, &Pin { created_at: NOW + 10, ..pin(name, 2) }, Some(3)).await?;
+    noted(&[2]).await?;
+    assert_eq!(index.remove_pins(main, name, Some(&path_hash(3))).await?, 1);
+    noted(&[3]).await?;
+    let found = journal.journaled_pin(main, name, &path_hash(2)).await?.expect("it is there");
+    assert_eq!(found, Pin { created_at: NOW + 10, ..pin(name, 2) });
+    assert_eq!(journal.journaled_pin(main, name, &path_hash(3)).await?, None);
+    assert_eq!(journal.journaled_pin(main, "other", &path_hash(2)).await?, None);
+    assert_eq!(index.remove_pins(main, name, None).await?, 2);
+    noted(&[2, 5]).await
 }
 
 pub(super) async fn a_removal_for_cause_notes_the_aliases_that_it_takes(two: Two) -> Result<()> {

@@ -252,6 +252,14 @@ pub(super) async fn a_scrub_is_opened_once_and_any_process_continues_it(three: T
     assert_eq!((last.job, last.ended_at, last.report.as_str()), (Some(job), Some(NOW + 9), "{\"packs\":1}"));
     assert_eq!(scrub.scrub_cursor(job).await?, None);
     assert!(scrub.open_scrub(b"begin", NOW).await?.1);
+    // It fails, and would be tried again much later, if nobody asked for it.
+    let lease = three.jobs.lease_job(JobKind::Scrub, "a", NOW, NOW + MINUTE).await?.expect("it is open");
+    three.jobs.fail_job(&lease, "no store", NOW + 60 * MINUTE).await?;
+    assert_eq!(three.jobs.lease_job(JobKind::Scrub, "a", NOW, NOW + MINUTE).await?, None);
+    let (job, is_new) = scrub.open_scrub(b"begin", NOW).await?;
+    assert_eq!((job, is_new), (lease.job, false));
+    let again = three.jobs.lease_job(JobKind::Scrub, "a", NOW, NOW + MINUTE).await?;
+    assert_eq!(again.map(|again| (again.job, again.failures)), Some((job, 0)));
 
     let packs = scrub.scrub_packs(PackNumber(0), 10).await?;
     assert_eq!(packs.len(), 1);

@@ -29,7 +29,7 @@ use super::contract::{JobLease, JobStep};
 use super::work::{advance_job, finish_job, hold_job};
 use crate::Result;
 use crate::changes::Change;
-use crate::collect::page_end;
+use crate::collect::marks::page_end;
 use crate::columns::{array, corrupt, recipe, unsigned};
 use crate::contract::{NarId, UnixSeconds};
 use crate::publish::records::{Records, records};

@@ -24,7 +24,8 @@ pub struct LastScrub {
 #[async_trait]
 pub trait ScrubIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Opens the job of a scrub ([`JobKind::Scrub`](crate::JobKind::Scrub)) that begins at
-    /// `cursor`. `false` if one is open already: it goes on as it was.
+    /// `cursor`. `false` if one is open already: it goes on as it was, and at once if it failed and
+    /// waits.
     async fn open_scrub(&self, cursor: &[u8], at: UnixSeconds) -> Result<(JobId, bool)>;
     /// Where a scrub is; `None` if its job is done.
     async fn scrub_cursor(&self, job: JobId) -> Result<Option<Vec<u8>>>;

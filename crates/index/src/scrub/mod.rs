@@ -13,7 +13,8 @@ use dormer_format::EncodingTag;
 
 use crate::Result;
 use crate::changes::Change;
-use crate::collect::{PackRow, read_pack};
+use crate::collect::PackRow;
+use crate::collect::packs::read_pack;
 use crate::contract::{ChunkRow, Nar, NarId, PackNumber, UnixSeconds};
 use crate::jobs::{JobId, JobKind, JobLease, work};
 use crate::rows::{read_chunk, read_nar};
@@ -49,6 +50,8 @@ impl ScrubIndex for SqlIndex {
         self.write(Write::from("open a scrub").unless_done(), async |mut tx| {
             let job = work::open_job(&mut tx, JobKind::Scrub, None, None, at).await?;
             let is_new = tx.run(BEGIN, &[Number(job.0), Bytes(cursor)]).await? == 1;
+            // Somebody asks for it now, and not for what an earlier try found.
+            work::try_now(&mut tx, job).await?;
             Ok((job, is_new))
         })
         .await

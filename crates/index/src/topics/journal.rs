@@ -5,14 +5,19 @@
 //! stays until the journal has written the state that it stands for, and a change meanwhile keeps
 //! it (`changes`).
 
+use std::borrow::Cow;
+
 use async_trait::async_trait;
 use dormer_format::{JOURNAL_BODY_BYTES_MAX, Recipe};
 use dormer_nix::{NarHash, StorePathHash};
 
 use super::KEYS_MAX;
 use crate::columns::{array, corrupt, nar_hash, read_listing, recipe, signed, unsigned};
-use crate::contract::{Cache, CacheId, CacheIndex as _, Object, OutboxPosition, StoredListing, UnixSeconds};
-use crate::rows::{Row, read_caches, read_object};
+use crate::contract::{
+    Cache, CacheId, CacheIndex as _, Object, OutboxPosition, Pin, StoredListing, UnixSeconds,
+};
+use crate::publish::records::{Records, records};
+use crate::rows::{Row, read_caches, read_object, read_pin};
 use crate::sql::Argument::{Bytes, Flag, List, Number, OptionalBytes, OptionalNumber, Text};
 use crate::sql::{Sql, Transaction, both};
 use crate::sql_index::{SqlIndex, Write};
@@ -85,21 +90,24 @@ pub struct JournaledDocument {
 pub enum JournalSubject {
     /// The named values of the installation.
     Settings,
-    /// A cache with its keys and pins.
+    /// A cache with its keys.
     Cache(CacheId),
     /// An upload alias, by its file name.
     Alias(CacheId, String),
     /// A document, by its address below the cache.
     Document(CacheId, String),
+    /// A pin, by its name and the hash of its path.
+    Pin(CacheId, String, StorePathHash),
 }
 
 impl JournalSubject {
-    fn columns(&self) -> (i64, i64, &str) {
+    fn columns(&self) -> (i64, i64, Cow<'_, str>) {
         match self {
-            Self::Settings => (0, SETTINGS_KIND, ""),
-            Self::Cache(cache) => (cache.0, CACHE_KIND, ""),
-            Self::Alias(cache, name) => (cache.0, ALIAS_KIND, name),
-            Self::Document(cache, name) => (cache.0, DOCUMENT_KIND, name),
+            Self::Settings => (0, SETTINGS_KIND, "".into()),
+            Self::Cache(cache) => (cache.0, CACHE_KIND, "".into()),
+            Self::Alias(cache, name) => (cache.0, ALIAS_KIND, name.into()),
+            Self::Document(cache, name) => (cache.0, DOCUMENT_KIND, name.into()),
+            Self::Pin(cache, name, hash) => (cache.0, PIN_KIND, pin_key(name, hash).into()),
         }
     }
 }
@@ -109,6 +117,7 @@ const SETTINGS_KIND: i64 = 0;
 const CACHE_KIND: i64 = 1;
 const ALIAS_KIND: i64 = 2;
 const DOCUMENT_KIND: i64 = 3;
+const PIN_KIND: i64 = 4;
 
 /// Something besides an object that changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -214,10 +223,19 @@ const NOTE: Sql = both!(
     "INSERT INTO journal_notes (cache, kind, name, changes) VALUES ($1, $2, $3, 1)
      ON CONFLICT (cache, kind, name) DO UPDATE SET changes = journal_notes.changes + 1"
 );
+const NOTE_PINS: Sql = records!(
+    "INSERT INTO journal_notes (cache, kind, name, changes) SELECT $1, 4, k.name, 1 FROM",
+    2 { name: text 0 },
+    "AS k WHERE 1 = 1 ON CONFLICT (cache, kind, name) DO UPDATE SET changes = journal_notes.changes + 1"
+);
 const NOTES: Sql =
     both!("SELECT cache, kind, name, changes FROM journal_notes ORDER BY cache, kind, name LIMIT $1");
 const DROP_NOTE: Sql =
     both!("DELETE FROM journal_notes WHERE cache = $1 AND kind = $2 AND name = $3 AND changes = $4");
+
+pub(crate) const FIND_PIN: Sql = both!(
+    "SELECT name, hash, path_name, created_at, ends_at FROM pins WHERE cache = $1 AND name = $2 AND hash = $3"
+);
 
 // The end that followers may rely on: nothing shows up before it any more.
 const OUTBOX_END: Sql = Sql {
@@ -280,12 +298,40 @@ const SETTINGS: Sql = both!("SELECT name, value FROM settings ORDER BY name");
 /// Notes that something besides an object changed.
 pub(crate) async fn note(tx: &mut Transaction, subject: &JournalSubject) -> Result<()> {
     let (cache, kind, name) = subject.columns();
-    tx.run(NOTE, &[Number(cache), Number(kind), Text(name)]).await.map(drop)
+    tx.run(NOTE, &[Number(cache), Number(kind), Text(&name)]).await.map(drop)
 }
 
-/// Notes that a cache or its pins changed.
+/// Notes that a cache changed.
 pub(crate) async fn note_cache(tx: &mut Transaction, cache: CacheId) -> Result<()> {
     note(tx, &JournalSubject::Cache(cache)).await
+}
+
+/// Notes that pins of a name changed, by the hashes of their paths: no hash twice.
+pub(crate) async fn note_pins(
+    tx: &mut Transaction,
+    cache: CacheId,
+    name: &str,
+    hashes: &[StorePathHash],
+) -> Result<()> {
+    let mut keys: Vec<String> = hashes.iter().map(|hash| pin_key(name, hash)).collect();
+    // Rows are locked in this order everywhere.
+    keys.sort_unstable();
+    let mut pins = Records::default();
+    for key in &keys {
+        pins.row().text(Some(key));
+    }
+    tx.run(NOTE_PINS, &[Number(cache.0), Text(&pins.finish())]).await.map(drop)
+}
+
+/// What a note calls a pin: the hash of its path, which has one length, and its name.
+fn pin_key(name: &str, hash: &StorePathHash) -> String {
+    format!("{hash}-{name}")
+}
+
+/// Reads back what [`pin_key`] wrote.
+fn read_pin_key(key: &str) -> Option<(String, StorePathHash)> {
+    let (hash, name) = key.split_once('-')?;
+    Some((name.to_owned(), hash.parse().ok()?))
 }
 
 /// What the journal reads and writes in the index.
@@ -352,6 +398,8 @@ pub trait JournalIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Documents of all caches, by row number, after one: at most `limit`, and fewer if they are
     /// large.
     async fn journaled_documents_after(&self, after: i64, limit: u32) -> Result<Vec<JournaledDocument>>;
+    /// A pin, also one that has ended.
+    async fn journaled_pin(&self, cache: CacheId, name: &str, hash: &StorePathHash) -> Result<Option<Pin>>;
     /// All named values of the installation.
     async fn settings(&self) -> Result<Vec<(String, Vec<u8>)>>;
     /// Whether no cache, NAR or pack was ever made.
@@ -411,7 +459,7 @@ impl JournalIndex for SqlIndex {
             }
             for note in written {
                 let (cache, kind, name) = note.subject.columns();
-                tx.run(DROP_NOTE, &[Number(cache), Number(kind), Text(name), Number(note.changes)]).await?;
+                tx.run(DROP_NOTE, &[Number(cache), Number(kind), Text(&name), Number(note.changes)]).await?;
             }
             Ok(())
         })
@@ -544,6 +592,14 @@ impl JournalIndex for SqlIndex {
         .await
     }
 
+    async fn journaled_pin(&self, cache: CacheId, name: &str, hash: &StorePathHash) -> Result<Option<Pin>> {
+        let key = [Number(cache.0), Text(name), Bytes(hash.as_bytes())];
+        self.read("read a pin for the journal", async |mut tx| {
+            tx.optional(FIND_PIN, &key).await?.map(|row| read_pin(&row)).transpose()
+        })
+        .await
+    }
+
     async fn settings(&self) -> Result<Vec<(String, Vec<u8>)>> {
         self.read("read all settings", async |mut tx| {
             let rows = tx.rows(SETTINGS, &[]).await?;
@@ -626,12 +682,16 @@ fn read_state(row: &Row) -> Result<JournalState> {
 /// Columns: cache, kind, name, changes.
 fn read_note(row: &Row) -> Result<JournalNote> {
     let table = "journal_notes";
-    let (cache, name) = (CacheId(row.column(0, table)?), row.column(2, table)?);
+    let (cache, name): (_, String) = (CacheId(row.column(0, table)?), row.column(2, table)?);
     let subject = match row.column::<i64>(1, table)? {
         SETTINGS_KIND => JournalSubject::Settings,
         CACHE_KIND => JournalSubject::Cache(cache),
         ALIAS_KIND => JournalSubject::Alias(cache, name),
         DOCUMENT_KIND => JournalSubject::Document(cache, name),
+        PIN_KIND => {
+            let pin = read_pin_key(&name).ok_or_else(|| corrupt(table, format_args!("a pin {name:?}")))?;
+            JournalSubject::Pin(cache, pin.0, pin.1)
+        }
         kind => return Err(corrupt(table, format_args!("a note of kind {kind}"))),
     };
     Ok(JournalNote { subject, changes: row.column(3, table)? })

@@ -12,23 +12,25 @@ use crate::contract::{
     RemovedForCause, RetentionIndex, UnixSeconds,
 };
 use crate::jobs::{ExpiryDefaults, JobKind, expire_cache, work};
-use crate::rows::Row;
+use crate::rows::{Row, read_pin};
 use crate::sql::Argument::{Bytes, List, Number, OptionalNumber, OptionalText, Text};
 use crate::sql::{Sql, both};
 use crate::sql_index::{Lock, SqlIndex, Write};
 use crate::{Error, Result};
 
 // The newest of a name has the highest row number: a pin that is renewed is a new row.
-const REMOVE_PIN: Sql = both!("DELETE FROM pins WHERE cache = $1 AND name = $2 AND hash = $3");
-const REMOVE_PINS: Sql = both!("DELETE FROM pins WHERE cache = $1 AND name = $2");
+const REMOVE_PIN: Sql = both!("DELETE FROM pins WHERE cache = $1 AND name = $2 AND hash = $3 RETURNING hash");
+const REMOVE_PINS: Sql = both!("DELETE FROM pins WHERE cache = $1 AND name = $2 RETURNING hash");
 const ADD_PIN: Sql = both!(
     "INSERT INTO pins (cache, name, hash, path_name, created_at, ends_at)
      SELECT c.id, $2, $3, $4, $5, $6 FROM caches AS c WHERE c.id = $1 AND c.deleted_at IS NULL"
 );
-const REMOVE_ENDED: Sql = both!("DELETE FROM pins WHERE cache = $1 AND name = $2 AND ends_at <= $3");
+const REMOVE_ENDED: Sql =
+    both!("DELETE FROM pins WHERE cache = $1 AND name = $2 AND ends_at <= $3 RETURNING hash");
 const KEEP_NEWEST: Sql = both!(
     "DELETE FROM pins WHERE cache = $1 AND name = $2 AND id NOT IN (
-         SELECT p.id FROM pins AS p WHERE p.cache = $1 AND p.name = $2 ORDER BY p.id DESC LIMIT $3)"
+         SELECT p.id FROM pins AS p WHERE p.cache = $1 AND p.name = $2 ORDER BY p.id DESC LIMIT $3)
+     RETURNING hash"
 );
 pub(crate) const LIST_PINS: Sql = both!(
     "SELECT name, hash, path_name, created_at, ends_at FROM pins
@@ -210,15 +212,18 @@ impl RetentionIndex for SqlIndex {
             [id, name, hash, Text(pin.path.name()), Number(pin.created_at), OptionalNumber(pin.ends_at)];
         // No expire job looks for pins meanwhile, and two calls do not both count.
         self.write(Write::from("add a pin").with_locks(&[Lock::Cache(cache.0)]), async |mut tx| {
-            tx.run(REMOVE_PIN, &key).await?;
-            tx.run(REMOVE_ENDED, &[id, name, Number(pin.created_at)]).await?;
+            tx.rows(REMOVE_PIN, &key).await?;
+            let ended = tx.rows(REMOVE_ENDED, &[id, name, Number(pin.created_at)]).await?;
+            let mut changed = read_hashes(&ended, "pins")?;
             if tx.run(ADD_PIN, &row).await? == 0 {
                 return Err(Error::CacheGone);
             }
+            changed.push(pin.path.hash());
             if let Some(keep) = keep {
-                tx.run(KEEP_NEWEST, &[id, name, Number(keep.max(1).into())]).await?;
+                let older = tx.rows(KEEP_NEWEST, &[id, name, Number(keep.max(1).into())]).await?;
+                changed.extend(read_hashes(&older, "pins")?);
             }
-            journal::note_cache(&mut tx, cache).await
+            journal::note_pins(&mut tx, cache, &pin.name, &changed).await
         })
         .await
     }
@@ -227,14 +232,14 @@ impl RetentionIndex for SqlIndex {
         self.write(Write::from("remove pins").unless_done(), async |mut tx| {
             let removed = match hash {
                 Some(hash) => {
-                    tx.run(REMOVE_PIN, &[Number(cache.0), Text(name), Bytes(hash.as_bytes())]).await?
+                    tx.rows(REMOVE_PIN, &[Number(cache.0), Text(name), Bytes(hash.as_bytes())]).await?
                 }
-                None => tx.run(REMOVE_PINS, &[Number(cache.0), Text(name)]).await?,
+                None => tx.rows(REMOVE_PINS, &[Number(cache.0), Text(name)]).await?,
             };
-            if removed > 0 {
-                journal::note_cache(&mut tx, cache).await?;
+            if !removed.is_empty() {
+                journal::note_pins(&mut tx, cache, name, &read_hashes(&removed, "pins")?).await?;
             }
-            Ok(removed)
+            Ok(removed.len() as u64)
         })
         .await
     }
@@ -346,7 +351,7 @@ impl RetentionIndex for SqlIndex {
         let key = [Number(cache.0), Bytes(hash.as_bytes()), Number(limit.into())];
         self.read("find referrers", async |mut tx| {
             let rows = tx.rows(FIND_REFERRERS, &key).await?;
-            rows.iter().map(|row| read_hash(row, 0, "object_refs")).collect()
+            read_hashes(&rows, "object_refs")
         })
         .await
     }
@@ -489,19 +494,9 @@ impl RetentionIndex for SqlIndex {
     }
 }
 
-fn read_hash(row: &Row, column: usize, table: &'static str) -> Result<StorePathHash> {
-    Ok(StorePathHash::from_bytes(array(table, row.column(column, table)?)?))
-}
-
-/// Columns: name, hash, name of the path, creation, end.
-fn read_pin(row: &Row) -> Result<Pin> {
-    let table = "pins";
-    Ok(Pin {
-        name: row.column(0, table)?,
-        path: store_path(row.column(1, table)?, row.column(2, table)?)?,
-        created_at: row.column(3, table)?,
-        ends_at: row.column(4, table)?,
-    })
+/// Columns: hash.
+fn read_hashes(rows: &[Row], table: &'static str) -> Result<Vec<StorePathHash>> {
+    rows.iter().map(|row| Ok(StorePathHash::from_bytes(array(table, row.column(0, table)?)?))).collect()
 }
 
 /// Columns after the kind: hash, name of the path, name, creation, end.

@@ -814,6 +814,7 @@ pub(super) async fn look_ups_search_indexes(index: &SqlIndex) {
                 "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
             ],
         ),
+        (journal::FIND_PIN, &["SEARCH pins USING INDEX pins_by_name (cache=? AND name=? AND hash=?)"]),
         (retention::LIST_PINS, &["SEARCH pins USING INDEX pins_by_name (cache=? AND (name,hash)>(?,?))"]),
         (retention::LIST_PINS_OF_PATH, &["SEARCH pins USING INDEX pins_by_path (cache=? AND hash=?)"]),
         (
@@ -938,40 +939,46 @@ pub(super) async fn look_ups_search_indexes(index: &SqlIndex) {
         (objects::DELETE_ALIASES_OF_NAR, &["SEARCH aliases USING INDEX aliases_by_nar (nar=?)"]),
         (objects::DELETE_GRACES_OF_NAR, &["SEARCH graces USING INDEX graces_by_nar (nar=?)"]),
         (objects::DELETE_GRACES_OF_PATH, &["SEARCH graces USING PRIMARY KEY (cache=? AND hash=?)"]),
-        (collect::EXPIRE_GRACES, &["SEARCH graces USING COVERING INDEX graces_to_expire (<expr><?)"]),
-        (collect::EXPIRE_ALIASES, &["SEARCH aliases USING COVERING INDEX aliases_to_expire (<expr><?)"]),
-        (collect::MARK_END, &["SEARCH nars USING INTEGER PRIMARY KEY (rowid>?)"]),
+        (collect::ended::EXPIRE_GRACES, &["SEARCH graces USING COVERING INDEX graces_to_expire (<expr><?)"]),
         (
-            collect::MARK_BYTES,
+            collect::ended::EXPIRE_ALIASES,
+            &["SEARCH aliases USING COVERING INDEX aliases_to_expire (<expr><?)"],
+        ),
+        (collect::marks::MARK_END, &["SEARCH nars USING INTEGER PRIMARY KEY (rowid>?)"]),
+        (
+            collect::marks::MARK_BYTES,
             &[
                 "SEARCH nars USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)",
                 "SEARCH listings USING INDEX listings_in_chunks (nar>? AND nar<?)",
             ],
         ),
-        (collect::MARK_SIZES, &["SEARCH n USING INTEGER PRIMARY KEY (rowid>?)"]),
-        (collect::MARK_RECIPES, &["SEARCH nars USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"]),
-        (collect::MARK_LISTINGS, &["SEARCH listings USING INDEX listings_in_chunks (nar>? AND nar<?)"]),
+        (collect::marks::MARK_SIZES, &["SEARCH n USING INTEGER PRIMARY KEY (rowid>?)"]),
+        (collect::marks::MARK_RECIPES, &["SEARCH nars USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"]),
         (
-            collect::UNNAMED_NARS,
+            collect::marks::MARK_LISTINGS,
+            &["SEARCH listings USING INDEX listings_in_chunks (nar>? AND nar<?)"],
+        ),
+        (
+            collect::marks::UNNAMED_NARS,
             &[
                 "SEARCH n USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)",
                 "SEARCH o USING COVERING INDEX objects_by_nar (nar=?)",
             ],
         ),
         (
-            collect::DELETE_NARS,
+            collect::marks::DELETE_NARS,
             &[
                 "SEARCH nars USING INTEGER PRIMARY KEY (rowid=?)",
                 "SEARCH o USING COVERING INDEX objects_by_nar (nar=?)",
             ],
         ),
-        (collect::MOVED_CHUNKS, &["SEARCH chunks USING COVERING INDEX chunks_moved (number>?)"]),
-        (collect::COUNT_CHUNKS, &["SEARCH chunks USING COVERING INDEX chunks_by_pack (pack=?)"]),
-        (collect::PACK_CHUNKS, &["SEARCH c USING INDEX chunks_by_pack (pack=? AND rowid>?)"]),
-        (collect::MOVE_CHUNKS, &["SEARCH chunks USING INTEGER PRIMARY KEY (rowid=?)"]),
-        (collect::REFRAME_CHUNKS, &["SEARCH chunks USING INTEGER PRIMARY KEY (rowid=?)"]),
-        (collect::CONDEMN_PACKS, &["SEARCH packs USING INTEGER PRIMARY KEY (rowid=?)"]),
-        (collect::DELETE_CHUNKS, &["SEARCH chunks USING COVERING INDEX chunks_by_pack (pack=?)"]),
+        (collect::marks::MOVED_CHUNKS, &["SEARCH chunks USING COVERING INDEX chunks_moved (number>?)"]),
+        (collect::packs::COUNT_CHUNKS, &["SEARCH chunks USING COVERING INDEX chunks_by_pack (pack=?)"]),
+        (collect::packs::PACK_CHUNKS, &["SEARCH c USING INDEX chunks_by_pack (pack=? AND rowid>?)"]),
+        (collect::moves::MOVE_CHUNKS, &["SEARCH chunks USING INTEGER PRIMARY KEY (rowid=?)"]),
+        (collect::moves::REFRAME_CHUNKS, &["SEARCH chunks USING INTEGER PRIMARY KEY (rowid=?)"]),
+        (collect::packs::CONDEMN_PACKS, &["SEARCH packs USING INTEGER PRIMARY KEY (rowid=?)"]),
+        (collect::packs::DELETE_CHUNKS, &["SEARCH chunks USING COVERING INDEX chunks_by_pack (pack=?)"]),
     ] {
         let plan = plan(index, sql).await;
         for search in searches {
