@@ -172,7 +172,8 @@ impl Context {
     }
 }
 
-/// The address of a server without settings, for all commands that talk to a server.
+/// The address of a server without settings, for all commands that talk to one server. `login` has
+/// it as an argument, `doctor` asks all servers, and an entry of the queue names its own.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct EndpointArgs {
     /// The server's address, in place of the settings; the token comes from DORMER_TOKEN [env:

@@ -171,14 +171,21 @@ mod tests {
         let cache = || "main".parse::<dormer_api::CacheName>().unwrap();
         let hash = "1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5".parse().unwrap();
         let nar = NarFile { hash: dormer_nix::NarHash::from_bytes([1; 32]), tag: [2; 16] };
-        for key in [
-            EdgeKey::Catalog,
-            EdgeKey::State(cache()),
-            EdgeKey::CacheInfo(cache()),
-            EdgeKey::Narinfo(cache(), hash),
-            EdgeKey::Listing(cache(), hash),
-            EdgeKey::Nar(cache(), nar),
-        ] {
+        let document =
+            dormer_nix::DocumentName::Log("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-x.drv".parse().unwrap());
+        // A new kind of name does not compile here, and is absent from the list below until it is in
+        // the chain.
+        let after = |key: &EdgeKey| match key {
+            EdgeKey::Catalog => Some(EdgeKey::Lab),
+            EdgeKey::Lab => Some(EdgeKey::State(cache())),
+            EdgeKey::State(_) => Some(EdgeKey::CacheInfo(cache())),
+            EdgeKey::CacheInfo(_) => Some(EdgeKey::Narinfo(cache(), hash)),
+            EdgeKey::Narinfo(..) => Some(EdgeKey::Listing(cache(), hash)),
+            EdgeKey::Listing(..) => Some(EdgeKey::Nar(cache(), nar)),
+            EdgeKey::Nar(..) => Some(EdgeKey::Document(cache(), document.clone())),
+            EdgeKey::Document(..) => None,
+        };
+        for key in std::iter::successors(Some(EdgeKey::Catalog), after) {
             let control = caching(key.answer_kind(), Visibility::Public, 200).cache_control;
             let shared = seconds(control, "s-maxage").or_else(|| seconds(control, "max-age")).unwrap();
             assert!(shared <= key.edge_seconds(), "{key}: {control}");

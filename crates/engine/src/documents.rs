@@ -9,13 +9,10 @@
 //!
 //! Each document is one row, written in one transaction, so a crash leaves all of it or nothing.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use dormer_index::{Cache, NewDocument, StoredDocument, TraceOutcome};
 use dormer_nix::{BuildTrace, DebugLink, DocumentName, StorePath};
 
-use crate::budget::hold;
 use crate::commit::finish;
 use crate::{Engine, Error, Result};
 
@@ -65,7 +62,8 @@ impl Engine {
 
     /// A document as it is served: a log as text, a trace with a signature for each active key of
     /// the cache beside those that it came with, debug info as a link to a NAR of the cache. `None`
-    /// if the cache lacks it.
+    /// if the cache lacks it. A log may be long: the caller bounds how many are decoded at once, and
+    /// counts their memory while they are sent.
     pub async fn document(&self, cache: &Cache, name: &DocumentName) -> Result<Option<Bytes>> {
         if let DocumentName::DebugInfo(build_id) = name {
             let found = self.index().find_debug_nar(cache.id, build_id).await?;
@@ -92,7 +90,6 @@ impl Engine {
 
     async fn decode(&self, stored: StoredDocument) -> Result<Bytes> {
         let StoredDocument { size, encoding, body } = stored;
-        let memory = Arc::new(self.read_memory().take(size).await?);
         let bytes = match encoding.as_deref() {
             None => body,
             Some(ZSTD) => {
@@ -105,7 +102,7 @@ impl Engine {
         if bytes.len() as u64 != size {
             return Err(corrupt(&format_args!("{} bytes instead of {size}", bytes.len())));
         }
-        Ok(hold(bytes.into(), &memory))
+        Ok(bytes.into())
     }
 }
 

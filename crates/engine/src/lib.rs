@@ -48,7 +48,7 @@ use dormer_index::{Cache, CollectIndex, Index, ScrubIndex, UnixSeconds};
 use dormer_nix::SecretKey;
 use moka::sync::Cache as Remembered;
 
-use crate::budget::{Budget, BudgetUse};
+use crate::budget::{Budget, BudgetShare, BudgetUse};
 use crate::chunk_sink::IngestContext;
 use crate::coherence::{ChangeCounts, LARGE_PLAN_REMEMBERED, REMEMBERED};
 use crate::metrics::{EngineMetrics, gauge_value};
@@ -139,6 +139,11 @@ struct Inner {
     readable: ReadableChunks,
     verifications: Verifications,
 }
+
+/// A part of the memory for reads. It returns when it is dropped.
+#[derive(Debug)]
+#[expect(dead_code, reason = "held for its drop")]
+pub struct AnswerMemory(BudgetShare);
 
 impl Engine {
     /// An engine on the current tokio run time.
@@ -288,6 +293,12 @@ impl Engine {
         let inner = &self.inner;
         let budgets = [&inner.read_memory, &inner.stream_memory, &inner.stream_turns];
         budgets.into_iter().any(|budget| budget.present_use().waiting > 0)
+    }
+
+    /// Memory of an answer that is sent from one piece, out of that for reads. [`Error::Busy`] if
+    /// other reads hold all of it for too long.
+    pub async fn answer_memory(&self, bytes: u64) -> Result<AnswerMemory> {
+        self.read_memory().take(bytes).await.map(AnswerMemory)
     }
 
     /// Pushes and pulls that the history does not have yet.

@@ -31,6 +31,9 @@ pub struct ListingStream {
     pub size: u64,
     /// The NAR that it lists.
     pub nar: NarHash,
+    /// Whether it is read chunk by chunk, and holds memory for reads meanwhile. Another one is one
+    /// piece, whose memory its reader counts.
+    pub is_in_chunks: bool,
     pieces: BoxStream<'static, Result<Bytes>>,
 }
 
@@ -47,6 +50,7 @@ impl Engine {
     /// larger than the server keeps. The first bytes are verified when this returns.
     pub async fn listing(&self, cache: &Cache, hash: &StorePathHash) -> Result<Option<ListingStream>> {
         let Some(found) = self.index().find_object(cache.id, hash).await? else { return Ok(None) };
+        // For as long as it is read and decoded. No client can make that last.
         let memory = self.read_memory().take(2 * GATHERED_BYTES_MAX as u64).await?;
         match self.index().find_listing(found.nar.id).await? {
             None => Ok(None),
@@ -58,9 +62,8 @@ impl Engine {
                     return Err(Error::Damaged { nar: found.nar.hash });
                 };
                 let size = json.len() as u64;
-                let json = hold(json.into(), &Arc::new(memory));
-                let pieces = futures::stream::iter([Ok(json)]).boxed();
-                Ok(Some(ListingStream { size, nar: found.nar.hash, pieces }))
+                let pieces = futures::stream::iter([Ok(json.into())]).boxed();
+                Ok(Some(ListingStream { size, nar: found.nar.hash, is_in_chunks: false, pieces }))
             }
             Some(StoredListing::Chunks { recipe, size }) => {
                 drop(memory);
@@ -94,7 +97,7 @@ impl Engine {
         .boxed();
         let first = pieces.try_next().await?;
         let pieces = futures::stream::iter(first.map(Ok)).chain(pieces).boxed();
-        Ok(ListingStream { size, nar: nar_hash, pieces })
+        Ok(ListingStream { size, nar: nar_hash, is_in_chunks: true, pieces })
     }
 
     /// A failure is only logged: the caller already answers with an error, and the next read finds

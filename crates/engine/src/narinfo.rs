@@ -9,26 +9,20 @@ use bytes::Bytes;
 use dormer_index::{Cache, CacheId, FoundObject, UnixSeconds, Use};
 use dormer_nix::{NarHash, NarInfo, StoreDir, StorePathHash, fingerprint};
 
-use crate::budget::hold;
 use crate::{Engine, Error, Result};
 
 /// The key of a remembered narinfo.
 pub(crate) type NarinfoKey = (CacheId, StorePathHash);
 
-/// Longest narinfo whose memory is not counted while it is sent: nearly all are shorter. One may
-/// have a MiB, and each connection can hold one.
-const UNCOUNTED_BYTES_MAX: usize = 16 * 1024;
-
 impl Engine {
     /// The narinfo of a path, as text, with every signature that the path came with and one for
     /// each active key of the cache. `None` when the cache lacks the path, or when its NAR is
     /// damaged. The use of the object is recorded in the background, so a pull never waits for a
-    /// database write. A long one holds a part of the memory for reads until it was sent;
-    /// [`Error::Busy`] if other reads hold all of it for too long.
+    /// database write.
     pub async fn narinfo(&self, cache: &Arc<Cache>, hash: &StorePathHash) -> Result<Option<Bytes>> {
         let key = (cache.id, *hash);
         if let Some(text) = self.remembered_narinfo(cache, hash) {
-            return self.counted(text).await.map(Some);
+            return Ok(Some(text));
         }
         let look = self.look_at_objects(cache.id);
         let found = self.index().find_object(cache.id, hash).await?.filter(|found| !found.nar.damaged);
@@ -44,16 +38,7 @@ impl Engine {
         if look.is_fresh(self) {
             self.remembered_narinfos().insert(key, text.clone());
         }
-        self.counted(text).await.map(Some)
-    }
-
-    /// A narinfo that counts as memory for reads if it is long.
-    async fn counted(&self, text: Bytes) -> Result<Bytes> {
-        if text.len() <= UNCOUNTED_BYTES_MAX {
-            return Ok(text);
-        }
-        let share = self.read_memory().take(text.len() as u64).await?;
-        Ok(hold(text, &Arc::new(share)))
+        Ok(Some(text))
     }
 
     /// The narinfo, if it is remembered. Answers without waiting: this is the hottest path of the

@@ -216,6 +216,9 @@ impl Run<'_> {
                 }
                 merge(outcomes, cache.id, turn.outcome);
             } else if !leaving.contains(&cache.name) {
+                if !cache.is_public {
+                    self.store().close_to_others(name.as_str()).await?;
+                }
                 in_line.push((cache, name));
             }
         }

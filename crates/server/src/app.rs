@@ -15,7 +15,7 @@ use crate::push_rate::{PushRates, TooFast, caller, caller_without_token};
 use crate::request_body::RequestBody;
 use crate::settings::ServerSettings;
 use crate::shares::{Caller, Share, Shares};
-use dormer_engine::{Engine, Ingest, IngestRequest, UploadMemory};
+use dormer_engine::{AnswerMemory, Engine, Ingest, IngestRequest, UploadMemory};
 use dormer_http_host::Probes;
 use futures::FutureExt as _;
 use tokio::sync::OwnedSemaphorePermit;
@@ -23,11 +23,11 @@ use tokio::sync::OwnedSemaphorePermit;
 /// How long a request waits for memory to read its body into, or for its turn to be re-encoded.
 const TURN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Requests for a file out of a path. Each takes a MiB of the memory for reads while it lasts: at
-/// most half of what streams hold throughout.
+/// Requests for a file out of a path, or for a listing in chunks. Each takes a MiB of the memory for
+/// reads while it lasts: at most half of what streams hold throughout.
 const FILES_MAX: usize = 8;
 
-/// Requests that look through a listing or a closure. One caller looks through one at a time.
+/// Requests that look through a listing or a closure, or decode a log. One caller looks through one at a time.
 const SEARCHES_MAX: usize = 2;
 
 /// The parts that all requests share.
@@ -49,6 +49,8 @@ pub(crate) struct App {
     body_memory: Shares,
     reencodings: Shares,
     files: Shares,
+    /// The part of the engine's memory for reads that long answers may hold.
+    long_answers: Shares,
     searches: Shares,
     pub(crate) next_request: AtomicU64,
 }
@@ -70,6 +72,7 @@ impl App {
             body_memory: Shares::of_memory(settings.buffered_bytes_max as u64),
             reencodings: Shares::of_turns(settings.reencodings_max),
             files: Shares::of_turns(FILES_MAX),
+            long_answers: Shares::of_memory(engine.settings().read_memory_bytes / 4),
             searches: Shares::of_turns(SEARCHES_MAX),
             // A random start, so that the ids of two runs or replicas differ in a shared log.
             next_request: AtomicU64::new(rand::random()),
@@ -143,16 +146,27 @@ impl App {
         self.in_time("re-encodings", TURN_TIMEOUT, turn).await
     }
 
-    /// A turn to send a file out of a path.
+    /// A turn to send a file out of a path, or a listing that is read in chunks.
     pub(crate) async fn file_turn(&self, call: &Call) -> Result<Share, Failure> {
         let turn = async { self.files.take(&self.caller(call), 1).await };
         self.in_time("files", TURN_TIMEOUT, turn).await
     }
 
-    /// A turn to look through a listing, a closure or the names of a cache.
+    /// A turn to look through a listing, a closure or the names of a cache, or to decode a log.
     pub(crate) async fn search_turn(&self, call: &Call) -> Result<Share, Failure> {
         let turn = async { self.searches.take(&self.caller(call), 1).await };
         self.in_time("searches", TURN_TIMEOUT, turn).await
+    }
+
+    /// Memory of a long answer while it is sent: of its caller's share, and of the engine.
+    pub(crate) async fn long_answer_memory(
+        &self,
+        call: &Call,
+        bytes: u64,
+    ) -> Result<(Share, AnswerMemory), Failure> {
+        let share = async { self.long_answers.take(&self.caller(call), bytes).await };
+        let share = self.in_time("long answers", TURN_TIMEOUT, share).await?;
+        Ok((share, self.engine.answer_memory(bytes).await?))
     }
 
     async fn in_time<T>(

@@ -19,6 +19,7 @@ use crate::failure::Failure;
 use crate::handlers::{
     attic, browse, caches, documents, nar, pages, people, retention, sessions, stats, status, upload,
 };
+use crate::long_answer::long_bytes;
 use crate::page_route::PageRoute;
 use crate::request_body::RequestBody;
 use crate::route::Route;
@@ -28,7 +29,16 @@ static VISIBILITY: HeaderName = HeaderName::from_static(CACHE_VISIBILITY);
 impl App {
     /// Answers a request. Failures are answers, too: this never fails.
     pub(crate) async fn respond(self: Arc<Self>, request: Request<Incoming>) -> Response<Watched> {
-        self.watched(request, async |call, body, route| self.dispatch(call, body, route).await).await
+        let answer = async |call: &Call, body: &mut RequestBody, route: Option<Route<'_>>| {
+            let answer = self.dispatch(call, body, route).await?;
+            let Some(bytes) = long_bytes(call, &answer) else { return Ok(answer) };
+            let again = async || {
+                let route = call.decoded_path().and_then(Route::parse);
+                self.dispatch(call, body, route).await
+            };
+            Box::pin(self.count_long(call, bytes, answer, again)).await
+        };
+        self.watched(request, answer).await
     }
 
     /// Answers a request that came when all connections were taken. The host closes the connection.

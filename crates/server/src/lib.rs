@@ -14,6 +14,7 @@
 //!   `publish_metrics` its part about publishing. `health` asks the database and the store for
 //!   `/readyz`.
 //! - `figures`: the metrics as numbers. [`Operations`]: what operators look at beside requests.
+//! - `long_answer`: the memory of answers while readers take them.
 //! - `route` and `page_route`: from a path to a typed route; no other module reads paths.
 //! - `handlers::people`: pages for people, and their sessions; every other handler serves programs.
 //! - `failure`: the one table from an error to its status.
@@ -40,6 +41,7 @@ mod forwarded;
 pub mod fuzz_targets;
 mod handlers;
 mod health;
+mod long_answer;
 mod metrics;
 mod metrics_page;
 mod operations;

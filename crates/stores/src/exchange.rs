@@ -12,9 +12,10 @@ use async_trait::async_trait;
 use object_store::ClientOptions;
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
-    ReqwestConnector,
 };
+use reqwest::Certificate;
 
+use crate::client::{Redirected, client};
 use crate::counters::{Counters, Method};
 use crate::limit::{Limit, Load};
 use crate::window::WriteWindow;
@@ -60,14 +61,18 @@ pub(crate) async fn watched_by<T>(rules: TryRules, call: impl Future<Output = T>
     TRIES.scope(rules, watched(call)).await
 }
 
-/// Makes HTTP clients that count.
-#[derive(Debug)]
-pub(crate) struct Connector(pub(crate) Arc<Counters>);
+/// Makes HTTP clients that count, and follow no redirect.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Connector {
+    pub(crate) counters: Arc<Counters>,
+    /// Of the store's own authority.
+    pub(crate) certificates: Vec<Certificate>,
+}
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let client = ReqwestConnector::default().connect(options)?;
-        Ok(HttpClient::new(Watcher { client, counters: Arc::clone(&self.0) }))
+        let client = HttpClient::new(client(options, &self.certificates)?);
+        Ok(HttpClient::new(Watcher { client, counters: Arc::clone(&self.counters) }))
     }
 }
 
@@ -126,7 +131,13 @@ impl Watcher {
         // Requests for credentials may come from a task of the library's own, where no call is
         // watched.
         let _ = LAST.try_with(|last| last.set(exchange));
-        answer
+        match answer {
+            Ok(response) => match Redirected::of(&response) {
+                Some(redirected) => Err(HttpError::new(HttpErrorKind::Unknown, redirected)),
+                None => Ok(response),
+            },
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -45,7 +45,7 @@ impl Attempt<'_> {
             Some(400) if is_cut(&error) => self.unavailable(error),
             // 408 is a time-out; 409 is a race that the store lost with itself.
             Some(408 | 409) => self.unavailable(error),
-            Some(301 | 307 | 308 | 400..=499) => self.refused(error),
+            Some(300..=303 | 305..=308 | 400..=499) => self.refused(error),
             _ if is_without_rights(&error) => self.refused(error),
             _ => self.unavailable(error),
         }

@@ -14,6 +14,7 @@
 //! `conformance` states the contract as code. It is there with the feature `conformance`.
 
 mod abandoned;
+mod client;
 mod counters;
 mod error;
 mod exchange;
@@ -23,6 +24,8 @@ mod limit;
 mod list;
 mod open;
 mod probe;
+#[cfg(test)]
+mod redirect_tests;
 mod retry;
 #[cfg(test)]
 mod scripted_tests;

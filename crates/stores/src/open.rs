@@ -11,7 +11,8 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{BackoffConfig, Certificate, ClientOptions, ObjectStore, ObjectStoreScheme, RetryConfig};
+use object_store::{BackoffConfig, ClientOptions, ObjectStore, ObjectStoreScheme, RetryConfig};
+use reqwest::Certificate;
 use url::Url;
 
 use crate::counters::Counters;
@@ -45,7 +46,7 @@ pub enum OpenError {
         path: PathBuf,
         /// Why it failed.
         #[source]
-        source: object_store::Error,
+        source: reqwest::Error,
     },
     /// The settings do not fit together.
     #[error("the settings of the store {store} do not work")]
@@ -108,8 +109,9 @@ impl Store {
         let settings = &settings.clone().with_endpoint_of_environment()?;
         let name = settings.name();
         let counters = Arc::new(Counters::default());
+        let certificates = certificates(settings)?;
         let connect = |retries| {
-            let connector = Connector(Arc::clone(&counters));
+            let connector = Connector { counters: Arc::clone(&counters), certificates: certificates.clone() };
             build(settings, Access::WithCredentials, connector, &name, retries)
         };
         let anonymous = if settings.kind == RemoteKind::Azure && settings.credentials.is_none() {
@@ -117,7 +119,8 @@ impl Store {
             None
         } else {
             let retries = RetryConfig { max_retries: 2, ..RetryConfig::default() };
-            Some(build(settings, Access::Anonymous, Connector(Arc::default()), &name, retries)?)
+            let connector = Connector { certificates: certificates.clone(), ..Connector::default() };
+            Some(build(settings, Access::Anonymous, connector, &name, retries)?)
         };
         Ok(Self::new(
             Parts {
@@ -162,7 +165,7 @@ impl Store {
         let client = client_options(is_http, ADDRESS_CONNECT_TIMEOUT, ADDRESS_REQUEST_TIMEOUT);
         let counters = Arc::new(Counters::default());
         let connect = |retries| {
-            let connector = Connector(Arc::clone(&counters));
+            let connector = Connector { counters: Arc::clone(&counters), ..Connector::default() };
             build_address(&scheme, url, &variables, client.clone(), connector, retries).map_err(wrong)
         };
         Ok(Self::new(
@@ -279,10 +282,7 @@ fn build(
     let wrong = |source| OpenError::Settings { store: name.to_owned(), source };
     let is_anonymous = access == Access::Anonymous;
     let is_http = settings.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http:"));
-    let mut client = client_options(is_http, settings.connect_timeout, settings.request_timeout);
-    for certificate in certificates(settings)? {
-        client = client.with_root_certificate(certificate);
-    }
+    let client = client_options(is_http, settings.connect_timeout, settings.request_timeout);
     let store: Arc<dyn ObjectStore> = match settings.kind {
         RemoteKind::S3 => {
             let builder = match access {

@@ -450,6 +450,19 @@ impl Store {
         }
     }
 
+    /// Closes what is below a name to other users of the machine, if the store is a folder. The user
+    /// and the group keep the rights that they have: of a folder that is made here, the user alone.
+    pub async fn close_to_others(&self, name: &str) -> Result<()> {
+        let Medium::Folder { root, .. } = &self.parts.medium else { return Ok(()) };
+        let (root, folder) = (Arc::clone(root), root.join(name));
+        let closed = tokio::task::spawn_blocking(move || close_folder(&root, &folder)).await;
+        closed.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|source| Error::Io {
+            attempt: "close to other users",
+            key: name.to_owned(),
+            source,
+        })
+    }
+
     /// Whether this object, which is there, can be read without credentials; `None` if that cannot
     /// be told.
     pub async fn is_public(&self, name: &str) -> Result<Option<bool>> {
@@ -532,6 +545,23 @@ fn found<T>(outcome: Result<T>) -> Result<Option<T>> {
         Err(Error::NotFound { .. }) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+fn close_folder(root: &FilePath, folder: &FilePath) -> io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    const OF_OTHERS: u32 = 0o007;
+    let mode = match std::fs::metadata(folder) {
+        Ok(found) => found.permissions().mode(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(root)?;
+            return std::fs::DirBuilder::new().mode(0o700).create(folder);
+        }
+        Err(error) => return Err(error),
+    };
+    if mode & OF_OTHERS == 0 {
+        return Ok(());
+    }
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode & 0o7777 & !OF_OTHERS))
 }
 
 /// Syncs the folder that an entry lies in.

@@ -128,8 +128,7 @@ pub(crate) enum Command {
     Cache(cache::CacheArgs),
     Cat(cat::CatArgs),
     /// Keep paths of a cache, whatever its retention
-    #[command(subcommand)]
-    Pin(pin::PinCommand),
+    Pin(pin::PinArgs),
     /// Make tokens
     #[command(subcommand)]
     Token(TokenCommand),
@@ -196,6 +195,8 @@ impl Command {
             Self::Cache(args) => &args.server,
             Self::Cat(args) => &args.server,
             Self::Import(args) => &args.server,
+            Self::Pin(args) => &args.server,
+            Self::Stats(args) => &args.endpoint,
             Self::Top(args) => &args.endpoint,
             _ => return None,
         };
@@ -321,7 +322,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Unuse(args) => use_cache::run_unuse(&args, context).await?,
         Command::Cache(args) => cache::run(args, context).await?,
         Command::Cat(args) => cat::run(args, context).await?,
-        Command::Pin(command) => pin::run(command, context).await?,
+        Command::Pin(args) => pin::run(args, context).await?,
         Command::Token(TokenCommand::Create(args)) | Command::MakeToken(args) => {
             token_create::run(args, context)?;
         }

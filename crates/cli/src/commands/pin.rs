@@ -14,13 +14,20 @@ use serde_json::json;
 use super::cache::hash_of;
 use super::publish::ago;
 use super::token_create::parse_period;
-use crate::context::{Context, EXIT_CODES_OF_CLIENT};
+use crate::context::{Context, EXIT_CODES_OF_CLIENT, EndpointArgs};
 use crate::error::{Error, Result};
 use crate::settings::units::human_duration;
 
-/// Commands about pins.
+#[derive(Debug, Args)]
+pub(crate) struct PinArgs {
+    #[command(flatten)]
+    pub(crate) server: EndpointArgs,
+    #[command(subcommand)]
+    command: PinCommand,
+}
+
 #[derive(Debug, Subcommand)]
-pub(crate) enum PinCommand {
+enum PinCommand {
     Add(AddArgs),
     List(ListArgs),
     Remove(RemoveArgs),
@@ -36,7 +43,7 @@ pub(crate) enum PinCommand {
 ///   dormer pin add main demo ./result --keep-for 90d
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
-pub(crate) struct AddArgs {
+struct AddArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
     /// The pin's name
@@ -53,14 +60,14 @@ pub(crate) struct AddArgs {
 
 /// List the pins of a cache
 #[derive(Debug, Args)]
-pub(crate) struct ListArgs {
+struct ListArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
 }
 
 /// Remove the pins of a name, or that of one path
 #[derive(Debug, Args)]
-pub(crate) struct RemoveArgs {
+struct RemoveArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
     /// The pin's name
@@ -69,8 +76,8 @@ pub(crate) struct RemoveArgs {
     path: Option<PathBuf>,
 }
 
-pub(super) async fn run(command: PinCommand, context: &Context) -> Result<()> {
-    match command {
+pub(super) async fn run(args: PinArgs, context: &Context) -> Result<()> {
+    match args.command {
         PinCommand::Add(args) => add(args, context).await,
         PinCommand::List(args) => list(&args, context).await,
         PinCommand::Remove(args) => remove(&args, context).await,

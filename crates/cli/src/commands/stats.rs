@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::publish::ago;
 use crate::chart::{Bar, columns_of};
-use crate::context::{Context, EXIT_CODES_OF_CLIENT};
+use crate::context::{Context, EXIT_CODES_OF_CLIENT, EndpointArgs};
 use crate::error::Result;
 use crate::settings::units::human_size;
 
@@ -33,6 +33,8 @@ pub(crate) struct StatsArgs {
     /// The server; without it, the default one
     #[arg(long, conflicts_with = "cache")]
     server: Option<ServerName>,
+    #[command(flatten)]
+    pub(super) endpoint: EndpointArgs,
 }
 
 pub(super) async fn run(args: &StatsArgs, context: &Context) -> Result<()> {

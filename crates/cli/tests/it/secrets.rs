@@ -13,18 +13,45 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::thread;
 
+use crate::binary::leaf_commands;
 use crate::test_home::TestHome;
 
-/// Commands that read the server's settings and end by themselves.
-const COMMANDS: [&[&str]; 7] = [
-    &["config", "show"],
-    &["config", "show", "--json"],
-    &["doctor", "--json"],
-    &["jobs"],
-    &["migrate"],
-    &["publish", "--dry-run"],
-    &["token", "create", "--sub", "ada", "--validity", "1d", "--pull", "main"],
-];
+/// How a command that reads the server's settings, and ends by itself, is run with every value:
+/// `Some(true)`; or with one of some values, because it reads them as those do: `Some(false)`. A new
+/// command has to be told about here.
+fn try_of(name: &'static str) -> Option<(bool, Vec<&'static str>)> {
+    let (always, more): (bool, &[&str]) = match name {
+        "config show" | "jobs" | "migrate" => (true, &[]),
+        "doctor" => (true, &["--json"]),
+        "publish" => (true, &["--dry-run"]),
+        "token create" => (true, &["--sub", "ada", "--validity", "1d", "--pull", "main"]),
+        "publish status" | "scrub" | "rekey" => (false, &[]),
+        "gc" => (false, &["--dry-run"]),
+        "export" => (false, &["main", "exported"]),
+        "backup" => (false, &["copy.db"]),
+        "restore" => (false, &["absent.db"]),
+        "recover" => (false, &["--accept-loss"]),
+        "adopt" => (false, &["--no-confirm"]),
+        // See `start_of_serve` and `start_of_edge`; then those that read no settings of a server.
+        "serve" | "edge serve" | "check" | "config reference" | "secrets init" | "completions" | "man" => {
+            return None;
+        }
+        "login" | "push" | "watch" | "exec" | "hook" | "install-hook" | "use" | "unuse" | "cat"
+        | "import" | "stats" | "top" => return None,
+        name if ["queue ", "cache ", "pin "].iter().any(|group| name.starts_with(group)) => return None,
+        other => panic!("`dormer {other}` is new: does it read the settings of the server?"),
+    };
+    Some((always, name.split(' ').chain(more.iter().copied()).collect()))
+}
+
+/// The commands to run with the value of this number.
+fn commands(number: usize) -> Vec<Vec<&'static str>> {
+    let tries: Vec<_> = leaf_commands().into_iter().filter_map(try_of).collect();
+    let (always, in_turn): (Vec<_>, Vec<_>) = tries.into_iter().partition(|(always, _)| *always);
+    let turn = in_turn[number % in_turn.len()].1.clone();
+    let as_json = vec!["config", "show", "--json"];
+    always.into_iter().map(|(_, words)| words).chain([as_json, turn]).collect()
+}
 
 /// Beginnings of the kinds whose values are no texts, or, for a path, no secret.
 const OTHER_KINDS: [&str; 5] = ["a size ", "a time ", "a number", "true or false", "a path"];
@@ -53,6 +80,23 @@ const PAGE: &str = include_str!("../../../../docs/SETTINGS.md");
 /// Variables of others that may hold an address with a secret, and that no setting names.
 const OF_OTHERS: [&str; 5] =
     ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "http_proxy", "HTTPS_PROXY", "all_proxy"];
+
+/// The keys and bounds of the tokens that `dormer edge serve` accepts.
+fn of_edge_host() -> Vec<TextSetting> {
+    const SOURCE: &str = include_str!("../../src/commands/edge_serve.rs");
+    let words = SOURCE.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let named: BTreeSet<&str> = words.filter(|word| is_of_edge_host(word)).collect();
+    assert!(named.len() >= 5, "{named:?}");
+    let setting = |variable: &str| TextSetting {
+        variable: variable.to_owned(),
+        is_secret: variable.contains("BASE64"),
+    };
+    named.into_iter().map(setting).collect()
+}
+
+fn is_of_edge_host(variable: &str) -> bool {
+    variable.starts_with("DORMER_EDGE_TOKEN_")
+}
 
 /// The variables of other programs that count for a store, and a value that works.
 const OF_STORES: [(&str, &str); 4] = [
@@ -97,6 +141,11 @@ fn variables_around(setting: &TextSetting) -> BTreeMap<String, String> {
     let mut set = |name: &str, value: &str| variables.insert(name.to_owned(), value.to_owned());
     set("DORMER_DATABASE_ACQUIRE_TIMEOUT", "1s");
     set("DORMER_METRICS_LISTEN", "127.0.0.1:0");
+    if is_of_edge_host(&setting.variable) {
+        for (name, value) in OF_STORES {
+            set(name, value);
+        }
+    }
     if !setting.variable.starts_with("DORMER_") {
         for (name, value) in OF_STORES {
             set(name, value);
@@ -199,13 +248,13 @@ fn start_of_edge(command: &mut Command) -> String {
 }
 
 /// Whether a server started with this value; and every output with the secret in it.
-fn check(home: &TestHome, setting: &TextSetting, value: &str) -> (bool, Vec<String>) {
+fn check(home: &TestHome, number: usize, setting: &TextSetting, value: &str) -> (bool, Vec<String>) {
     let mut leaks = Vec::new();
     let mut variables = variables_around(setting);
     variables.insert(setting.variable.clone(), value.to_owned());
     let what = format!("{}={value}", setting.variable);
-    for arguments in COMMANDS {
-        let said = home.shown(&home.command(arguments).envs(&variables).output().unwrap());
+    for arguments in commands(number) {
+        let said = home.shown(&home.command(&arguments).envs(&variables).output().unwrap());
         if said.contains("MARKER") {
             leaks.push(format!("{what} {arguments:?}:\n{said}"));
         }
@@ -214,7 +263,7 @@ fn check(home: &TestHome, setting: &TextSetting, value: &str) -> (bool, Vec<Stri
     if said.contains("MARKER") {
         leaks.push(format!("{what} serve:\n{said}"));
     }
-    if !setting.variable.starts_with("DORMER_") {
+    if is_of_edge_host(&setting.variable) || !setting.variable.starts_with("DORMER_") {
         // Behind this port is a store.
         let store = format!("127.0.0.1:{}", refusing_store());
         let variables = variables.iter().map(|(name, value)| (name, value.replace("127.0.0.1:9", &store)));
@@ -231,6 +280,7 @@ fn check(home: &TestHome, setting: &TextSetting, value: &str) -> (bool, Vec<Stri
 fn no_output_shows_the_secret_of_any_text_setting() {
     let mut settings = text_settings();
     settings.extend(variables_of_others());
+    settings.extend(of_edge_host());
     assert!(settings.iter().filter(|setting| setting.is_secret).count() >= 7, "{settings:?}");
     let cases: Vec<(&TextSetting, &str)> = settings
         .iter()
@@ -251,8 +301,9 @@ fn no_output_shows_the_secret_of_any_text_setting() {
                 scope.spawn(move || {
                     let home = TestHome::new();
                     std::fs::write(home.path("target.toml"), TARGET).unwrap();
-                    let own = cases.iter().skip(worker).step_by(4);
-                    own.map(|(setting, value)| check(&home, setting, value)).collect::<Vec<_>>()
+                    let own = cases.iter().enumerate().skip(worker).step_by(4);
+                    own.map(|(number, (setting, value))| check(&home, number, setting, value))
+                        .collect::<Vec<_>>()
                 })
             })
             .collect();

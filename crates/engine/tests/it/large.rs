@@ -7,16 +7,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::common::{
-    self, Installation, create_main, decompress, engine_over, hash_of, ingest, listing, path, push, served,
-    settings,
+    self, Installation, create_main, decompress, engine_over, hash_of, listing, path, push, served, settings,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_engine::{EngineSettings, Error, IngestRequest};
-use dormer_index::{Index, NarKey, Object, StoredListing};
+use dormer_index::{Index, NarKey, StoredListing};
 use dormer_nix::nar::{NarLimits, NarReader, Node, encode_tree};
-use dormer_nix::{StorePath, StorePathHash};
 use dormer_testkit::{Random, object_for, package_nar, rebuilt};
 use futures::StreamExt;
 
@@ -416,37 +414,22 @@ async fn a_new_chunk_before_known_ones_does_not_let_them_pile_up() {
     assert_eq!(decompress(&served(&engine, &cache, &second, None).await.unwrap().unwrap()), second);
 }
 
-/// Connections that take nothing hold the narinfos that they asked for, and one may have a MiB.
+/// Connections that take nothing hold the answers that they asked for, and one may have MiBs.
 #[tokio::test]
-async fn long_narinfos_count_as_memory_for_reads_until_they_were_sent() {
+async fn memory_of_answers_is_a_part_of_that_for_reads() {
     let installation = Installation::new();
     let limits =
         EngineSettings { read_memory_bytes: 4 << 20, read_wait: Duration::from_millis(50), ..settings() };
     let engine = engine_over(Arc::new(installation.index().await), Arc::clone(&installation.blobs), limits);
-    let main = create_main(&engine).await;
-    let nar = package_nar(&mut Random::new(3), 1_000, &[]);
-    let references: Vec<StorePath> = (0..20_000_u32)
-        .map(|number| {
-            let mut hash = [0; 20];
-            hash[..4].copy_from_slice(&number.to_le_bytes());
-            StorePath::new(StorePathHash::from_bytes(hash), "x").unwrap()
-        })
-        .collect();
-    for (path, references) in [(path(1), references), (path(2), Vec::new())] {
-        let ingested = ingest(&engine, &nar).await.unwrap();
-        let object = Object { references, ..object_for(&path, &[]) };
-        engine.commit_object(&main, ingested, object).await.unwrap();
-    }
     let mut held = Vec::new();
     let refused = loop {
-        match engine.narinfo(&main, &path(1).hash()).await {
-            Ok(text) => held.push(text.expect("it is there")),
+        match engine.answer_memory(1 << 20).await {
+            Ok(memory) => held.push(memory),
             Err(error) => break error,
         }
-        assert!(held.len() < 10, "narinfos of {} bytes without a limit", held[0].len());
+        assert!(held.len() < 10, "answers of a MiB without a limit");
     };
     assert!(matches!(refused, Error::Busy { .. }), "{refused:?}");
-    assert!(engine.narinfo(&main, &path(2).hash()).await.unwrap().is_some(), "short ones are served");
     held.pop();
-    assert!(engine.narinfo(&main, &path(1).hash()).await.unwrap().is_some(), "one was sent");
+    assert!(engine.answer_memory(1 << 20).await.is_ok(), "one was sent");
 }

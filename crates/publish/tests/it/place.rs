@@ -279,3 +279,38 @@ async fn a_name_that_is_too_long_for_a_folder_holds_up_nothing() {
     assert_eq!(again.caches[0].repaired, 0);
     assert_eq!(std::fs::read_dir(folder.path().join("main/realisations")).unwrap().count(), 1);
 }
+
+#[tokio::test]
+async fn the_folder_of_a_private_cache_is_closed_to_other_users() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut lab = Lab::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("www");
+    let publish = async |lab: &Lab| {
+        let index = Arc::clone(&lab.index) as Arc<dyn PublishIndex>;
+        let publisher = lab.publisher_of(index, Store::folder(&root).unwrap());
+        publisher.run(Mode::Follow).await.unwrap();
+    };
+    let mode = |name: &str| std::fs::metadata(root.join(name)).unwrap().permissions().mode() & 0o7777;
+    let set_mode = |name: &str, mode| {
+        std::fs::set_permissions(root.join(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    lab.settings.caches = vec!["main".parse().unwrap()];
+    lab.set_public(false).await;
+    lab.push(1, 1, &[]).await;
+    publish(&lab).await;
+    assert!(root.join("main/nix-cache-info").exists(), "it is published");
+    assert_eq!(mode("main"), 0o700);
+    // The rights that an operator gave to the group of a server stay.
+    for (given, kept) in [(0o2750, 0o2750), (0o755, 0o750)] {
+        set_mode("main", given);
+        lab.push(2, u64::from(given), &[]).await;
+        publish(&lab).await;
+        assert_eq!(mode("main"), kept, "{given:o}");
+    }
+    // A public cache is for everybody.
+    set_mode("main", 0o755);
+    lab.set_public(true).await;
+    publish(&lab).await;
+    assert_eq!(mode("main"), 0o755);
+}

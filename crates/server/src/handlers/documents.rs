@@ -6,7 +6,7 @@ use std::io;
 use dormer_api::{CacheName, Permission};
 use dormer_edge::document_type;
 use dormer_nix::{CacheInfo, DocumentName, StorePathHash};
-use futures::TryStreamExt;
+use futures::{StreamExt as _, TryStreamExt as _};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Response};
 
@@ -50,15 +50,32 @@ pub(crate) async fn find_listing(
     hash: &StorePathHash,
 ) -> Result<Response<Body>, Failure> {
     let cache = app.open_cache(call, name, Permission::Pull).await?;
-    let listing = app.engine.listing(&cache, hash).await?.ok_or(Failure::NoSuchObject)?;
+    let open = async || app.engine.listing(&cache, hash).await?.ok_or(Failure::NoSuchObject);
+    let mut listing = open().await?;
     let length = listing.size;
+    if !call.is_head() && !listing.is_in_chunks {
+        let json = listing.try_next().await?.unwrap_or_default();
+        return Ok(body::document("application/json", json));
+    }
     let path = *hash;
     let log = move |error: &dormer_engine::Error| {
         tracing::error!(path = %path, error = %error, "cut a listing short");
     };
-    let pieces = listing.inspect_err(log).map_err(io::Error::other);
-    let body = if call.is_head() { Body::Unknown } else { Body::Stream(Box::pin(pieces)) };
-    let mut response = Response::new(body);
+    let mut response = if call.is_head() {
+        Response::new(Body::Unknown)
+    } else {
+        // A request that waits for its turn holds no bytes.
+        drop(listing);
+        let turn = app.file_turn(call).await?;
+        let others_wait = turn.others_wait();
+        let pieces = open().await?.inspect_err(log).map_err(io::Error::other).inspect(move |_| {
+            // The turn lasts as long as the answer.
+            let _ = &turn;
+        });
+        let mut response = Response::new(Body::Stream(Box::pin(pieces)));
+        response.extensions_mut().insert(others_wait);
+        response
+    };
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
     Ok(response)
@@ -72,7 +89,11 @@ pub(crate) async fn find_document(
     name: &DocumentName,
 ) -> Result<Response<Body>, Failure> {
     let cache = app.open_cache(call, cache, Permission::Pull).await?;
-    let bytes = app.engine.document(&cache, name).await?.ok_or(Failure::NoSuchObject)?;
+    let bytes = {
+        let is_log = matches!(name, DocumentName::Log(_));
+        let _turn = if is_log { Some(app.search_turn(call).await?) } else { None };
+        app.engine.document(&cache, name).await?.ok_or(Failure::NoSuchObject)?
+    };
     let mut response = body::document(document_type(name), bytes);
     // A log holds whatever a build printed, and a browser shows it.
     response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

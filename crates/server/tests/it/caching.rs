@@ -1,7 +1,10 @@
 //! `Cache-Control` and `Vary` of every route. `common::Reply::parse` checks the rules that hold of
 //! every answer of every test.
 
-use crate::common::{Server, admin, nar, narinfo, path};
+use serde_json::json;
+
+use crate::common::{Server, admin, nar, narinfo, path, token};
+use crate::routes::{documents, requests};
 
 const DOCUMENT: &str = "max-age=60";
 const IMMUTABLE: &str = "immutable";
@@ -79,6 +82,55 @@ fn an_answer_that_depended_on_a_token_is_private_and_a_miss_is_never_kept() {
     {
         assert_eq!(server.get(address).header("cache-control"), Some(expected), "{address}");
     }
+}
+
+/// What proxies may keep of a success on a route. A new route has to be told about here.
+fn life_of(route: &str) -> &'static str {
+    match route {
+        "NixCacheInfo" | "Narinfo" | "Listing" | "Document" => DOCUMENT,
+        // The table asks by other names than the present one.
+        "Nar" => NEVER,
+        "CacheConfig" | "AtticCacheInfo" | "GetMissingPaths" | "UploadPath" | "Object" | "Objects"
+        | "Referrers" | "File" | "Purges" | "CacheStats" | "Pins" | "Pin" | "PinnedPath" | "Session"
+        | "SessionMissing" | "SessionPart" | "SessionCommit" => "private, no-store",
+        other => panic!("the route {other} is new: what may a proxy keep of it?"),
+    }
+}
+
+#[test]
+fn every_route_says_what_proxies_may_keep() {
+    let server = Server::start();
+    let reader = token(&json!({ "*": { "r": 1 } }));
+    let mut kept = 0;
+    for cache in ["main", "team-a"] {
+        server.push(cache, &path(1), &nar(1));
+        for document in documents().iter().filter(|document| document.starts_with("log/")) {
+            assert_eq!(server.call(&admin(), "PUT", &format!("/{cache}/{document}"), b"a log").status, 200);
+        }
+        for asked in requests(cache) {
+            let is_read = matches!(asked.method, "GET" | "HEAD");
+            // A reader changes nothing, so each request finds the same.
+            for token in [None, Some(&reader), Some(&admin())].into_iter().take(if is_read { 3 } else { 2 }) {
+                let bearer = token.map(|token| format!("Bearer {token}")).unwrap_or_default();
+                let headers = [("Authorization", bearer.as_str())];
+                let headers = if token.is_some() { &headers[..] } else { &[] };
+                let reply = server.request(asked.method, &asked.address, headers, &asked.body);
+                let control = reply.header("cache-control").unwrap();
+                let what = format!("{} {} {}: {control}", asked.method, asked.address, reply.status);
+                let life = life_of(asked.route);
+                let may_keep = is_read && reply.status == 200 && life == DOCUMENT;
+                assert_eq!(!control.contains(NEVER), may_keep, "{what}");
+                assert!(!may_keep || control.contains(DOCUMENT), "{what}");
+                let is_private = cache == "team-a" || !is_read || life.starts_with("private");
+                assert!(!is_private || control.starts_with("private"), "{what}");
+                let vary = reply.header("vary").unwrap_or_default();
+                assert_eq!(vary.contains("authorization"), control.starts_with("private"), "{what}: {vary}");
+                kept += usize::from(may_keep);
+            }
+        }
+    }
+    // Four kinds of documents, by GET and HEAD: three callers of one cache, two of the other.
+    assert!(kept >= 4 * 2 * 5, "{kept}");
 }
 
 #[test]

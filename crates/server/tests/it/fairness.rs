@@ -418,6 +418,60 @@ fn readers_that_take_nothing_make_room_for_others() {
     }
 }
 
+/// Pushes `path(1)` with everything about it long: its narinfo, its listing, a file and a log.
+fn push_with_long_documents(server: &Server) {
+    let links = (0..4_200).map(|n| (format!("l{n:05}").into_bytes(), Node::symlink("x".repeat(4_000))));
+    let file: Vec<u8> =
+        (0..3_000_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let bin = Node::directory([(b"x".to_vec(), Node::file(file))]);
+    let nar = encode_tree(&Node::directory(links.chain([(b"bin".to_vec(), bin)])));
+    let references: Vec<String> =
+        (0..13_000).map(|number| format!("{}-{number:030}", path(2).hash())).collect();
+    let info = common::nar_info("main", &path(1), &nar, &json!({ "references": references })).to_string();
+    let (bearer, size) = (format!("Bearer {}", admin()), info.len().to_string());
+    let headers = [("Authorization", bearer.as_str()), ("X-Attic-Nar-Info-Preamble-Size", size.as_str())];
+    let reply = server.request("PUT", "/_api/v1/upload-path", &headers, &[info.as_bytes(), &nar].concat());
+    assert_eq!(reply.status, 200, "{reply:?}");
+    let log = format!("/main/log/{}-x.drv", path(1).hash());
+    let reply = server.call(&admin(), "PUT", &log, &b"a line of a build log\n".repeat(600_000));
+    assert_eq!(reply.status, 200, "{reply:?}");
+}
+
+/// Whatever a route sends, sleeping readers of it leave memory to readers of NARs, and its own to
+/// other callers.
+#[test]
+fn readers_of_any_route_that_take_nothing_keep_nothing_from_other_callers() {
+    let server = Server::start_with(|options| {
+        options.engine.chunk_params = dormer_format::ChunkParams::default();
+        options.server.log_bytes_max = 16 << 20;
+    });
+    push_with_long_documents(&server);
+    server.push("main", &path(2), &common::nar(2));
+    let of_protocols = requests("main").into_iter().map(|asked| (asked.method, asked.address));
+    let reads = of_protocols.chain(pages("main")).filter(|(method, _)| *method == "GET");
+    let small = server.nar_url("main", &path(2));
+    let bob = pusher("bob");
+    let mut long = Vec::new();
+    for (_, address) in reads {
+        let whole = server.call(&bob, "GET", &address, b"");
+        if whole.body.len() < 256 * 1024 {
+            continue;
+        }
+        let _sleeping: Vec<_> = (0..64).map(|_| sleeping_reader(&server, "none", &address)).collect();
+        std::thread::sleep(Duration::from_millis(300));
+        let begin = Instant::now();
+        assert_eq!(server.call(&bob, "GET", &small, b"").status, 200, "a NAR beside {address}");
+        // Readers of NARs share turns with each other.
+        let limit = if address.contains("/nar/") { READER_WAIT_MAX } else { Duration::from_secs(4) };
+        assert!(begin.elapsed() < limit, "a NAR beside {address}: {:?}", begin.elapsed());
+        let begin = Instant::now();
+        assert_eq!(server.call(&bob, "GET", &address, b"").status, whole.status, "{address}");
+        assert!(begin.elapsed() < READER_WAIT_MAX, "{address}: {:?}", begin.elapsed());
+        long.push(address);
+    }
+    assert!(long.len() >= 6, "too few routes have something long: {long:?}");
+}
+
 #[test]
 fn readers_that_take_nothing_make_room_for_clients_that_find_no_place() {
     let server = Server::start_with(|options| options.server.connections_max = 4);

@@ -646,6 +646,8 @@ pub(super) async fn log(
 ) -> Result<Response<Body>, Failure> {
     let opened = open(app, call, name).await?;
     let from = query(call, "from")?.map(|from| from.parse::<usize>()).transpose().map_err(bad_request)?;
+    // A request that waits holds neither an object nor a log.
+    let _turn = app.search_turn(call).await?;
     let found = find(app, &opened, hash).await?;
     let log = match found.object.deriver.as_deref().and_then(log_name) {
         Some(log) => app.engine.document(&opened.cache, &log).await?,
