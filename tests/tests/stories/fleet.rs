@@ -113,8 +113,8 @@ fn the_git_repo_names_every_bundle_and_fleet_knows_every_field() {
     for (file, bundle) in &bundles {
         let options = json!({"apiVersion": "fleet.cattle.io/v1alpha1", "kind": "FleetYAML", "spec": bundle});
         assert_eq!(custom_kinds::problems(&options), [""; 0], "{file}");
-        // Without a name of its own, a bundle's name has that of the GitRepo in it, and dependencies
-        // would name a bundle that another GitRepo does not have. Helm's releases have the name too.
+        // The name that Fleet makes by itself begins with the GitRepo's, which dependencies cannot
+        // know. The bundle's release of Helm has the name too.
         let name = text(bundle, "/name");
         assert!((1..=53).contains(&name.len()) && names.insert(name), "{file}: {name}");
     }
