@@ -115,8 +115,9 @@ fn comparable(objects: Vec<Value>) -> BTreeMap<String, Value> {
 
 #[test]
 fn the_chart_makes_the_same_objects_as_the_base_and_its_components() {
-    let components: [(&[&str], &[&str]); 2] = [
+    let components: [(&[&str], &[&str]); 3] = [
         (&[], &[REPOSITORY]),
+        (&["ingress"], &[REPOSITORY, "ingress.enabled=true"]),
         (
             &["publisher", "gateway", "autoscaling", "monitoring"],
             &[
@@ -179,6 +180,9 @@ fn values_reach_the_objects_and_nothing_names_what_is_not_there() {
         "publisher.edge=my-edge",
         "monitoring.enabled=true",
         "monitoring.labels.release=prometheus",
+        "ingress.enabled=true",
+        "ingress.className=traefik",
+        "ingress.tlsSecret=certificate",
     ];
     let mut arguments = vec!["template", "cache", &path, "--namespace", "lab", "--set-file", &file];
     for one in set.iter().copied().chain([REPOSITORY, &digest]) {
@@ -202,6 +206,8 @@ fn values_reach_the_objects_and_nothing_names_what_is_not_there() {
     let map = objects.iter().find(|object| title(object) == "ConfigMap dormer").unwrap();
     assert_eq!(map["data"]["dormer.toml"], "listen = \"0.0.0.0:8080\"\n");
     assert!(objects.iter().all(|object| object["metadata"]["namespace"] == "lab"));
+    let ingress = objects.iter().find(|object| title(object) == "Ingress dormer").unwrap();
+    assert_eq!(ingress["spec"]["ingressClassName"], "traefik");
     for wanted in ["ServiceMonitor dormer", "PrometheusRule dormer"] {
         let selected = objects.iter().find(|object| title(object) == wanted).unwrap();
         assert_eq!(selected["metadata"]["labels"]["release"], "prometheus", "{wanted}");
@@ -225,7 +231,9 @@ fn values_reach_the_objects_and_nothing_names_what_is_not_there() {
     let mut secret = parse(&Run::of(secrets.env_clear()).succeeds());
     secret[0]["metadata"]["name"] = "vault".into();
     objects.extend(secret);
-    objects.push(json!({"kind": "Secret", "metadata": {"name": "registry", "namespace": "lab"}}));
+    for name in ["registry", "certificate"] {
+        objects.push(json!({"kind": "Secret", "metadata": {"name": name, "namespace": "lab"}}));
+    }
     assert_eq!(problems(&objects), Vec::<String>::new());
 }
 
@@ -239,6 +247,8 @@ fn values_that_make_no_sense_are_refused() {
         ("image.repository=x,replica=2", "replica"),
         ("image.repository=x,publisher.schedule=hourly", "schedule"),
         ("image.repository=x,gateway.host=Cache_1", "host"),
+        ("image.repository=x,ingress.host=Cache_1", "host"),
+        ("image.repository=x,monitoring.labels.release=1", "release"),
         ("image.repository=x,resources.limits.memory=1GB", "memory"),
         ("image.repository=x,resources.limits.memory=null", "memory"),
         ("image.repository=x,extraEnv[0].name=a-b", "name"),
