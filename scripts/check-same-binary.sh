@@ -3,6 +3,8 @@
 # byte by byte. Both builds use the same folder, as builds of the image do: the messages of panics
 # name the files of the sources.
 #
+# A binary of the profile dist must also stay below 40 MB, the limit of the image.
+#
 # SAME_BINARY_PROFILE is a profile of Cargo: dist by default. `dev` takes less time, and
 # proves the same of build scripts, macros and the linker; only the optimiser is not asked.
 set -eu
@@ -19,3 +21,7 @@ for build in first second; do
 done
 sha256sum "$out"/*/dormer
 cmp "$out/first/dormer" "$out/second/dormer"
+if [ "$profile" = dist ]; then
+    size=$(stat --format=%s "$out/first/dormer")
+    [ "$size" -lt 40000000 ] || { echo "the binary has $size bytes" >&2 && exit 1; }
+fi

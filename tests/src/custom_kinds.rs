@@ -9,11 +9,13 @@ use crate::manifests::{text, title};
 
 type Schema = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
 
-const SCHEMAS: [Schema; 9] = [
+const SCHEMAS: [Schema; 11] = [
     (
         "gateway.networking.k8s.io/v1",
         "HTTPRoute",
         &[
+            ("parentRefs[].group", "text"),
+            ("parentRefs[].kind", "text"),
             ("parentRefs[].name", "text"),
             ("parentRefs[].namespace", "text"),
             ("parentRefs[].sectionName", "text"),
@@ -22,8 +24,11 @@ const SCHEMAS: [Schema; 9] = [
             ("rules[].matches[].path.value", "text"),
             ("rules[].timeouts.request", "text"),
             ("rules[].timeouts.backendRequest", "text"),
+            ("rules[].backendRefs[].group", "text"),
+            ("rules[].backendRefs[].kind", "text"),
             ("rules[].backendRefs[].name", "text"),
             ("rules[].backendRefs[].port", "number"),
+            ("rules[].backendRefs[].weight", "number"),
         ],
     ),
     (
@@ -56,6 +61,7 @@ const SCHEMAS: [Schema; 9] = [
         &[
             ("instances", "number"),
             ("imageName", "text"),
+            ("imagePullSecrets[].name", "text"),
             ("storage.size", "text"),
             ("bootstrap.initdb.database", "text"),
             ("bootstrap.initdb.owner", "text"),
@@ -131,6 +137,28 @@ const SCHEMAS: [Schema; 9] = [
             ("template.metadata.name", "text"),
             ("template.metadata.namespace", "text"),
             ("template.type", "text"),
+        ],
+    ),
+    (
+        "fleet.cattle.io/v1alpha1",
+        "GitRepo",
+        &[("repo", "text"), ("branch", "text"), ("bundles[].base", "text"), ("bundles[].options", "text")],
+    ),
+    // A file that such a bundle names has these fields at its top.
+    (
+        "fleet.cattle.io/v1alpha1",
+        "FleetYAML",
+        &[
+            ("name", "text"),
+            ("defaultNamespace", "text"),
+            ("dependsOn[].name", "text"),
+            ("kustomize.dir", "text"),
+            ("helm.takeOwnership", "flag"),
+            ("targetCustomizations[].name", "text"),
+            ("targetCustomizations[].clusterSelector.matchLabels.*", "text"),
+            ("targetCustomizations[].defaultNamespace", "text"),
+            ("targetCustomizations[].kustomize.dir", "text"),
+            ("targetCustomizations[].doNotDeploy", "flag"),
         ],
     ),
 ];

@@ -32,6 +32,13 @@ pub fn problems(resources: &[Value]) -> Vec<String> {
                     report(format!("\"{schedule}\" is no schedule"));
                 }
             }
+            // CloudNativePG's pods.
+            "Cluster" => {
+                check_pull_secrets(resource, "/spec/imagePullSecrets", resource, resources, &mut report)
+            }
+            "ServiceAccount" => {
+                check_pull_secrets(resource, "/imagePullSecrets", resource, resources, &mut report);
+            }
             _ => {}
         }
         if let Some(pod) = pod_template(resource) {
@@ -77,6 +84,21 @@ pub fn find<'a>(resources: &'a [Value], kind: &str, wanted: &str, of: &Value) ->
             && name(resource) == wanted
             && text(resource, "/metadata/namespace") == text(of, "/metadata/namespace")
     })
+}
+
+/// The Secrets with which a resource's pods pull their images: those of the pod, else those of its
+/// ServiceAccount.
+pub fn pull_secrets<'a>(of: &'a Value, resources: &'a [Value]) -> Vec<&'a str> {
+    let names = |holder: &'a Value, pointer: &str| -> Vec<&'a str> {
+        items(holder, pointer).map(|secret| text(secret, "/name")).collect()
+    };
+    let Some(pod) = pod_template(of) else { return Vec::new() };
+    let own = names(pod, "/spec/imagePullSecrets");
+    let account = find(resources, "ServiceAccount", text(pod, "/spec/serviceAccountName"), of);
+    match account {
+        Some(account) if own.is_empty() => names(account, "/imagePullSecrets"),
+        _ => own,
+    }
 }
 
 type Report<'a> = &'a mut dyn FnMut(String);
@@ -287,6 +309,7 @@ fn check_pod(resource: &Value, pod: &Value, resources: &[Value], report: Report<
             report("a topologySpreadConstraint does not fit its own pods".to_owned());
         }
     }
+    check_pull_secrets(pod, "/spec/imagePullSecrets", resource, resources, report);
     let account = text(pod, "/spec/serviceAccountName");
     if !account.is_empty() && find(resources, "ServiceAccount", account, resource).is_none() {
         report(format!("there is no ServiceAccount {account}"));
@@ -371,6 +394,12 @@ fn check_container(container: &Value, resource: &Value, resources: &[Value], rep
         if !is_dns_label(name) || name.len() > 15 {
             report(format!("\"{name}\" is no name for a port"));
         }
+    }
+}
+
+fn check_pull_secrets(holder: &Value, pointer: &str, of: &Value, resources: &[Value], report: Report<'_>) {
+    for secret in items(holder, pointer) {
+        check_secret(text(secret, "/name"), None, of, resources, report);
     }
 }
 

@@ -12,12 +12,14 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use dormer_tests::custom_kinds;
-use dormer_tests::manifests::{containers, find, items, pod_template, problems, quantity, text, title};
+use dormer_tests::manifests::{
+    containers, find, items, pod_template, problems, pull_secrets, quantity, text, title,
+};
 use dormer_tests::{binary, part, workspace_root};
 use serde_json::{Value, json};
 
 /// Everything that can be applied by itself.
-const KUSTOMIZATIONS: [&str; 6] = [
+pub(super) const KUSTOMIZATIONS: [&str; 6] = [
     "base",
     "overlays/lab",
     "overlays/production",
@@ -38,7 +40,7 @@ const MADE_BY_OTHERS: [(&str, &str, &[&str]); 5] = [
     ("ConfigMap", "dormer-bucket", &["BUCKET_HOST", "BUCKET_PORT", "BUCKET_NAME"]),
 ];
 
-fn folder() -> PathBuf {
+pub(super) fn folder() -> PathBuf {
     workspace_root().join("deploy/kubernetes")
 }
 
@@ -208,7 +210,6 @@ fn nothing_is_named_that_is_not_there() {
     }
 }
 
-/// The checks see: each mistake, planted into what is right, is the only one that is reported.
 /// Both restores and first starts come from one `Cluster`, so the restore must follow its changes.
 #[test]
 fn a_cluster_of_cloudnativepg_is_restored_into_an_archive_of_its_own() {
@@ -239,6 +240,7 @@ fn a_cluster_of_cloudnativepg_is_restored_into_an_archive_of_its_own() {
     assert_eq!(kinds, ["Cluster", "NetworkPolicy", "ObjectStore", "ScheduledBackup"]);
 }
 
+/// The checks see: each mistake, planted into what is right, is reported.
 #[test]
 fn planted_mistakes_are_found() {
     type Plant = fn(&mut Vec<Value>);
@@ -250,7 +252,7 @@ fn planted_mistakes_are_found() {
     }
     const SERVER: &str = "/spec/template/spec/containers/0";
     const ROUTE: &str = "/spec/rules/0/backendRefs/0";
-    let plants: [(Plant, &str); 17] = [
+    let plants: [(Plant, &str); 18] = [
         (
             |all| set(all, "Deployment", &format!("{SERVER}/resources/limits/memory"), "512MB".into()),
             "no quantity",
@@ -304,6 +306,7 @@ fn planted_mistakes_are_found() {
             "uses HOST",
         ),
         (|all| all.retain(|one| title(one) != "Secret dormer"), "no Secret dormer"),
+        (|all| by_kind(all, "ServiceAccount")["imagePullSecrets"] = json!([{"name": "x"}]), "no Secret x"),
     ];
     for (plant, words) in plants {
         let mut resources = applied("overlays/production");
@@ -341,6 +344,32 @@ fn every_pod_fits_the_restricted_standard_and_writes_only_to_volumes() {
             assert_eq!(namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "restricted");
         }
     }
+}
+
+/// Every component, with the one for a private registry after it.
+#[test]
+fn every_pod_can_pull_from_a_private_registry() {
+    let mut pods = 0;
+    for component in fs::read_dir(folder().join("components")).unwrap() {
+        let component = component.unwrap().file_name().into_string().unwrap();
+        let mut resources = super::helm::kustomized(&[&component, "private-registry"]);
+        let clusters = resources.iter().filter(|one| text(one, "/kind") == "Cluster");
+        for cluster in clusters {
+            assert_eq!(cluster["spec"]["imagePullSecrets"], json!([{"name": "dormer-registry"}]));
+            assert_eq!(custom_kinds::problems(cluster), [""; 0]);
+        }
+        for of in resources.iter().filter(|one| pod_template(one).is_some()) {
+            assert_eq!(pull_secrets(of, &resources), ["dormer-registry"], "{component}: {}", title(of));
+            pods += 1;
+        }
+        let named =
+            |found: &[Value]| problems(found).iter().any(|one| one.contains("Secret dormer-registry"));
+        assert!(named(&resources), "{component}: the check does not see the Secret's name");
+        resources.push(json!({"kind": "Secret",
+            "metadata": {"name": "dormer-registry", "namespace": "dormer"}}));
+        assert!(!named(&resources), "{component}");
+    }
+    assert!(pods > 16, "{pods}");
 }
 
 /// Where policies are enforced, nothing is allowed that no policy names.
@@ -519,53 +548,6 @@ fn check_settings(name: &str, resources: &[Value], of: &Value, container: &Value
     }
     let metrics = &pod["metadata"]["annotations"]["prometheus.io/port"];
     assert!(value("metrics.listen").as_str().unwrap().ends_with(metrics.as_str().unwrap()));
-}
-
-#[test]
-fn the_fleet_bundles_name_overlays_that_exist_and_wait_for_each_other() {
-    let bundle = |file: &str| {
-        let [bundle] = &parse(&fs::read_to_string(folder().join(file)).unwrap())[..] else {
-            panic!("{file}")
-        };
-        bundle.clone()
-    };
-    let (lab, publisher) = (bundle("fleet-lab.yaml"), bundle("fleet-edge-publisher.yaml"));
-    for bundle in [&lab, &publisher] {
-        let mut places = 0;
-        for part in items(bundle, "/targetCustomizations").chain([bundle]) {
-            let overlay = text(part, "/kustomize/dir");
-            if overlay.is_empty() {
-                continue;
-            }
-            places += 1;
-            assert!(KUSTOMIZATIONS.contains(&overlay), "{overlay} is not among those that are checked");
-            let namespace = [part, bundle].map(|one| text(one, "/defaultNamespace"));
-            let namespace = namespace.into_iter().find(|one| !one.is_empty()).unwrap();
-            let resources = parse(&render(overlay));
-            assert_eq!(text(workload(&resources), "/metadata/namespace"), namespace, "{overlay}");
-        }
-        assert!(places > 0);
-        // Clusters that nobody labelled get nothing.
-        let last = items(bundle, "/targetCustomizations").last().unwrap();
-        assert_eq!((&last["clusterSelector"], &last["doNotDeploy"]), (&json!({}), &Value::Bool(true)));
-    }
-    assert_eq!(publisher["dependsOn"][0]["selector"]["matchLabels"], lab["labels"]);
-    // A GitRepo without targets reaches only the clusters of the group `default`.
-    let comment = fs::read_to_string(folder().join("fleet-lab.yaml")).unwrap();
-    let comment: Vec<&str> = comment.lines().filter_map(|line| line.strip_prefix("#   ")).collect();
-    let page = fs::read_to_string(workspace_root().join("docs/DEPLOYING.md")).unwrap();
-    let block = page.split("```yaml\n").find(|block| block.starts_with("kind: GitRepo\n")).unwrap();
-    for repository in [comment.join("\n").as_str(), block.split("```").next().unwrap()] {
-        let repository = &parse(repository)[0];
-        assert_eq!(repository["spec"]["targets"], json!([{"clusterSelector": {}}]));
-        assert_eq!(items(repository, "/spec/bundles").count(), 2);
-    }
-    // No two bundles own the same resource.
-    let names = |bundle: &Value| -> Vec<String> {
-        parse(&render(text(bundle, "/kustomize/dir"))).iter().map(title).collect()
-    };
-    let of_lab = names(&lab);
-    assert!(names(&publisher).iter().all(|name| !of_lab.contains(name)));
 }
 
 /// The tests build the image from a folder (pods.rs). What a builder would copy is checked to be

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dormer_testkit::services::free_port;
-use dormer_tests::manifests::{containers, pod_template, problems, text, title};
+use dormer_tests::manifests::{containers, pod_template, problems, pull_secrets, text, title};
 use dormer_tests::{Run, binary, part, workspace_root};
 use serde_json::{Value, json};
 
@@ -115,11 +115,18 @@ fn comparable(objects: Vec<Value>) -> BTreeMap<String, Value> {
 
 #[test]
 fn the_chart_makes_the_same_objects_as_the_base_and_its_components() {
-    let components: [(&[&str], &[&str]); 2] = [
+    let components: [(&[&str], &[&str]); 3] = [
         (&[], &[REPOSITORY]),
+        (&["ingress"], &[REPOSITORY, "ingress.enabled=true"]),
         (
-            &["publisher", "gateway", "autoscaling"],
-            &[REPOSITORY, "publisher.enabled=true", "gateway.enabled=true", "autoscaling.enabled=true"],
+            &["publisher", "gateway", "autoscaling", "monitoring"],
+            &[
+                REPOSITORY,
+                "publisher.enabled=true",
+                "gateway.enabled=true",
+                "autoscaling.enabled=true",
+                "monitoring.enabled=true",
+            ],
         ),
     ];
     for (components, sets) in components {
@@ -131,15 +138,25 @@ fn the_chart_makes_the_same_objects_as_the_base_and_its_components() {
         }
         assert!(expected.len() >= 6, "{:?}", expected.keys());
     }
-    // The settings are the base's, byte by byte.
-    let own = fs::read_to_string(chart().join("dormer.toml")).unwrap();
-    assert_eq!(own, fs::read_to_string(workspace_root().join("deploy/kubernetes/base/dormer.toml")).unwrap());
-    // And the one kind that no overlay of these compares.
-    let monitor = workspace_root().join("deploy/kubernetes/components/monitoring/servicemonitor.yaml");
-    let mut expected = parse(&fs::read_to_string(monitor).unwrap());
-    expected[0]["metadata"]["namespace"] = "dormer".into();
-    let made = comparable(parse(&template(&[REPOSITORY, "monitoring.enabled=true"]).succeeds()));
-    assert_eq!(made["ServiceMonitor dormer"], comparable(expected)["ServiceMonitor dormer"]);
+}
+
+/// Helm reads nothing outside of a chart.
+#[test]
+fn the_chart_has_the_settings_the_alerts_and_the_dashboard_of_the_base_and_its_components() {
+    for file in
+        ["base/dormer.toml", "components/monitoring/alerts.yaml", "components/monitoring/dashboard.json"]
+    {
+        let origin = workspace_root().join("deploy/kubernetes").join(file);
+        let copy = chart().join(origin.file_name().unwrap());
+        if std::env::var_os("DORMER_RENEW").is_some() {
+            fs::copy(&origin, &copy).unwrap();
+        }
+        assert!(
+            fs::read(&copy).unwrap() == fs::read(&origin).unwrap(),
+            "DORMER_RENEW=1 renews {}",
+            copy.display()
+        );
+    }
 }
 
 #[test]
@@ -163,6 +180,9 @@ fn values_reach_the_objects_and_nothing_names_what_is_not_there() {
         "publisher.edge=my-edge",
         "monitoring.enabled=true",
         "monitoring.labels.release=prometheus",
+        "ingress.enabled=true",
+        "ingress.className=traefik",
+        "ingress.tlsSecret=certificate",
     ];
     let mut arguments = vec!["template", "cache", &path, "--namespace", "lab", "--set-file", &file];
     for one in set.iter().copied().chain([REPOSITORY, &digest]) {
@@ -174,7 +194,9 @@ fn values_reach_the_objects_and_nothing_names_what_is_not_there() {
     let pod = &pod_template(deployment).unwrap()["spec"];
     assert_eq!(pod["nodeSelector"], json!({"disk": "ssd"}));
     assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
-    assert_eq!(pod["imagePullSecrets"], json!([{"name": "registry"}]));
+    for of in objects.iter().filter(|object| pod_template(object).is_some()) {
+        assert_eq!(pull_secrets(of, &objects), ["registry"], "{}", title(of));
+    }
     for container in containers(pod_template(deployment).unwrap()) {
         assert!(text(container, "/image").starts_with("registry.example.org/dormer@sha256:aaa"));
         assert!(
@@ -184,8 +206,12 @@ fn values_reach_the_objects_and_nothing_names_what_is_not_there() {
     let map = objects.iter().find(|object| title(object) == "ConfigMap dormer").unwrap();
     assert_eq!(map["data"]["dormer.toml"], "listen = \"0.0.0.0:8080\"\n");
     assert!(objects.iter().all(|object| object["metadata"]["namespace"] == "lab"));
-    let monitor = objects.iter().find(|object| title(object) == "ServiceMonitor dormer").unwrap();
-    assert_eq!(monitor["metadata"]["labels"]["release"], "prometheus");
+    let ingress = objects.iter().find(|object| title(object) == "Ingress dormer").unwrap();
+    assert_eq!(ingress["spec"]["ingressClassName"], "traefik");
+    for wanted in ["ServiceMonitor dormer", "PrometheusRule dormer"] {
+        let selected = objects.iter().find(|object| title(object) == wanted).unwrap();
+        assert_eq!(selected["metadata"]["labels"]["release"], "prometheus", "{wanted}");
+    }
     let publisher = objects.iter().find(|object| text(object, "/kind") == "CronJob").unwrap();
     let of_publisher = &pod_template(publisher).unwrap()["spec"];
     for key in ["nodeSelector", "tolerations", "priorityClassName"] {
@@ -205,6 +231,9 @@ fn values_reach_the_objects_and_nothing_names_what_is_not_there() {
     let mut secret = parse(&Run::of(secrets.env_clear()).succeeds());
     secret[0]["metadata"]["name"] = "vault".into();
     objects.extend(secret);
+    for name in ["registry", "certificate"] {
+        objects.push(json!({"kind": "Secret", "metadata": {"name": name, "namespace": "lab"}}));
+    }
     assert_eq!(problems(&objects), Vec::<String>::new());
 }
 
@@ -218,6 +247,8 @@ fn values_that_make_no_sense_are_refused() {
         ("image.repository=x,replica=2", "replica"),
         ("image.repository=x,publisher.schedule=hourly", "schedule"),
         ("image.repository=x,gateway.host=Cache_1", "host"),
+        ("image.repository=x,ingress.host=Cache_1", "host"),
+        ("image.repository=x,monitoring.labels.release=1", "release"),
         ("image.repository=x,resources.limits.memory=1GB", "memory"),
         ("image.repository=x,resources.limits.memory=null", "memory"),
         ("image.repository=x,extraEnv[0].name=a-b", "name"),

@@ -17,6 +17,7 @@ mod edge_serve;
 mod edge_story;
 mod examples;
 mod faults;
+mod fleet;
 mod fuzzing;
 mod helm;
 mod http_caches;
