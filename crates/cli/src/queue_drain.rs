@@ -286,6 +286,10 @@ impl DrainReporter for QueuePrinter {
         }
     }
 
+    fn entries_revived(&self, count: usize) {
+        self.printer.say(&format!("{count} entries that an older version could not read are queued again"));
+    }
+
     fn entry_unreadable(&self, id: &EntryId, reason: &str) {
         self.printer.error(&format!("entry {id} waits, because it cannot be read: {reason}"));
     }

@@ -13,6 +13,8 @@
 //! - Of a budget with a limit for large shares, all large ones together leave a quarter to small
 //!   ones. A large one that cannot gather its share keeps small ones waiting for no longer than
 //!   [`GATHERING_MAX`], and then lets them go first for as long.
+//! - Lent memory keeps no task waiting: while one waits, nothing is lent, and what was lent before
+//!   has come back. It counts as free.
 //!
 //! docs/ARCHITECTURE.md, "Memory", has the sum over all memory budgets.
 
@@ -55,6 +57,15 @@ pub(crate) struct Budget {
     unit: u64,
     waiting: Arc<AtomicUsize>,
     large: Option<LargeShares>,
+    lent: Option<Arc<dyn Lent>>,
+}
+
+/// Holds memory of a budget for work that it makes cheaper, and gives it back when a task wants it.
+pub(crate) trait Lent: std::fmt::Debug + Send + Sync {
+    /// Bytes that are lent now.
+    fn bytes(&self) -> u64;
+    /// Gives back so many bytes or a little more, or all. Returns whether these were any.
+    fn give_back(&self, bytes: u64) -> bool;
 }
 
 /// The limit of large shares.
@@ -130,7 +141,17 @@ impl Budget {
         let permits_max = u32::try_from(permits).unwrap_or(u32::MAX).max(1);
         let permits = usize::try_from(permits_max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         let permits = Arc::new(Semaphore::new(permits));
-        Self { name, busy, patience, permits, permits_max, unit, waiting: Arc::default(), large: None }
+        Self {
+            name,
+            busy,
+            patience,
+            permits,
+            permits_max,
+            unit,
+            waiting: Arc::default(),
+            large: None,
+            lent: None,
+        }
     }
 
     /// Limits shares of more than `piece_bytes` to three quarters of the budget, each and together.
@@ -143,6 +164,23 @@ impl Budget {
         let (permits, turn) = (Arc::new(Semaphore::new(permits)), Arc::new(Semaphore::new(1)));
         self.large = Some(LargeShares { permits, permits_max, piece, turn });
         self
+    }
+
+    /// Names what [`try_lend`](Self::try_lend) lends memory to. It holds no clone of the budget.
+    pub(crate) fn with_lent(mut self, lent: Arc<dyn Lent>) -> Self {
+        self.lent = Some(lent);
+        self
+    }
+
+    /// Lends what is free now, unless a task waits. The caller holds the lock that
+    /// [`Lent::give_back`] takes: a task that begins to wait then finds what was lent.
+    pub(crate) fn try_lend(&self, bytes: u64) -> Option<BudgetShare> {
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            return None;
+        }
+        let permits = u32::try_from(bytes.div_ceil(self.unit)).ok()?;
+        let permits = Arc::clone(&self.permits).try_acquire_many_owned(permits).ok()?;
+        Some(BudgetShare { permits, of_large: None, unit: self.unit })
     }
 
     /// Takes a share when its turn comes: first come, first served. [`Error::Busy`] when none came
@@ -159,11 +197,7 @@ impl Budget {
         let permits = u32::try_from(amount.div_ceil(self.unit)).unwrap_or(u32::MAX).min(self.permits_max);
         let _waiting = WaitCount::new(&self.waiting);
         let Some(large) = self.large.as_ref().filter(|large| permits > large.piece) else {
-            return BudgetShare {
-                permits: acquire(&self.permits, permits).await,
-                of_large: None,
-                unit: self.unit,
-            };
+            return BudgetShare { permits: self.acquire(permits).await, of_large: None, unit: self.unit };
         };
         let permits = permits.min(large.permits_max);
         let of_large = acquire(&large.permits, permits).await;
@@ -178,14 +212,31 @@ impl Budget {
     }
 
     async fn gather(&self, permits: u32, piece: u32) -> OwnedSemaphorePermit {
-        let mut gathered = acquire(&self.permits, permits.min(piece)).await;
+        let mut gathered = self.acquire(permits.min(piece)).await;
         let mut rest = permits.saturating_sub(piece);
         while rest > 0 {
             let next = rest.min(piece);
-            gathered.merge(acquire(&self.permits, next).await);
+            gathered.merge(self.acquire(next).await);
             rest -= next;
         }
         gathered
+    }
+
+    /// Acquires permits, first of all what is lent. The caller counts as waiting.
+    async fn acquire(&self, count: u32) -> OwnedSemaphorePermit {
+        if let Some(lent) = &self.lent {
+            loop {
+                if let Ok(permits) = Arc::clone(&self.permits).try_acquire_many_owned(count) {
+                    return permits;
+                }
+                let free = self.permits.available_permits() as u64;
+                // Another task may take what comes back.
+                if !lent.give_back(u64::from(count).saturating_sub(free).max(1) * self.unit) {
+                    break;
+                }
+            }
+        }
+        acquire(&self.permits, count).await
     }
 
     /// Takes one turn if one is free now.
@@ -196,18 +247,23 @@ impl Budget {
 
     /// The budget's present state.
     pub(crate) fn present_use(&self) -> BudgetUse {
-        let limit = u64::from(self.permits_max) * self.unit;
         BudgetUse {
             name: self.name,
-            limit,
-            in_use: limit.saturating_sub(self.free()),
+            limit: self.limit(),
+            in_use: self.limit().saturating_sub(self.free()),
             waiting: self.waiting.load(Ordering::Relaxed) as u64,
         }
     }
 
+    /// All bytes or turns.
+    pub(crate) fn limit(&self) -> u64 {
+        u64::from(self.permits_max) * self.unit
+    }
+
     /// Bytes or turns that are free now.
     pub(crate) fn free(&self) -> u64 {
-        u64::try_from(self.permits.available_permits()).unwrap_or(u64::MAX).saturating_mul(self.unit)
+        let permits = u64::try_from(self.permits.available_permits()).unwrap_or(u64::MAX);
+        permits.saturating_mul(self.unit).saturating_add(self.lent.as_ref().map_or(0, |lent| lent.bytes()))
     }
 
     /// Whether more than half of the budget is free: enough for work that is useful but not needed.
@@ -227,6 +283,11 @@ impl BudgetShare {
             }
             (held, more) => held.or(more),
         };
+    }
+
+    /// Its bytes or turns.
+    pub(crate) fn amount(&self) -> u64 {
+        self.permits.num_permits() as u64 * self.unit
     }
 
     /// Returns what is not needed any more.

@@ -48,14 +48,14 @@ use dormer_index::{Cache, CollectIndex, Index, ScrubIndex, UnixSeconds};
 use dormer_nix::SecretKey;
 use moka::sync::Cache as Remembered;
 
-use crate::budget::{Budget, BudgetShare, BudgetUse};
+use crate::budget::{Budget, BudgetShare, BudgetUse, Lent};
 use crate::chunk_sink::IngestContext;
 use crate::coherence::{ChangeCounts, LARGE_PLAN_REMEMBERED, REMEMBERED};
 use crate::metrics::{EngineMetrics, gauge_value};
 use crate::narinfo::NarinfoKey;
 use crate::packer::{Packer, Storage};
 use crate::read::{BlockCache, ENCODING_UPDATES_MAX, LargePlanKey, PlanKey, ReadPlan};
-use crate::sessions::{ReadableChunks, Verifications};
+use crate::sessions::{DecodedChunks, ReadableChunks, Verifications};
 use crate::use_recorder::UseRecorder;
 
 pub use activity::{Activity, Taken};
@@ -137,6 +137,7 @@ struct Inner {
     encoding_updates: Budget,
     change_counts: ChangeCounts,
     readable: ReadableChunks,
+    decoded: Arc<DecodedChunks>,
     verifications: Verifications,
 }
 
@@ -167,6 +168,7 @@ impl Engine {
         let packer = Packer::start(storage, settings.pack_wait, settings.chunk_params.max);
         let for_reads = |name, bytes| Budget::of_memory(name, bytes, settings.read_wait, "downloads");
         let stream_memory_bytes = settings.read_memory_bytes / 4;
+        let decoded: Arc<DecodedChunks> = Arc::default();
         let inner = Inner {
             upload_memory: Budget::of_memory(
                 "upload_memory",
@@ -174,7 +176,8 @@ impl Engine {
                 settings.upload_wait,
                 "uploads",
             )
-            .with_limit_for_large(settings::ORDINARY_UPLOAD_BYTES),
+            .with_limit_for_large(settings::ORDINARY_UPLOAD_BYTES)
+            .with_lent(Arc::clone(&decoded) as Arc<dyn Lent>),
             streams_begun: AtomicU64::new(0),
             active_reads: Arc::default(),
             stream_turns: Budget::of_turns("streams", settings.reads_max, settings.read_wait, "downloads"),
@@ -216,6 +219,7 @@ impl Engine {
             metrics,
             change_counts: ChangeCounts::default(),
             readable: ReadableChunks::default(),
+            decoded,
             verifications: Verifications::new(settings.checks_max()),
             settings,
             clock,
@@ -439,6 +443,10 @@ impl Engine {
 
     fn readable(&self) -> &ReadableChunks {
         &self.inner.readable
+    }
+
+    fn decoded_chunks(&self) -> &Arc<DecodedChunks> {
+        &self.inner.decoded
     }
 
     fn verifications(&self) -> &Verifications {

@@ -57,6 +57,7 @@ pub(crate) struct EngineMetrics {
     pub(crate) session_chunks: IntCounterVec,
     pub(crate) session_parts: IntCounter,
     pub(crate) session_part_bytes: IntCounter,
+    pub(crate) session_checked_bytes: IntCounterVec,
     /// Describes the metrics of a store, which a local store lacks. A store over a network has
     /// counters of its own.
     store: dormer_blobs::Counters,
@@ -245,6 +246,12 @@ impl EngineMetrics {
                 "dormer_session_part_bytes_total",
                 "Bytes of those parts, compressed",
             ),
+            session_checked_bytes: counters(
+                "dormer_session_checked_bytes_total",
+                "Bytes of NARs that were checked for pushes by chunks, uncompressed, by where they came from: memory, \
+                 where a part had left them, or the store",
+                "from",
+            ),
             store: dormer_blobs::Counters::default(),
         };
         // Shown as zero from the start: a rate over a series that begins with its first event
@@ -253,6 +260,7 @@ impl EngineMetrics {
             (&metrics.nars, ["false", "true"]),
             (&metrics.pack_retries, ["object", "rows"]),
             (&metrics.session_chunks, ["missing", "present"]),
+            (&metrics.session_checked_bytes, ["memory", "store"]),
         ] {
             for label in labels {
                 counters.with_label_values(&[label]);
@@ -273,7 +281,7 @@ impl EngineMetrics {
         self.deduplicated.with_label_values(&[label]).inc_by(bytes);
     }
 
-    fn all(&self) -> [&dyn Collector; 27] {
+    fn all(&self) -> [&dyn Collector; 28] {
         [
             &self.nars,
             &self.nar_bytes,
@@ -302,6 +310,7 @@ impl EngineMetrics {
             &self.session_chunks,
             &self.session_parts,
             &self.session_part_bytes,
+            &self.session_checked_bytes,
         ]
     }
 }

@@ -91,9 +91,13 @@ impl RawChunk {
 
     /// The original bytes of the stream.
     pub fn restore(&self) -> Vec<u8> {
-        let mut bytes = self.bytes.clone();
-        fill_holes(&mut bytes, &self.holes, &self.fills);
-        bytes
+        self.clone().into_restored()
+    }
+
+    /// As [`restore`](Self::restore), without a copy.
+    pub fn into_restored(mut self) -> Vec<u8> {
+        fill_holes(&mut self.bytes, &self.holes, &self.fills);
+        self.bytes
     }
 }
 

@@ -98,6 +98,8 @@ pub trait DrainReporter: Send + Sync {
     fn root_ended(&self, _cache: &QueuedCache, _path: &StorePath, _end: &RootEnd) {}
     /// A build trace could not be sent. Its path is in the cache.
     fn trace_failed(&self, _cache: &QueuedCache, _name: &str, _reason: &str) {}
+    /// So many entries are queued again that an older version gave up unread.
+    fn entries_revived(&self, _count: usize) {}
     /// An entry cannot be read, and is looked at again.
     fn entry_unreadable(&self, _id: &EntryId, _reason: &str) {}
     /// An entry rests until it is tried again.
@@ -285,6 +287,7 @@ impl Drainer {
     ) -> Result<DrainEnd> {
         self.dead = 0;
         let mut patient_until = None;
+        self.revive_unread()?;
         let mut running = self.no_plans();
         loop {
             self.scan()?;
@@ -313,12 +316,22 @@ impl Drainer {
 
     /// Pushes what comes, until the future is dropped.
     pub async fn watch(&mut self) -> Result<()> {
+        self.revive_unread()?;
         let mut running = self.no_plans();
         loop {
             self.scan()?;
             self.start_due(&mut running).await?;
             self.next(&mut running).await?;
         }
+    }
+
+    /// A drainer of an older version may have run until now.
+    fn revive_unread(&self) -> Result<()> {
+        match self.spool.revive_unread()? {
+            0 => {}
+            count => self.reporter.entries_revived(count),
+        }
+        Ok(())
     }
 
     /// Lets caches that refused this client be tried once more: it may have another token by now.

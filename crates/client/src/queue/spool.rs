@@ -283,6 +283,28 @@ impl Spool {
         Ok(true)
     }
 
+    /// Queues again what an older version gave up because it could not read it, and what this one
+    /// can. Returns how many entries these are.
+    pub(crate) fn revive_unread(&self) -> Result<usize> {
+        let _editing = self.edit()?;
+        let mut revived = 0;
+        for letter in self.dead()? {
+            // The name of what was tried and given up also names the cache.
+            let Ok(id) = letter.name.parse::<EntryId>() else { continue };
+            if letter.entry.is_none() {
+                continue;
+            }
+            let (dead, path) = (self.dead_path(&letter), self.path(&id));
+            fs::rename(&dead, &path).map_err(|source| Error::Queue {
+                attempt: "queue again",
+                path: dead,
+                source,
+            })?;
+            revived += 1;
+        }
+        Ok(revived)
+    }
+
     /// Lets a waiting entry be tried at once, as if nothing had been tried. With `forgets_servers`,
     /// the settings say where its caches are. Returns `false` if it is gone.
     pub fn hasten(&self, id: &EntryId, forgets_servers: bool, now: SystemTime) -> Result<bool> {
@@ -680,6 +702,24 @@ mod tests {
         assert_eq!((dead.len(), &dead[0].entry), (1, &None));
         assert!(!spool.revive(&dead[0], false, at(3)).unwrap() && spool.drop_dead(&dead[0]).unwrap());
         assert!(spool.dead().unwrap().is_empty());
+    }
+
+    /// A version of before gave up each entry that it could not read, by moving its file.
+    #[test]
+    fn what_an_older_version_could_not_read_comes_back_and_nothing_else() {
+        let (_folder, spool) = spool();
+        let [unread, broken, tried] =
+            [1, 2, 3].map(|second| spool.enqueue(&entry(&["a@http://lab"], "/1"), at(second)).unwrap());
+        fs::write(spool.path(&broken), "{\"version\":2").unwrap();
+        for id in [&unread, &broken] {
+            fs::rename(spool.path(id), spool.folder().join("dead").join(file_name(id))).unwrap();
+        }
+        let standing = Standing { tries: 8, not_before: 0, error: Some("damaged".to_owned()) };
+        spool.bury(&tried, &"a@http://lab".parse().unwrap(), &standing).unwrap();
+        assert_eq!((spool.revive_unread().unwrap(), spool.revive_unread().unwrap()), (1, 0));
+        assert_eq!(spool.ids().unwrap(), [unread]);
+        assert_eq!(paths(&spool), ["/1"]);
+        assert_eq!(spool.dead().unwrap().len(), 2, "what nothing can read, and what was tried");
     }
 
     #[test]

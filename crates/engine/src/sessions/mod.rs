@@ -4,7 +4,7 @@
 //! Algorithm: [`part`] receives packs of chunks and stores them as uploads store theirs; [`verify`]
 //! reads a NAR's chunks back and hands their bytes to [`Ingest`](crate::Ingest), which checks, cuts
 //! and hashes them as those of any upload; [`commits`] runs these checks in the background and
-//! makes checked NARs visible in order.
+//! makes checked NARs visible in order. [`decoded_chunks`] spares a check what a part has decoded.
 //!
 //! What a caller may learn (docs/SECURITY.md, "Push by chunks")
 //! - A chunk counts as present for a session only if the session received it, or if the caller may
@@ -20,6 +20,7 @@
 //! - A chunk may be named only while the rule above holds: it is looked at anew for every commit.
 
 mod commits;
+mod decoded_chunks;
 mod part;
 mod readable;
 mod verify;
@@ -35,6 +36,7 @@ use tokio::time::Instant;
 
 pub(crate) use commits::Verifications;
 pub use commits::{AdmitCheck, CheckHold, ChunkedPath, CommittedPath, PathOutcome};
+pub(crate) use decoded_chunks::DecodedChunks;
 pub use part::{PART_BYTES_MAX, PART_CHUNKS_MAX, PART_RAW_BYTES_MAX, part_memory_bytes};
 pub(crate) use readable::ReadableChunks;
 

@@ -1,8 +1,9 @@
 //! Receives a part: a pack of chunks that a client compressed.
 //!
 //! Algorithm: check the pack, its digest and the form of its frames; decode each chunk on the CPU
-//! pool and compare its id; claim the chunks that are stored nowhere, and hand their frames to the
-//! packer as they came; wait for the packs; write down what the session received.
+//! pool, compare its id and keep it for the check of its NAR, if there is memory; claim the chunks
+//! that are stored nowhere, and hand their frames to the packer as they came; wait for the packs;
+//! write down what the session received.
 //!
 //! Invariants
 //! - Frames are stored only after they were decoded and their chunk's id compared, and not if they
@@ -10,7 +11,7 @@
 //! - A part that was answered is durable: its chunks' packs first, then the note about the part.
 //! - A part whose chunks are all stored waits for a pack as well, if its caller may not know that
 //!   they are: it stores a chunk of noise, which the next collection removes.
-//! - Memory: the part, which the caller accounts for, and one chunk. The packer gets copies, so a
+//! - Memory: the part, which the caller accounts for, and two chunks. The packer gets copies, so a
 //!   pack that waits keeps no whole part alive.
 
 use std::sync::Arc;
@@ -42,7 +43,7 @@ pub const PART_RAW_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// nearly nothing come near this.
 pub const PART_CHUNKS_MAX: usize = 4_096;
 
-/// Memory of a part beside its bytes: a decoded chunk and small things.
+/// Memory of a part beside its bytes: a decoded chunk, a copy of it and small things.
 const PART_MEMORY_BYTES: u64 = 2 * 1024 * 1024;
 
 /// Memory of a chunk of a part, until the part is written down: its entry, its row, and what waits
@@ -120,7 +121,9 @@ impl Engine {
         part: Bytes,
     ) -> Result<()> {
         let entries = self.read_part(digest, &part).await?;
-        self.check_chunks(&part, &entries).await?;
+        let checked = self.check_chunks(session, &part, &entries).await;
+        self.decoded_chunks().forget_later();
+        checked?;
 
         let mut upload = self.ingest_context().packer.begin();
         let stream = self.streams_begun().fetch_add(2, Ordering::Relaxed);
@@ -217,8 +220,8 @@ impl Engine {
             .await
     }
 
-    /// Decodes the chunks and compares their ids.
-    async fn check_chunks(&self, part: &Bytes, entries: &[PackEntry]) -> Result<()> {
+    /// Decodes the chunks and compares their ids. Keeps them for the check of their NAR.
+    async fn check_chunks(&self, session: &PushSession, part: &Bytes, entries: &[PackEntry]) -> Result<()> {
         let mut check = ChunkCheck::new()?;
         let mut first = 0;
         while first < entries.len() {
@@ -232,10 +235,16 @@ impl Engine {
                 })
                 .count();
             let (part, job) = (part.clone(), entries[first..first + count].to_vec());
+            let (kept, memory, session) =
+                (Arc::clone(self.decoded_chunks()), self.upload_memory().clone(), session.id);
             let work = move || {
                 let checked = job.iter().enumerate().try_for_each(|(position, entry)| {
                     let wrong = check.find_fault(&part[range(entry)], entry)?;
-                    wrong.map_or(Ok(()), |what| Err(Error::PartChunk { position: first + position, what }))
+                    if let Some(what) = wrong {
+                        return Err(Error::PartChunk { position: first + position, what });
+                    }
+                    kept.keep(&memory, session, entry.id, check.last(entry));
+                    Ok(())
                 });
                 (check, checked)
             };
@@ -259,6 +268,11 @@ struct ChunkCheck {
 impl ChunkCheck {
     fn new() -> Result<Self> {
         Ok(Self { decoder: Decoder::new().map_err(Error::Encode)?, trial: None, raw: Vec::new() })
+    }
+
+    /// The blanked bytes of the chunk that was checked last.
+    fn last(&self, entry: &PackEntry) -> &[u8] {
+        &self.raw[..entry.layout.raw_len as usize]
     }
 
     /// Returns what is wrong with a chunk, if anything is.

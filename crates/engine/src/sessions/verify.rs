@@ -1,5 +1,5 @@
-//! Checks a NAR that a client describes by its chunks: reads the chunks back and hands their bytes
-//! to an upload of the usual kind.
+//! Checks a NAR that a client describes by its chunks: hands their bytes to an upload of the usual
+//! kind. These are what a part has left in memory, or are read back and decoded.
 //!
 //! So the same code parses, cuts and hashes the NAR as if it had been uploaded whole, and makes the
 //! same recipe, tag and listing of it. The cuts and holes must be those of the manifest's chunks,
@@ -8,6 +8,7 @@
 //! Invariants
 //! - Only chunks that the session may name are read, and whether another chunk is stored changes
 //!   nothing: it counts as missing.
+//! - Chunks in memory are those that their ids name: a part has compared them.
 //! - Stored bytes that cannot be read are marked damaged and count as missing, so that the client
 //!   sends the chunks again.
 //! - Memory: that of an upload, the manifest, and the reads in progress.
@@ -15,9 +16,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use dormer_format::{Decoder, HoleFill, NarManifest};
+use dormer_format::{Decoder, HoleFill, NarManifest, RawChunk};
 use dormer_index::{ChunkRow, PackNumber};
 
+use super::decoded_chunks::KeptChunk;
 use super::{Allowed, ChunkedPath, LOOK_CHUNKS, PushSession, Reader};
 use crate::ingest::{Ingest, IngestRequest, Ingested};
 use crate::read::{FetchFailure, ReadFailure};
@@ -93,8 +95,15 @@ impl Engine {
                 rows.push(row);
             }
             let mut rest = &rows[..];
-            while !rest.is_empty() {
-                let stored = match self.fetch_chunks(rest).await {
+            while let Some((first, behind)) = rest.split_first() {
+                if let Some(kept) = self.decoded_chunks().take(session.id, first.id) {
+                    self.hand_on_kept(&mut ingest, first, kept, &mut fills).await?;
+                    rest = behind;
+                    continue;
+                }
+                let is_kept = |row: &ChunkRow| self.decoded_chunks().has(session.id, row.id);
+                let count = 1 + behind.iter().position(is_kept).unwrap_or(behind.len());
+                let stored = match self.fetch_chunks(&rest[..count]).await {
                     Ok(stored) => stored,
                     Err(FetchFailure::Busy(error)) => return Err(error),
                     Err(FetchFailure::Read(failure)) => {
@@ -148,6 +157,22 @@ impl Engine {
         Ok(None)
     }
 
+    /// Gives the bytes of a kept chunk to the upload.
+    async fn hand_on_kept(
+        &self,
+        ingest: &mut Ingest,
+        row: &ChunkRow,
+        mut kept: KeptChunk,
+        fills: &mut impl Iterator<Item = &HoleFill>,
+    ) -> Result<()> {
+        let holes = row.layout.holes.clone();
+        let fills = fills.take(holes.len()).copied().collect();
+        let bytes = RawChunk { bytes: std::mem::take(&mut kept.raw), holes, fills }.into_restored();
+        ingest.expect(row.clone());
+        self.metrics().session_checked_bytes.with_label_values(&["memory"]).inc_by(bytes.len() as u64);
+        ingest.write(&bytes).await
+    }
+
     /// Decodes chunks and gives their bytes to the upload.
     async fn hand_on(
         &self,
@@ -183,6 +208,7 @@ impl Engine {
             (decoding, decoded) = self.cpu().run(decode).await;
             // Its checksum matched, and it was decoded when it came.
             decoded.map_err(Error::Encode)?;
+            self.metrics().session_checked_bytes.with_label_values(&["store"]).inc_by(raw_bytes as u64);
             ingest.write(&decoding.raw[..raw_bytes]).await?;
         }
         Ok(decoding)

@@ -77,6 +77,10 @@ impl DrainReporter for Log {
         self.write(format!("{cache} {} {end}", path.name()));
     }
 
+    fn entries_revived(&self, count: usize) {
+        self.write(format!("{count} revived"));
+    }
+
     fn entry_unreadable(&self, _id: &EntryId, _reason: &str) {
         self.write("unreadable".to_owned());
     }
@@ -190,6 +194,19 @@ async fn what_the_cache_has_is_not_sent() {
     queue.drain(&[("main", &server)]).await;
     assert_eq!((count(&server, "POST "), count(&server, "PUT ")), (1, 0));
     assert!(queue.waiting().is_empty());
+}
+
+#[tokio::test]
+async fn what_a_drainer_of_an_older_version_gave_up_unread_is_pushed() {
+    let queue = Queue::new(Store::new(&[("a", 10, None)]));
+    let server = server(&[0], uploaded).await;
+    let id = queue.add(&["main"], &[0]);
+    let shard = id.as_str().chars().next_back().unwrap().to_string();
+    let [file, dead] = [format!("pending/{shard}/{id}.json"), format!("dead/{id}.json")];
+    std::fs::rename(queue.spool.folder().join(file), queue.spool.folder().join(dead)).unwrap();
+    queue.drain(&[("main", &server)]).await;
+    assert_eq!(queue.log.take(), ["1 revived", "main a pushed"]);
+    assert!(queue.waiting().is_empty() && queue.spool.dead().unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -226,6 +226,11 @@ async fn chunks_that_were_lost_are_asked_for_again_and_heal() {
     for pack in installation.blobs.list().await.unwrap() {
         installation.blobs.delete(&pack).await.unwrap();
     }
+    // Another process: the one that decoded the part would not read it back.
+    drop((session, main, engine));
+    let engine = installation.engine().await;
+    let main = engine.current_cache("main").await.unwrap().expect("it was made before");
+    let session = open(&engine, &main, 1).await;
     let path_1 = entry(&path(1), nar, &chunked.manifest);
     let outcome = commit_one(&engine, &session, &all(), path_1.clone()).await.unwrap();
     let PathOutcome::Missing(missing) = outcome else { panic!("the pack is lost: {outcome:?}") };
@@ -407,12 +412,13 @@ async fn a_crash_at_any_step_of_a_push_by_chunks_is_survived_on_postgresql() {
     survives_a_crash(true, 9).await;
 }
 
-/// A store whose writes wait until the test lets them go.
+/// A store whose writes wait until the test lets them go, and whose reads are counted.
 #[derive(Debug)]
 struct GatedStore {
     inner: Arc<dyn Blobs>,
     is_open: AtomicBool,
     waiting: AtomicUsize,
+    reads: AtomicUsize,
 }
 
 #[async_trait]
@@ -425,6 +431,7 @@ impl Blobs for GatedStore {
         self.inner.put(key, parts).await
     }
     async fn get_range(&self, key: &BlobKey, range: std::ops::Range<u64>) -> dormer_blobs::Result<Bytes> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
         self.inner.get_range(key, range).await
     }
     async fn head(&self, key: &BlobKey) -> dormer_blobs::Result<u64> {
@@ -440,8 +447,8 @@ impl Blobs for GatedStore {
 
 impl GatedStore {
     fn new(installation: &Installation) -> Arc<Self> {
-        let (is_open, waiting) = (AtomicBool::new(true), AtomicUsize::new(0));
-        Arc::new(Self { inner: Arc::clone(&installation.blobs), is_open, waiting })
+        let (is_open, waiting, reads) = (AtomicBool::new(true), AtomicUsize::new(0), AtomicUsize::new(0));
+        Arc::new(Self { inner: Arc::clone(&installation.blobs), is_open, waiting, reads })
     }
 }
 
@@ -470,6 +477,37 @@ async fn a_part_keeps_its_memory_until_its_work_has_ended() {
     while Arc::strong_count(&memory) > 1 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+}
+
+#[tokio::test]
+async fn what_a_session_sent_is_read_back_only_if_memory_was_wanted() {
+    let installation = Installation::new();
+    let store = GatedStore::new(&installation);
+    let index = Arc::new(installation.index().await);
+    let little = EngineSettings { upload_memory_bytes_max: UPLOAD_BYTES, ..settings() };
+    let engine = engine_over(index, Arc::clone(&store) as Arc<dyn Blobs>, little);
+    let main = create_main(&engine).await;
+    let nars = nars();
+    let session = open(&engine, &main, 1).await;
+    push_chunks(&engine, &session, &only(&[]), &path(0), &nars[0]).await.unwrap();
+    assert_eq!(store.reads.load(Ordering::SeqCst), 0, "all of it was in memory");
+    // The chunks of another session, although they are the same, and those whose memory is wanted.
+    let other = open(&engine, &main, 2).await;
+    push_chunks(&engine, &other, &all(), &path(1), &nars[0]).await.unwrap();
+    let reads = store.reads.load(Ordering::SeqCst);
+    assert!(reads > 0, "the other session sent nothing");
+    let chunked = cut(&nars[1]);
+    let (digest, part) = chunked.part(1);
+    engine.receive_part(&session, &only(&[]), digest, part, ()).await.unwrap();
+    let mut memory = engine.begin_upload_memory();
+    let everything = memory.grow(UPLOAD_BYTES);
+    tokio::time::timeout(PATIENCE, everything).await.expect("nothing keeps memory for later");
+    drop(memory);
+    let path = entry(&path(2), &nars[1], &chunked.manifest);
+    let outcome = commit_one(&engine, &session, &only(&[]), path).await.unwrap();
+    assert!(matches!(outcome, PathOutcome::Committed(_)), "{outcome:?}");
+    assert!(store.reads.load(Ordering::SeqCst) > reads, "it was given up");
+    assert_eq!(decompress(&served(&engine, &main, &nars[1], None).await.unwrap().unwrap()), nars[1]);
 }
 
 #[tokio::test]
