@@ -7,6 +7,7 @@
 //
 //   {"put": KEY, "file": PATH}     stores an object
 //   {"delete": KEY}                removes one
+//   {"grow": true, "file": PATH}   stores this in place of the object that the Worker asks the size of next, just before
 //   {"fail": true|false}           lets R2 fail from now on, or no longer
 //   {"calls": true}                the requests to R2 since the last time
 //
@@ -35,7 +36,7 @@ const modules = [
 // bucket's, so it wraps the Worker's module instead of the binding.
 const counting = `
 import worker from "./${entry.slice(folder.length + 1)}";
-let calls = [], failing = false;
+let calls = [], failing = false, grown;
 const counted = (bucket) => new Proxy(bucket, {
   get(bucket, name) {
     const value = bucket[name];
@@ -43,6 +44,11 @@ const counted = (bucket) => new Proxy(bucket, {
     return (...given) => {
       calls.push([name, given[0]]);
       if (failing) return Promise.reject(new Error(name + ": We encountered an internal error. Please try again. (10001)"));
+      if (name === "head" && grown !== undefined) {
+        const content = grown;
+        grown = undefined;
+        return bucket.put(given[0], content).then(() => value.apply(bucket, given));
+      }
       return value.apply(bucket, given);
     };
   },
@@ -52,6 +58,7 @@ export default {
     const url = new URL(request.url);
     if (url.hostname === "control.test") {
       if (url.pathname === "/fail") failing = url.search === "?1";
+      if (url.pathname === "/grow") grown = await request.arrayBuffer();
       const answer = Response.json(calls);
       calls = [];
       return answer;
@@ -76,7 +83,7 @@ const url = await miniflare.ready;
 const bucket = await miniflare.getR2Bucket("BUCKET");
 console.log(JSON.stringify({ url: url.href }));
 
-const control = async (path) => (await miniflare.dispatchFetch("http://control.test" + path)).json();
+const control = async (path, init) => (await miniflare.dispatchFetch("http://control.test" + path, init)).json();
 for await (const line of createInterface({ input: process.stdin })) {
   const order = JSON.parse(line);
   let answer = {};
@@ -86,6 +93,8 @@ for await (const line of createInterface({ input: process.stdin })) {
       await bucket.put(order.put, new Uint8Array(await readFile(order.file)));
     } else if (order.delete !== undefined) {
       await bucket.delete(order.delete);
+    } else if (order.grow) {
+      await control("/grow", { method: "POST", body: await readFile(order.file) });
     } else if (order.fail !== undefined) {
       await control(order.fail ? "/fail?1" : "/fail?0");
     } else if (order.calls) {

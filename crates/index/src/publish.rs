@@ -288,6 +288,19 @@ impl PublishIndex for SqlIndex {
         })
         .await
     }
+    async fn note_found_narinfos(
+        &self,
+        lease: &Lease,
+        cache: CacheId,
+        intents: &[PublishIntent],
+        found: &[PublishDone],
+        at: UnixSeconds,
+    ) -> Result<()> {
+        self.write("note narinfos that were found", async |mut tx| {
+            work::note_found_narinfos(&mut tx, lease, cache, intents, found, at).await
+        })
+        .await
+    }
     async fn finish_publishing(
         &self,
         lease: &Lease,

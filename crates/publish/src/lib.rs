@@ -45,6 +45,7 @@ mod settings;
 mod status;
 mod target;
 mod transfer;
+mod unknown;
 
 pub use error::{Error, Result};
 pub use export::{ExportOutcome, ExportSettings, export};

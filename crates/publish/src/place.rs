@@ -8,7 +8,7 @@ use dormer_edge::{EdgeKey, LabMark};
 use dormer_index::PublishTarget;
 
 use crate::publisher::{Mode, Publisher, Run};
-use crate::transfer::put_small;
+use crate::transfer::FilePlace;
 use crate::{Error, Result};
 
 /// What a run found at the place of its target.
@@ -42,13 +42,8 @@ impl Publisher {
     pub(crate) async fn look_at_place(&self, target: &PublishTarget, mode: Mode) -> Result<Place> {
         let location = self.store.location();
         let mark = self.store.get(&EdgeKey::Lab.to_string()).await?;
-        if let (Some(own), Some(mark)) = (&self.lab, &mark) {
-            let LabMark { lab, .. } = LabMark::parse(mark)
-                .map_err(|source| Error::Mark { location: location.to_owned(), source })?;
-            if lab != *own {
-                let (target, location, own) = (target.name.clone(), location.to_owned(), own.clone());
-                return Err(Error::OtherLab { target, location, lab, own });
-            }
+        if let Some(mark) = &mark {
+            self.check_mark(mark)?;
         }
         let is_marked = mark.is_some();
         let mut is_known = target.location == location && target.compared;
@@ -62,14 +57,37 @@ impl Publisher {
         }
         Ok(Place { is_marked, is_known })
     }
+
+    /// Fails if the mark is another lab's.
+    fn check_mark(&self, mark: &[u8]) -> Result<()> {
+        let Some(own) = &self.lab else { return Ok(()) };
+        let location = self.store.location().to_owned();
+        match LabMark::parse(mark) {
+            Ok(LabMark { lab, .. }) if lab == *own => Ok(()),
+            Ok(LabMark { lab, .. }) => {
+                Err(Error::OtherLab { target: self.settings.name.clone(), location, lab, own: own.clone() })
+            }
+            Err(source) => Err(Error::Mark { location, source }),
+        }
+    }
 }
 
 impl Run<'_> {
-    /// Writes the lab's mark.
+    /// Writes the lab's mark, and looks whose mark is there then: another lab may have come to the
+    /// empty place at the same moment. The first one wins. Where the store takes no condition with
+    /// a PUT, both may win if they look within the same moment; the next run of one of them fails.
     pub(crate) async fn mark_place(&self) -> Result<()> {
         // Beside a server of an older version, a lab has no id.
         let Some(lab) = self.publisher.lab.clone() else { return Ok(()) };
-        let mark = LabMark::new(lab).to_json();
-        self.in_flight.one(put_small(self.store(), &EdgeKey::Lab, true, mark)).await.map(drop)
+        let mark = FilePlace::in_target(&EdgeKey::Lab, true);
+        let content = LabMark::new(lab).to_json().into();
+        let there = async {
+            self.store().create(&mark.name, &mark.kind, content).await?;
+            Ok(self.store().get(&mark.name).await?)
+        };
+        match self.in_flight.one(there).await? {
+            Some(there) => self.publisher.check_mark(&there),
+            None => Err(dormer_stores::Error::NotFound { key: mark.name }.into()),
+        }
     }
 }

@@ -50,6 +50,8 @@ pub struct Publisher {
     pub(crate) holder: String,
     /// The lab's id, if it has one.
     pub(crate) lab: Option<String>,
+    /// Unknown caches that a reconciliation removes.
+    pub(crate) unwanted: Vec<CacheName>,
     stopping: watch::Sender<bool>,
     /// When a run of this process looked at all paths that wait. `None`: none did, or one failed
     /// since.
@@ -77,13 +79,21 @@ impl Publisher {
     ) -> Self {
         let sender = Sender::new(&settings);
         let (stopping, looked_at) = (watch::Sender::new(false), Mutex::new(None));
-        Self { engine, state, store, settings, sender, reporter, holder, lab: None, stopping, looked_at }
+        let (lab, unwanted) = (None, Vec::new());
+        Self { engine, state, store, settings, sender, reporter, holder, lab, unwanted, stopping, looked_at }
     }
 
     /// The publisher of the lab with this id. It marks the target, and refuses another lab's.
     #[must_use]
     pub fn of_lab(self, lab: Option<String>) -> Self {
         Self { lab, ..self }
+    }
+
+    /// The same publisher, whose reconciliation removes these caches from the target if they are
+    /// unknown ([`Outcome::unknown`]). A cache that is known stays, and is reported as an error.
+    #[must_use]
+    pub fn removing(self, unwanted: Vec<CacheName>) -> Self {
+        Self { unwanted, ..self }
     }
 
     /// Lets a run end after the requests under way; the next run goes on from there.
@@ -148,11 +158,12 @@ impl Publisher {
             if target.missed_changes {
                 run.compare_whole_caches().await?;
             }
-            let outcomes = run.all_caches().await?;
+            let mut outcomes = run.all_caches().await?;
+            let unknown = run.look_for_unknown(&mut outcomes).await?;
             if !place.is_known && !self.is_stopping() {
                 self.state.move_target(&self.renewed(&lease), &location, true).await?;
             }
-            Ok(outcomes)
+            Ok((outcomes, unknown))
         };
         let mut work = std::pin::pin!(work);
         let outcome = tokio::select! {
@@ -187,10 +198,10 @@ impl Publisher {
             .map(|error| with_causes(error).chars().take(ERROR_CHARS_MAX).collect::<String>());
         let released =
             self.state.release_lease(&self.renewed(&lease), self.engine.now(), error.as_deref()).await;
-        let caches = outcome?;
+        let (caches, unknown) = outcome?;
         released?;
         let (writes, listings) = self.store.requests();
-        Ok(Outcome { caches, writes: writes - requests.0, listings: listings - requests.1 })
+        Ok(Outcome { caches, writes: writes - requests.0, listings: listings - requests.1, unknown })
     }
 
     /// Whether a run would find anything to do. Costs three statements or four.

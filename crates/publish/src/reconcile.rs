@@ -21,8 +21,7 @@ use dormer_api::CacheName;
 use dormer_edge::{EdgeKey, NarFile};
 use dormer_format::EncodingTag;
 use dormer_index::{
-    Cache, CacheScan, NarKey, NotedFrom, PublishDone, PublishIntent, PublishState, PublishedDocument,
-    PublishedFile,
+    Cache, CacheScan, NarKey, PublishDone, PublishIntent, PublishState, PublishedDocument, PublishedFile,
 };
 use dormer_nix::{DocumentName, NarHash, NarInfo, StoreDir, StorePath, StorePathHash, nix32};
 use dormer_stores::FileEntry;
@@ -31,6 +30,7 @@ use crate::Result;
 use crate::bring::is_signed_upstream;
 use crate::publisher::Run;
 use crate::remove::FOUND;
+use crate::transfer::{FilePlace, nar_file};
 
 /// Rows compared together.
 const ROWS_PAGE: u32 = 2_048;
@@ -150,6 +150,7 @@ impl Run<'_> {
             .await?;
         let mut files = listed.files;
         let mut drifted: Vec<(NarHash, EncodingTag)> = Vec::new();
+        let mut sound_ones: Vec<(NarHash, EncodingTag)> = Vec::new();
         let mut known: HashSet<NarHash> = HashSet::new();
         let mut row_after = None;
         loop {
@@ -164,10 +165,16 @@ impl Run<'_> {
                 let sound = files.remove(&nar.nar).is_some_and(|entry| {
                     entry.size == nar.file_size && same_etag(entry.etag.as_deref(), nar.etag.as_deref())
                 });
-                if nar.uploaded && !sound {
-                    drifted.push(nar.nar);
+                if nar.uploaded {
+                    if sound { &mut sound_ones } else { &mut drifted }.push(nar.nar);
                 }
             }
+        }
+        let others = self.with_other_headers(cache, name, sound_ones).await?;
+        if !others.is_empty() {
+            // The step is not over: the same part of the listing follows again after a crash.
+            let (lease, now) = (self.lease(), self.now());
+            self.state().note_other_headers(&lease, cache.id, &others, now, CacheScan::Nars(after)).await?;
         }
         // Narinfos that were not written again yet may name them.
         let mut left = Vec::new();
@@ -186,10 +193,31 @@ impl Run<'_> {
         for page in left.chunks(ROWS_PAGE as usize) {
             self.state().note_found_nars(&self.lease(), cache.id, page, self.grace_end()).await?;
         }
-        let repaired = (drifted.len() + left.len()) as u64;
+        let repaired = (drifted.len() + others.len() + left.len()) as u64;
         let next = CacheScan::Nars(Some(listed.through));
         self.state().note_drift(&self.lease(), cache.id, &[], &drifted, self.now(), next.clone()).await?;
         Ok((next, repaired))
+    }
+
+    /// Those of these NAR files that have other headers than the cache's present visibility asks
+    /// for. The rows of a database that was restored may be older than the files, and a listing
+    /// shows no headers, so each file costs a request.
+    async fn with_other_headers(
+        &self,
+        cache: &Cache,
+        name: &CacheName,
+        nars: Vec<(NarHash, EncodingTag)>,
+    ) -> Result<Vec<(NarHash, EncodingTag)>> {
+        if !self.adopts || self.store().is_folder() {
+            return Ok(Vec::new());
+        }
+        let looks = nars.into_iter().map(|nar| async move {
+            let key = EdgeKey::Nar(name.clone(), nar_file(nar));
+            let place = FilePlace::in_target(&key, cache.is_public);
+            let there = self.store().head(&place.name).await?;
+            Ok(there.is_none_or(|there| !place.has_its_headers(self.store(), &there)).then_some(nar))
+        });
+        Ok(self.in_flight.all(looks).await?.into_iter().flatten().collect())
     }
 
     /// Compares logs and traces after this name below the cache.
@@ -356,11 +384,9 @@ impl Run<'_> {
             done.push(PublishDone { hash, nar, digest, etag: entry.etag.clone(), upstream, references });
         }
         if !done.is_empty() {
-            self.state().begin_publishing(&self.lease(), cache.id, &intents).await?;
-            self.state().finish_publishing(&self.lease(), cache.id, &done, self.grace_end()).await?;
+            let (lease, now) = (self.lease(), self.now());
+            self.state().note_found_narinfos(&lease, cache.id, &intents, &done, now).await?;
             found.extend(done.iter().map(|done| done.hash));
-            let marks: Vec<_> = done.iter().map(|done| (cache.id, done.hash, self.now())).collect();
-            self.state().note_pending(&self.lease(), &marks, NotedFrom::Referrers).await?;
         }
         Ok(unreadable)
     }
@@ -383,12 +409,6 @@ impl Run<'_> {
         let deleted = strangers.len() as u64;
         self.delete_all(strangers).await?;
         Ok(deleted)
-    }
-
-    async fn delete_all(&self, files: Vec<EdgeKey>) -> Result<()> {
-        let deletions =
-            files.into_iter().map(|key| async move { Ok(self.store().delete(&key.to_string()).await?) });
-        self.in_flight.all(deletions).await.map(drop)
     }
 
     /// Lists a folder after a name, in the order of names, until a page is full and the last byte

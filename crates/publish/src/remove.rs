@@ -278,15 +278,28 @@ impl Run<'_> {
                 return Ok((counts, true));
             }
             let keys: Vec<(NarHash, EncodingTag)> = due.iter().map(|nar| nar.nar).collect();
-            self.state().begin_deleting_nars(&self.lease(), cache, &keys).await?;
-            let run = &*self;
-            let deletions = keys.iter().map(|nar| async move {
-                Ok(run.store().delete(&EdgeKey::Nar(name.clone(), nar_file(*nar)).to_string()).await?)
-            });
-            self.in_flight.all(deletions).await?;
-            self.state().forget_nars(&self.lease(), cache, &keys).await?;
+            self.delete_nars(cache, name, &keys).await?;
             counts.nars_deleted += keys.len() as u64;
         }
+    }
+
+    /// Deletes NARs that nothing names.
+    pub(crate) async fn delete_nars(
+        &self,
+        cache: CacheId,
+        name: &CacheName,
+        nars: &[(NarHash, EncodingTag)],
+    ) -> Result<()> {
+        self.state().begin_deleting_nars(&self.lease(), cache, nars).await?;
+        self.delete_all(nars.iter().map(|nar| EdgeKey::Nar(name.clone(), nar_file(*nar)))).await?;
+        Ok(self.state().forget_nars(&self.lease(), cache, nars).await?)
+    }
+
+    /// Deletes files.
+    pub(crate) async fn delete_all(&self, files: impl IntoIterator<Item = EdgeKey>) -> Result<()> {
+        let deletions =
+            files.into_iter().map(|key| async move { Ok(self.store().delete(&key.to_string()).await?) });
+        self.in_flight.all(deletions).await.map(drop)
     }
 
     /// Removes a whole cache: its state document first, so that the edge no longer serves it; then

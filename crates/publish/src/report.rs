@@ -2,6 +2,7 @@
 
 use std::ops::AddAssign;
 
+use dormer_api::CacheName;
 use dormer_nix::{StorePath, StorePathHash};
 
 /// Receives what happens. Many tasks call it.
@@ -130,6 +131,9 @@ pub struct Outcome {
     pub writes: u64,
     /// Listings and reads.
     pub listings: u64,
+    /// Caches in the target that this lab neither publishes there nor has written down. Only a
+    /// reconciliation looks for them.
+    pub unknown: Vec<CacheName>,
 }
 
 impl Outcome {

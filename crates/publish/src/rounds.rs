@@ -11,7 +11,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use dormer_api::CacheName;
 use dormer_edge::CacheState;
-use dormer_index::{Cache, CacheId, CacheScan, OutboxPosition, PendingObject, PublishedCache, UnixSeconds};
+use dormer_index::{
+    Cache, CacheId, CacheScan, OutboxPosition, PendingObject, PublishedCache, PublishedNar, UnixSeconds,
+};
 use dormer_nix::StorePathHash;
 
 use crate::bring::PAGE_OBJECTS;
@@ -362,7 +364,7 @@ impl Run<'_> {
         (turns.is_withdrawal_noted, turns.has_changed) = (false, false);
         let mut row = self.cache_row(cache, published).await?;
         let is_first = self.mode == Mode::Reconcile && !self.turns_of(cache.id).is_compared;
-        if !self.follow_visibility(cache, name, &mut row).await? {
+        if !self.follow_visibility(cache, name, &mut row, &mut outcome).await? {
             return Ok(Turn { outcome, is_done: false });
         }
         // The access rules take effect before the contents.
@@ -403,12 +405,14 @@ impl Run<'_> {
 
     /// Notes everything of a cache as out of date if the cache was public when it was written and
     /// is private now, or the reverse: the headers that a bucket keeps with a file say which caches
-    /// may keep it. The access rules take effect first. Returns `false` if the run is to end.
+    /// may keep it. The access rules take effect first. NARs of a private cache that nothing names
+    /// go at once, because nothing would write them again. Returns `false` if the run is to end.
     async fn follow_visibility(
         &mut self,
         cache: &Cache,
         name: &CacheName,
         row: &mut PublishedCache,
+        outcome: &mut CacheOutcome,
     ) -> Result<bool> {
         let Ok(before) = CacheState::parse(&row.document) else { return Ok(true) };
         // Between the first step and the last, the row says that nobody knows which rules are in
@@ -433,9 +437,16 @@ impl Run<'_> {
                 .await?;
             let Some(last) = nars.last() else { return Ok(true) };
             after = Some(last.nar);
-            let all: Vec<_> = nars.iter().map(|nar| nar.nar).collect();
+            let (unnamed, named): (Vec<_>, Vec<_>) =
+                nars.into_iter().partition(|nar| nar.delete_after.is_some() && !cache.is_public);
+            let keys = |nars: Vec<PublishedNar>| nars.into_iter().map(|nar| nar.nar).collect::<Vec<_>>();
+            let (unnamed, named) = (keys(unnamed), keys(named));
+            if !unnamed.is_empty() {
+                self.delete_nars(cache.id, name, &unnamed).await?;
+                outcome.nars_deleted += unnamed.len() as u64;
+            }
             let (lease, now) = (self.lease(), self.now());
-            self.state().note_other_headers(&lease, cache.id, &all, now, scan.clone()).await?;
+            self.state().note_other_headers(&lease, cache.id, &named, now, scan.clone()).await?;
             if self.publisher.is_stopping() {
                 return Ok(false);
             }

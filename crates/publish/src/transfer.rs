@@ -11,7 +11,7 @@ use dormer_engine::{Engine, ErrorClass, OpenNar};
 use dormer_format::EncodingTag;
 use dormer_index::{Cache, NarKey, PublishedNar};
 use dormer_nix::{Backoff, NarHash, NarHasher, RateSchedule, StorePathHash};
-use dormer_stores::{FileKind, Store, Stored};
+use dormer_stores::{FileKind, FileMeta, Store, Stored};
 use futures::StreamExt as _;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until};
@@ -70,6 +70,11 @@ impl FilePlace {
         let name = key.to_string();
         let below = key.cache().and_then(|cache| name.strip_prefix(&format!("{cache}/")).map(str::to_owned));
         Self { name: below.unwrap_or(name), kind: kind(key, is_public) }
+    }
+
+    /// Whether the store keeps these headers with a file that is there. A folder keeps none.
+    pub(crate) fn has_its_headers(&self, store: &Store, there: &FileMeta) -> bool {
+        store.is_folder() || there.cache_control.as_ref() == Some(&self.kind.cache_control)
     }
 
     /// Writes a small file there.
@@ -152,7 +157,8 @@ impl Sender {
     }
 
     /// Looks for a NAR's file in the target. Its name stands for its bytes, so a file of the right
-    /// size is the one. What it is hashed to follows from the lab's own bytes.
+    /// size is the one. What it is hashed to follows from the lab's own bytes. A file with other
+    /// headers is not found: they may be those of a time when the cache had other readers.
     async fn find_nar(
         &self,
         engine: &Engine,
@@ -161,7 +167,8 @@ impl Sender {
         place: &FilePlace,
         nar: NarToSend,
     ) -> Result<Option<PublishedNar>> {
-        let Some(there) = store.head(&place.name).await? else { return Ok(None) };
+        let there = store.head(&place.name).await?;
+        let Some(there) = there.filter(|there| place.has_its_headers(store, there)) else { return Ok(None) };
         let Some(open) = engine.open_nar(cache, &NarKey::Hash(nar.nar.0)).await? else { return Ok(None) };
         let is_other = self.recompress_level.is_none() && open.file_size() != there.size;
         if open.tag() != nar.nar.1 || is_other {

@@ -18,6 +18,7 @@ pub async fn run(store: &Store) {
     case("calls are counted", calls_are_counted(store)).await;
     Box::pin(case("parts are one object", parts_are_one_object(store))).await;
     Box::pin(case("a second put replaces the first", a_second_put_replaces_the_first(store))).await;
+    Box::pin(case("a file is created once", a_file_is_created_once(store))).await;
     Box::pin(case("a deleted object is gone, twice too", a_deleted_object_is_gone(store))).await;
     Box::pin(case("a listing is of one folder", a_listing_is_of_one_folder(store))).await;
     Box::pin(case("a listing is in the order of names", a_listing_is_in_the_order_of_names(store))).await;
@@ -86,6 +87,19 @@ async fn a_second_put_replaces_the_first(store: &Store) -> Result<()> {
     let second = put(store, "replaced/file", &pattern(3_000)).await?;
     assert!(store.get("replaced/file").await? == Some(pattern(3_000)), "other bytes");
     assert!(first.etag.is_none() || first.etag != second.etag, "{first:?}, {second:?}");
+    Ok(())
+}
+
+async fn a_file_is_created_once(store: &Store) -> Result<()> {
+    let (first, second) = (pattern(10), pattern(11));
+    store.create("created/file", &kind(), first.clone()).await?;
+    assert_eq!(store.get("created/file").await?, Some(first.clone()));
+    let kept = store.head("created/file").await?.and_then(|meta| meta.cache_control);
+    assert_eq!(kept, (!store.is_folder()).then(|| kind().cache_control));
+    store.create("created/file", &kind(), second.clone()).await?;
+    let now = store.get("created/file").await?;
+    // Some servers know no condition, and tell nobody.
+    assert!(now == Some(first) || store.is_remote() && now == Some(second), "{now:?}");
     Ok(())
 }
 

@@ -6,13 +6,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::join_all;
+use object_store::memory::InMemory;
+use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use proptest::prelude::*;
 use tokio::time::{Instant, sleep};
 
 use crate::counters::{Counters, Method};
 use crate::limit::Limit;
 use crate::retry::{Retries, RetryPolicy};
-use crate::{Error, Result};
+use crate::{CallPolicy, Error, Result, Store};
 
 const KEY: &str = "packs/07/07070707070707070707070707070707.pack";
 
@@ -179,6 +181,22 @@ async fn pauses_are_spread_over_the_whole_time_from_nothing() {
     for tenth in 0..10u64 {
         let (from, to) = (Duration::from_millis(tenth * 10), Duration::from_millis(tenth * 10 + 11));
         assert!(first.iter().any(|pause| (from..to).contains(pause)), "no pause within {from:?} to {to:?}");
+    }
+}
+
+/// A program that sends large files over a slow line waits for all that were there first.
+#[tokio::test(start_paused = true)]
+async fn calls_wait_for_their_turn_for_longer_than_a_call_is_repeated() {
+    let config = ThrottleConfig { wait_put_per_call: Duration::from_secs(10), ..ThrottleConfig::default() };
+    let slow = Arc::new(ThrottledStore::new(InMemory::new(), config));
+    for (turn_wait, all_end) in [(Some(Duration::from_secs(60)), true), (None, false)] {
+        let retries =
+            RetryPolicy { tries_max: 1, time_max: Duration::from_secs(15), ..RetryPolicy::default() };
+        let policy = CallPolicy { retries, requests_max: Some(1), turn_wait };
+        let store = Store::over(Arc::clone(&slow) as _, "slow").with_policy(&policy);
+        let puts = ["a", "b", "c", "d"].map(|name| store.put(name, None, ["x".into()]));
+        let outcomes = join_all(puts).await;
+        assert_eq!(outcomes.iter().all(Result::is_ok), all_end, "{turn_wait:?}: {outcomes:?}");
     }
 }
 

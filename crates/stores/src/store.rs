@@ -7,7 +7,8 @@
 //!   object survives a crash. After `Err` the new object may be there, whole, or arrive a moment
 //!   later.
 //! - Payloads are signed with their SHA-256, so a store never keeps a body that changed on its way.
-//! - No call relies on conditional requests: S3 servers differ too much in them.
+//! - No call relies on conditional requests: S3 servers differ too much in them. One call is better
+//!   with them ([`Store::create`]).
 
 use std::fmt;
 use std::io;
@@ -23,7 +24,7 @@ use futures::TryStreamExt as _;
 use object_store::path::Path;
 use object_store::{
     Attribute, Attributes, Error as StoreError, GetOptions, GetRange, ObjectMeta, ObjectStore,
-    ObjectStoreExt as _, PutOptions, PutPayload, PutResult,
+    ObjectStoreExt as _, PutMode, PutOptions, PutPayload, PutResult,
 };
 
 use crate::counters::{Counters, Method};
@@ -82,6 +83,8 @@ pub struct FileMeta {
     pub size: u64,
     /// Tag of the content. A folder's tag is made of time and size.
     pub etag: Option<String>,
+    /// `Cache-Control` that the store keeps with it. A folder keeps none.
+    pub cache_control: Option<String>,
 }
 
 /// What a store said of an object that was written, to be compared with what a listing says later.
@@ -267,19 +270,66 @@ impl Store {
         let payload: PutPayload = parts.into_iter().filter(|part| !part.is_empty()).collect();
         let attributes = self.attributes(kind.into());
         self.count_write();
-        self.call(Method::Put, "write", name, || self.put_once(name, attributes.clone(), payload.clone()))
-            .await
+        let options = PutOptions { attributes, ..PutOptions::default() };
+        self.call(Method::Put, "write", name, || async {
+            let (stored, exchange) = self.put_once(name, options.clone(), payload.clone()).await?;
+            let stored = stored.map_err(|error| self.failed("write", name, error, &exchange))?;
+            Ok(Stored { etag: self.etag_of(stored), sha256: exchange.body_sha256 })
+        })
+        .await
     }
 
-    async fn put_once(&self, name: &str, attributes: Attributes, payload: PutPayload) -> Result<Stored> {
+    /// Writes a small object unless one of this name is there. If two programs do so at once, the
+    /// first one wins where the store takes a condition, and the last one does elsewhere. So the
+    /// caller reads the object afterwards.
+    pub async fn create<'a>(
+        &self,
+        name: &str,
+        kind: impl Into<Option<&'a FileKind>>,
+        content: Bytes,
+    ) -> Result<()> {
+        let attributes = self.attributes(kind.into());
+        self.count_write();
+        let options = PutOptions { attributes, mode: PutMode::Create, ..PutOptions::default() };
+        self.call(Method::Put, "write", name, || async {
+            let (created, exchange) = self.put_once(name, options.clone(), content.clone().into()).await?;
+            match created {
+                Ok(_) | Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => Ok(()),
+                // Servers that know no condition, and file systems that know no hard link, take the
+                // same without it.
+                Err(error)
+                    if matches!(error, StoreError::NotImplemented { .. })
+                        || matches!(exchange.status, Some(400 | 501))
+                        || self.is_folder() =>
+                {
+                    if found(self.head_once(name).await)?.is_some() {
+                        return Ok(());
+                    }
+                    let options = PutOptions { mode: PutMode::Overwrite, ..options.clone() };
+                    let (stored, exchange) = self.put_once(name, options, content.clone().into()).await?;
+                    stored.map(drop).map_err(|error| self.failed("write", name, error, &exchange))
+                }
+                Err(error) => Err(self.failed("write", name, error, &exchange)),
+            }
+        })
+        .await
+    }
+
+    /// One PUT, unless nothing may be written any more.
+    async fn put_once(
+        &self,
+        name: &str,
+        options: PutOptions,
+        payload: PutPayload,
+    ) -> Result<(Result<PutResult, StoreError>, Exchange)> {
         self.check_window("write", name)?;
-        let options = PutOptions { attributes, ..PutOptions::default() };
         let length = payload.content_length();
         let path = self.path(name);
         let (stored, exchange) = watched(self.parts.store.put_opts(&path, payload, options)).await;
-        let stored = stored.map_err(|error| self.failed("write", name, error, &exchange))?;
-        self.counters.sent(length);
-        Ok(Stored { etag: self.etag_of(stored), sha256: exchange.body_sha256 })
+        if stored.is_ok() {
+            self.counters.sent(length);
+        }
+        Ok((stored, exchange))
     }
 
     /// Folders have nowhere to keep attributes, and the library refuses them there.
@@ -394,8 +444,9 @@ impl Store {
     async fn head_once(&self, name: &str) -> Result<FileMeta> {
         let path = self.path(name);
         let ask = || async {
-            let (found, exchange) = watched(self.parts.store.head(&path)).await;
-            (found.map(|meta| self.meta(&meta)), exchange)
+            let options = GetOptions::new().with_head(true);
+            let (found, exchange) = watched(self.parts.store.get_opts(&path, options)).await;
+            (found.map(|found| self.meta(&found.meta, &found.attributes)), exchange)
         };
         match ask().await {
             (Ok(meta), _) => Ok(meta),
@@ -415,7 +466,7 @@ impl Store {
         }
     }
 
-    pub(crate) fn meta(&self, meta: &ObjectMeta) -> FileMeta {
+    pub(crate) fn meta(&self, meta: &ObjectMeta, attributes: &Attributes) -> FileMeta {
         let etag = if self.is_folder() {
             // Not the library's tag, which holds the number of the inode: copies of a folder on
             // several hosts must agree.
@@ -425,7 +476,8 @@ impl Store {
         } else {
             meta.e_tag.clone()
         };
-        FileMeta { size: meta.size, etag }
+        let cache_control = attributes.get(&Attribute::CacheControl).map(|value| value.as_ref().to_owned());
+        FileMeta { size: meta.size, etag, cache_control }
     }
 
     /// Deletes an object. Deleting a missing object is `Ok`.

@@ -215,6 +215,7 @@ publish_calls! {
         fn finish_removing(lease: &Lease, cache: CacheId, removed: &[(StorePathHash, UnixSeconds)]) -> ();
         fn end_graces(lease: &Lease, cache: CacheId, hashes: &[StorePathHash], at: UnixSeconds) -> u64;
         fn note_found_nars(lease: &Lease, cache: CacheId, nars: &[(Nar, u64)], delete_after: UnixSeconds) -> ();
+        fn note_found_narinfos(lease: &Lease, cache: CacheId, intents: &[PublishIntent], found: &[PublishDone], at: UnixSeconds) -> ();
         fn begin_deleting_nars(lease: &Lease, cache: CacheId, nars: &[Nar]) -> ();
         fn forget_nars(lease: &Lease, cache: CacheId, nars: &[Nar]) -> ();
         fn note_other_headers(lease: &Lease, cache: CacheId, nars: &[Nar], at: UnixSeconds, scan: CacheScan) -> ();

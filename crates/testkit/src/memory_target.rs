@@ -19,8 +19,8 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
     Attribute, CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
-    UploadPart,
+    ObjectStore, ObjectStoreExt as _, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    Result, UploadPart,
 };
 
 use crate::faults::{Fate, Faults, Lie};
@@ -47,6 +47,8 @@ pub struct MemoryTarget {
 struct Files {
     memory: InMemory,
     now: Mutex<Now>,
+    /// Whether a PUT with a condition is refused, as by some S3 servers.
+    refuses_conditions: bool,
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +82,12 @@ impl MemoryTarget {
     /// An empty target that can be read without credentials.
     pub fn readable_by_anybody() -> Self {
         Self { is_public: true, ..Self::default() }
+    }
+
+    /// An empty target that takes no PUT with a condition, as some S3 servers.
+    pub fn without_conditions() -> Self {
+        let files = Files { refuses_conditions: true, ..Files::default() };
+        Self { files: Arc::new(files), ..Self::default() }
     }
 
     /// All files.
@@ -295,6 +303,10 @@ impl fmt::Display for FaultyStore {
 #[async_trait]
 impl ObjectStore for FaultyStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        if self.files.refuses_conditions && options.mode != PutMode::Overwrite {
+            let operation = "a condition".to_owned();
+            return Err(Error::NotImplemented { operation, implementer: self.to_string() });
+        }
         let put = async {
             let put = self.files.memory.put_opts(location, payload, options).await?;
             if self.fault.drops_puts() && location.as_ref().contains("/nar/") {

@@ -105,6 +105,12 @@ impl Workerd {
         self.order(&json!({ "delete": key }));
     }
 
+    /// Puts a file in place of the object that the Worker asks the size of next, just before it
+    /// does.
+    pub fn grow(&self, file: &Path) {
+        self.order(&json!({ "grow": true, "file": file }));
+    }
+
     /// Lets every request to R2 fail, or no longer.
     pub fn fail(&self, fails: bool) {
         self.order(&json!({ "fail": fails }));

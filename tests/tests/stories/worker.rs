@@ -224,6 +224,25 @@ fn a_request_is_two_calls_to_r2_at_most_and_a_remembered_one_none() {
     assert_eq!(get("/unknown/nix-cache-info").status, 404);
 }
 
+/// The Worker asks for a part, and for the size when R2 says that there is no such part.
+#[test]
+fn a_part_of_a_nar_that_grows_between_two_calls_to_r2_is_not_answered_without_its_bytes() {
+    let published = Published::new();
+    published.describe("main", true, &[], &[]);
+    let nar = format!("main/nar/{}-{}.nar.zst", "0".repeat(52), "0".repeat(26));
+    published.write(&nar, &[7; 10]);
+    let worker = Workerd::start(&published, &WorkerdOptions::default());
+    let larger = published.path().join("larger");
+    fs::write(&larger, [7; 20]).unwrap();
+    let get = || http::ask(worker.address(), "GET", &format!("/{nar}"), &[("Range", "bytes=10-")], b"");
+    assert_eq!(get().status, 416);
+    worker.grow(&larger);
+    let between = get();
+    assert_eq!((between.status, between.header("retry-after")), (503, Some("5")), "{between:?}");
+    let after = get();
+    assert_eq!((after.status, after.body.len()), (206, 10), "{after:?}");
+}
+
 #[test]
 fn a_token_that_is_revoked_stops_working() {
     let lab = Lab::start();

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
+use dormer_api::CacheName;
 use dormer_nix::{Backoff, StorePath, StorePathHash};
 use dormer_publish::{Mode, Outcome, Publisher, Reporter};
-use dormer_stores::{CallPolicy, Store};
+use dormer_stores::{CallPolicy, RetryPolicy, Store};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
@@ -56,6 +57,9 @@ pub(crate) struct PublishArgs {
     /// ours, adopt a target that moved
     #[arg(long, conflicts_with = "watch")]
     reconcile: bool,
+    /// Remove a cache from the target that --reconcile has reported as unknown; may be repeated
+    #[arg(long, value_name = "CACHE", requires_all = ["reconcile", "target"])]
+    remove_unknown: Vec<CacheName>,
     #[command(flatten)]
     settings: SettingsArgs,
 }
@@ -132,7 +136,7 @@ async fn publish(
             holder(),
             Arc::clone(&progress) as Arc<dyn Reporter>,
         );
-        let publisher = publisher.of_lab(follower.id.clone());
+        let publisher = publisher.of_lab(follower.id.clone()).removing(args.remove_unknown.clone());
         publishers.push((Arc::new(publisher), progress, target.target.name.clone()));
     }
     if args.dry_run {
@@ -290,14 +294,18 @@ fn open_location(target: &EdgeTarget) -> Result<Store> {
     Ok(match &target.place {
         EdgePlace::Folder(path) => Store::folder(path)?,
         EdgePlace::Bucket(store, retries) => {
-            // Fewer when the line or the store does not bear as many.
-            let requests_max = Some(target.target.concurrency);
-            // All turns before this one may be used up by requests that end by their time-out.
-            let requests = u32::try_from(target.target.concurrency).unwrap_or(u32::MAX);
-            let turn_wait = Some(store.request_timeout.saturating_mul(requests));
-            Store::open(store, &CallPolicy { retries: retries.clone(), requests_max, turn_wait })?
+            Store::open(store, &policy(target.target.concurrency, store.request_timeout, retries))?
         }
     })
+}
+
+/// How a bucket is called.
+fn policy(concurrency: usize, request_timeout: Duration, retries: &RetryPolicy) -> CallPolicy {
+    // All turns before this one may be used up by requests that end by their time-out.
+    let requests = u32::try_from(concurrency).unwrap_or(u32::MAX);
+    let turn_wait = Some(request_timeout.saturating_mul(requests));
+    // Fewer at once when the line or the store does not bear as many.
+    CallPolicy { retries: retries.clone(), requests_max: Some(concurrency), turn_wait }
 }
 
 /// Names this process, for others that find the target or the job taken.
@@ -351,7 +359,18 @@ fn report(outcome: &Outcome, name: &str, elapsed: Duration, printer: &Printer) -
     printer.message(&json!({
         "message_type": "publish", "target": name, "writes": outcome.writes, "reads": outcome.listings,
         "waiting": outcome.waiting(), "seconds": elapsed.as_secs_f64(),
+        "unknown_caches": outcome.unknown.iter().map(CacheName::as_str).collect::<Vec<_>>(),
     }))?;
+    if !outcome.unknown.is_empty() {
+        let caches: Vec<&str> = outcome.unknown.iter().map(CacheName::as_str).collect();
+        printer.warn(&format!(
+            "{name}: caches lie there that this lab does not publish there: {}",
+            caches.join(", ")
+        ));
+        printer.hint(&format!(
+            "unless another lab owns it, `dormer publish {name} --reconcile --remove-unknown CACHE` removes one"
+        ));
+    }
     printer.conclude(&last_line(outcome, name, elapsed));
     if outcome.waiting() > 0 {
         printer.hint("`dormer publish status` says what they wait for");
@@ -560,5 +579,17 @@ impl Reporter for Progress {
         self.removed.fetch_add(1, Ordering::Relaxed);
         self.draw();
         self.printer.detail(&format!("{}: {cache}: removed {hash}", self.target));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_waits_for_its_turn_for_as_long_as_those_before_it_may_take() {
+        let timeout = Duration::from_mins(10);
+        let policy = policy(8, timeout, &RetryPolicy::default());
+        assert!(policy.turn_wait.is_some_and(|wait| wait >= 7 * timeout), "{policy:?}");
     }
 }

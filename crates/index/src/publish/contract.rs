@@ -636,6 +636,17 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         nars: &[((NarHash, EncodingTag), u64)],
         delete_after: UnixSeconds,
     ) -> Result<()>;
+    /// Writes down narinfos that a listing found and no row names, as if they had been published,
+    /// and that they have to be looked at. All of it is one step: a row that says only half would
+    /// be one of a path that the lab began to write.
+    async fn note_found_narinfos(
+        &self,
+        lease: &Lease,
+        cache: CacheId,
+        intents: &[PublishIntent],
+        found: &[PublishDone],
+        at: UnixSeconds,
+    ) -> Result<()>;
     /// Writes down narinfos that are there: the objects need not be looked at any more. A NAR that
     /// one of them named before, and nothing names now, may be deleted after `delete_after`.
     async fn finish_publishing(

@@ -17,7 +17,7 @@ use dormer_index::{
 use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{BuildTrace, DocumentName, NarHash, NarInfo, StoreDir, StorePath, StorePathHash, TraceKey};
 use dormer_publish::{Mode, Outcome, Publisher, Result, Silent, TargetSettings};
-use dormer_stores::Store;
+use dormer_stores::{FileKind, Store};
 use dormer_testkit::services::Postgres;
 use dormer_testkit::{
     BusyPublish, FaultPublish, Faults, FileEvent, Meanwhile, MemoryTarget, Random, create_postgres_index,
@@ -203,13 +203,8 @@ impl Lab {
 
     /// The same to this place.
     pub(crate) async fn run_beside(self: Arc<Self>, target: Store, mode: Mode) -> Result<Outcome> {
-        let (done, outcome) = tokio::sync::oneshot::channel();
-        std::thread::spawn(move || {
-            let publisher = self.publisher_of(Arc::clone(&self.index) as Arc<dyn PublishIndex>, target);
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let _ = done.send(runtime.expect("a runtime").block_on(publisher.run(mode)));
-        });
-        outcome.await.expect("the other program ends")
+        let publisher = self.publisher_of(Arc::clone(&self.index) as Arc<dyn PublishIndex>, target);
+        run_in_thread(publisher, mode).await
     }
 
     pub(crate) fn publisher_of(&self, index: Arc<dyn PublishIndex>, target: Store) -> Publisher {
@@ -301,6 +296,31 @@ impl Lab {
         self.engine.update_cache(&self.cache, update).await.expect("an update");
     }
 
+    /// Puts package `number` into the target, as if a lab had published it that is lost: neither
+    /// the rows nor this lab know of it. Its NAR holds what that of package 1 does, which has to be
+    /// there.
+    pub(crate) async fn put_unknown(&self, number: u8) {
+        let (files, nar) = (self.target.files(), self.unknown_nar());
+        let known = &published_in(&files)[&path(1).hash()];
+        let text = std::str::from_utf8(&files[&format!("main/{}.narinfo", path(1).hash())]).expect("text");
+        let url = nar.strip_prefix("main/").expect("it is of this cache");
+        let text = text.replace(&path(1).to_string(), &path(number).to_string()).replace(&known.url, url);
+        let kind = FileKind { content_type: "x", cache_control: String::new() };
+        let content = files[&format!("main/{}", known.url)].clone();
+        let store = self.target.store();
+        store.put(&nar, &kind, [content]).await.expect("memory");
+        let narinfo = format!("main/{}.narinfo", path(number).hash());
+        store.put(&narinfo, &kind, [text.into()]).await.expect("memory");
+    }
+
+    /// The name in the target of the NAR of an unknown package.
+    pub(crate) fn unknown_nar(&self) -> String {
+        let mut url = published_in(&self.target.files())[&path(1).hash()].url.clone();
+        let other = if url.as_bytes()[10] == b'0' { "1" } else { "0" };
+        url.replace_range(10..11, other);
+        format!("main/{url}")
+    }
+
     /// Fails if a reader can see a narinfo without its closure now.
     #[track_caller]
     pub(crate) fn check_now(&self, what: &str) {
@@ -362,6 +382,16 @@ impl Lab {
             }
         }
     }
+}
+
+/// A run of another program.
+pub(crate) async fn run_in_thread(publisher: Publisher, mode: Mode) -> Result<Outcome> {
+    let (done, outcome) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let _ = done.send(runtime.expect("a runtime").block_on(publisher.run(mode)));
+    });
+    outcome.await.expect("the other program ends")
 }
 
 pub(crate) async fn create_cache(engine: &Engine, name: &str, is_public: bool) -> Arc<Cache> {

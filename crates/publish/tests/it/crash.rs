@@ -10,6 +10,9 @@ use dormer_publish::{Error, Mode};
 use dormer_stores::FileKind;
 use dormer_testkit::{Faults, Lie, MemoryTarget};
 
+/// A path of the target that neither the rows nor the lab know.
+const UNKNOWN: u8 = 9;
+
 /// What the run that crashes finds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Before {
@@ -89,6 +92,7 @@ impl Before {
                 lab.target.store().delete(&trace_name(3)).await.expect("memory");
                 lab.target.store().delete(&debug_name(5)).await.expect("memory");
                 lab.target.store().put(&log_name(), &kind, vec!["short".into()]).await.expect("memory");
+                lab.put_unknown(UNKNOWN).await;
             }
             Self::AnotherPlace => lab.target = MemoryTarget::at("elsewhere"),
         }
@@ -123,6 +127,7 @@ impl Before {
         }
         if self == Self::Damage {
             // What nobody wrote down goes after its grace.
+            assert!(lab.target.files().contains_key(&lab.unknown_nar()), "{what}: its NAR has a grace");
             lab.clock.advance(GRACE);
             lab.publish().await.unwrap_or_else(|error| panic!("{what}: {error}"));
         }

@@ -1,7 +1,7 @@
 //! Whose place a target is, what lies there already, and what it can hold.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use dormer_edge::CacheState;
 use dormer_engine::Clock as _;
@@ -9,9 +9,9 @@ use dormer_index::PublishIndex;
 use dormer_nix::{BuildTrace, TraceKey};
 use dormer_publish::{Error, Mode, Publisher};
 use dormer_stores::{FileKind, Store};
-use dormer_testkit::{Faults, FileEvent};
+use dormer_testkit::{Faults, FileEvent, MemoryTarget};
 
-use crate::common::{GRACE, Lab, log_name, on_both_databases, path, stride};
+use crate::common::{GRACE, Lab, create_cache, log_name, on_both_databases, path, run_in_thread, stride};
 
 fn kind() -> FileKind {
     FileKind { content_type: "x", cache_control: String::new() }
@@ -144,7 +144,109 @@ async fn a_file_that_was_found_damaged_is_sent_and_not_adopted() {
     assert_eq!(&lab.target.files()[damaged], content);
 }
 
+/// A comparison finds paths that the lab has, and they are removed before they are written again.
+async fn what_is_removed_while_a_comparison_runs_is_not_left_behind() {
+    for moment in (0..).step_by(3 * stride()) {
+        let mut lab = Lab::new().await;
+        lab.push(1, 1, &[]).await;
+        lab.push(2, 2, &[]).await;
+        lab.publish().await.unwrap();
+        "another".clone_into(&mut lab.settings.name);
+        let lab = Arc::new(lab);
+        let busy = Arc::clone(&lab);
+        let (publisher, index) = lab.publisher_meanwhile(Box::new(move |call| {
+            let lab = Arc::clone(&busy);
+            Box::pin(async move {
+                if call == moment {
+                    lab.remove_for_cause(1).await;
+                }
+            })
+        }));
+        publisher.run(Mode::Reconcile).await.unwrap();
+        if moment >= index.calls() {
+            assert!(moment > 20, "only {moment} calls: the test no longer sees them");
+            break;
+        }
+        lab.publish().await.unwrap();
+        assert_eq!((lab.published(), lab.nar_count()), ([2].into(), 1), "before call {moment}");
+    }
+}
+
+/// After a restore, the files may be of a later time, when the cache had other readers. Listings
+/// and tags tell nothing of that.
+async fn files_of_another_visibility_are_written_again_after_a_comparison() {
+    for is_known in [true, false] {
+        let mut lab = Lab::new().await;
+        lab.settings.caches = vec!["main".parse().unwrap()];
+        lab.push(1, 1, &[]).await;
+        lab.set_public(false).await;
+        lab.publish().await.unwrap();
+        let files = lab.target.files();
+        let nar = files.keys().find(|name| name.contains("/nar/")).unwrap();
+        let public = FileKind { content_type: "x", cache_control: "public".to_owned() };
+        lab.target.store().put(nar, &public, [files[nar].clone()]).await.unwrap();
+        if is_known {
+            // As `dormer restore` leaves it. The target in memory gives each write its own tag.
+            let target = lab.index.list_targets().await.unwrap().remove(0);
+            let now = lab.clock.now();
+            let lease = lab.index.acquire_lease(target.id, "restore", now, now + 60).await.unwrap().unwrap();
+            let mut rows =
+                lab.index.list_published_nars(target.id, lab.cache.id, 0..=255, None, 9).await.unwrap();
+            rows[0].etag = None;
+            lab.index.note_uploaded(&lease, lab.cache.id, &rows).await.unwrap();
+            lab.index.move_target(&lease, &target.location, false).await.unwrap();
+            lab.index.release_lease(&lease, now, None).await.unwrap();
+        } else {
+            "another".clone_into(&mut lab.settings.name);
+        }
+        let before = lab.target.events().len();
+        lab.publisher().run(Mode::Reconcile).await.unwrap();
+        assert_eq!(nars_sent(&lab, before), [nar.as_str()], "known: {is_known}");
+        let control = lab.target.cache_control(nar).await.unwrap();
+        assert!(control.contains("private"), "known: {is_known}: {control}");
+        assert_eq!(lab.publisher().run(Mode::Reconcile).await.unwrap().caches[0].repaired, 0);
+        lab.check_every_moment(&[], "while it is compared");
+    }
+}
+
+/// A database that was lost published a cache that this lab does not have.
+#[tokio::test]
+async fn a_cache_that_nobody_knows_is_named_and_removed_on_demand_only() {
+    let lost = Lab::new().await;
+    lost.push(1, 1, &[]).await;
+    lost.put_trace(1).await;
+    create_cache(&lost.engine, "other", true).await;
+    lost.publish().await.unwrap();
+    let mut lab = Lab::new().await;
+    lab.target = lost.target.clone();
+    let main = std::mem::replace(&mut lab.cache, create_cache(&lab.engine, "team", true).await);
+    lab.engine.delete_cache(&main, None).await.unwrap();
+    lab.push(2, 2, &[]).await;
+    lab.target.store().put("main/readme.txt", &kind(), vec!["somebody's".into()]).await.unwrap();
+    lab.target.store().put("photos/cat", &kind(), vec!["somebody's".into()]).await.unwrap();
+    let of_main = || -> BTreeMap<String, bytes::Bytes> {
+        lab.target.files().into_iter().filter(|(name, _)| name.starts_with("main/")).collect()
+    };
+    let there = of_main();
+    let outcome = lab.publisher().run(Mode::Reconcile).await.unwrap();
+    assert_eq!(outcome.unknown, ["main".parse().unwrap(), "other".parse().unwrap()]);
+    assert_eq!(of_main(), there, "only named");
+    assert!(lab.publish().await.unwrap().unknown.is_empty(), "nothing is listed");
+
+    let unwanted = ["main", "team"].map(|name| name.parse().unwrap()).to_vec();
+    let outcome = lab.publisher().removing(unwanted).run(Mode::Reconcile).await.unwrap();
+    assert_eq!(outcome.unknown, ["other".parse().unwrap()]);
+    assert_eq!(of_main().into_keys().collect::<Vec<_>>(), ["main/readme.txt"]);
+    let [.., main, team] = &outcome.caches[..] else { panic!("{outcome:?}") };
+    assert_eq!((main.removed, main.nars_deleted, &main.error), (1, 1, &None));
+    assert!(team.cache == "team" && team.error.is_some(), "{team:?}");
+    assert!(lab.target.files().contains_key("photos/cat"));
+    assert_eq!(lab.target.files().keys().filter(|name| name.starts_with("team/nar/")).count(), 1);
+}
+
 on_both_databases!(
+    what_is_removed_while_a_comparison_runs_is_not_left_behind,
+    files_of_another_visibility_are_written_again_after_a_comparison,
     a_target_that_the_database_does_not_know_is_compared_first,
     a_file_that_was_found_damaged_is_sent_and_not_adopted,
     an_empty_place_needs_no_comparison,
@@ -182,6 +284,43 @@ async fn two_labs_do_not_share_a_place() {
     assert!(matches!(refused, Err(Error::OtherLab { .. })), "{refused:?}");
 }
 
+/// The other lab publishes at any moment while the first one begins: one of them has the place, and
+/// the other one has written nothing.
+#[tokio::test]
+async fn of_two_labs_that_meet_in_an_empty_place_one_wins() {
+    for (target, moment) in [MemoryTarget::new as fn() -> _, MemoryTarget::without_conditions]
+        .into_iter()
+        .flat_map(|target| (0..8).map(move |moment| (target, moment)))
+    {
+        let mut first = Lab::new().await;
+        first.target = target();
+        first.push(1, 1, &[]).await;
+        let mut other = Lab::new().await;
+        other.target = first.target.clone();
+        other.push(2, 2, &[]).await;
+        let met = Arc::new(Mutex::new(None));
+        let (other, outcome) = (Arc::new(other), Arc::clone(&met));
+        let (publisher, _) = first.publisher_meanwhile(Box::new(move |call| {
+            let (other, outcome) = (Arc::clone(&other), Arc::clone(&outcome));
+            Box::pin(async move {
+                if call == moment {
+                    let publisher = of(&other, "b");
+                    let came = run_in_thread(publisher, Mode::Follow).await;
+                    *outcome.lock().unwrap() = Some(came);
+                }
+            })
+        }));
+        let begun = publisher.of_lab(Some("a".to_owned())).run(Mode::Follow).await;
+        let came = met.lock().unwrap().take().unwrap();
+        let is_refused = |outcome: &_| matches!(outcome, Err(Error::OtherLab { .. }));
+        assert!(is_refused(&begun) != is_refused(&came), "before call {moment}: {begun:?}, {came:?}");
+        let (winner, path) = if begun.is_ok() { ("a", 1) } else { ("b", 2) };
+        assert_eq!(first.published(), [path].into(), "before call {moment}: {begun:?}, {came:?}");
+        let mark = String::from_utf8(first.target.files()["dormer-lab.json"].to_vec()).unwrap();
+        assert!(mark.contains(&format!("\"{winner}\"")), "before call {moment}: {mark}");
+    }
+}
+
 #[tokio::test]
 async fn a_target_of_an_older_version_gets_its_mark() {
     let lab = Lab::new().await;
@@ -204,8 +343,13 @@ async fn the_headers_of_files_follow_the_visibility_of_the_cache() {
         lab.push(number, number.into(), references).await;
         lab.put_trace(number).await;
     }
+    lab.push(3, 3, &[]).await;
     lab.put_log("built").await;
     lab.publish().await.unwrap();
+    // Its NAR has a grace, and would keep its headers.
+    lab.remove(3).await;
+    lab.publish().await.unwrap();
+    assert_eq!(lab.nar_count(), 3);
     for (is_public, said) in [(true, "public"), (false, "private"), (true, "public")] {
         lab.set_public(is_public).await;
         lab.publish().await.unwrap();

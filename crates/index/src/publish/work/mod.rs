@@ -44,7 +44,9 @@ pub(crate) use self::targets::{
     acquire_lease, clear_missed_changes, list_followers, list_targets, move_target, open_target,
     release_lease, renew_lease,
 };
-pub(crate) use self::writing::{begin_publishing, finish_publishing, note_found_nars, note_uploaded};
+pub(crate) use self::writing::{
+    begin_publishing, finish_publishing, note_found_narinfos, note_found_nars, note_uploaded,
+};
 use crate::columns::{array, corrupt, nar_hash, tag, unsigned};
 use crate::contract::{CacheId, OutboxPosition};
 use crate::publish::contract::{Lease, PublishState, PublishTarget, PublishedNar, PublishedObject, TargetId};

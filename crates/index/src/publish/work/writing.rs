@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use dormer_format::EncodingTag;
 use dormer_nix::NarHash;
 
+use super::pending::{NOTE_PENDING, note_objects};
 use super::{DROP_PENDING, hold_lease, nars_of};
 use crate::Result;
 use crate::columns::signed;
@@ -139,6 +140,21 @@ pub(crate) async fn note_found_nars(
     let (target, records) = (Number(lease.target.0), records.finish());
     let arguments = [target, Number(cache.0), Text(&records), Bytes(&[]), Number(delete_after)];
     tx.run(NOTE_FOUND_NARS, &arguments).await.map(drop)
+}
+
+pub(crate) async fn note_found_narinfos(
+    tx: &mut Transaction,
+    lease: &Lease,
+    cache: CacheId,
+    intents: &[PublishIntent],
+    found: &[PublishDone],
+    at: UnixSeconds,
+) -> Result<()> {
+    begin_publishing(tx, lease, cache, intents).await?;
+    // No row named another NAR before, so none is left without a name.
+    finish_publishing(tx, lease, cache, found, UnixSeconds::MAX).await?;
+    let marks: Vec<_> = found.iter().map(|found| (cache, found.hash, at)).collect();
+    note_objects(tx, lease, &marks, NOTE_PENDING).await
 }
 
 pub(crate) async fn finish_publishing(
