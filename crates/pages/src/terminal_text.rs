@@ -8,6 +8,8 @@
 //! - The result does not depend on anything before the first byte. A page that begins in the middle
 //!   of a log begins without colour.
 
+use crate::text::turns_text;
+
 /// A part of a text in one style.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextPart {
@@ -57,9 +59,7 @@ pub fn terminal_text(bytes: &[u8]) -> Vec<TextPart> {
             '\r' if after.starts_with('\n') => {}
             '\r' => push(&mut parts, '\n'),
             '\n' | '\t' => push(&mut parts, character),
-            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{61c}' => {
-                push(&mut parts, char::REPLACEMENT_CHARACTER);
-            }
+            character if turns_text(character) => push(&mut parts, char::REPLACEMENT_CHARACTER),
             character if character.is_control() => {}
             character => push(&mut parts, character),
         }
