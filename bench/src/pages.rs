@@ -4,6 +4,7 @@
 //! cache, so its pages have everything that pages can have.
 
 use std::path::Path;
+use std::time::Duration;
 
 use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{NarHash, StorePathHash};
@@ -249,6 +250,20 @@ fn push_rich(server: &Server, objects: u64) -> Result<String> {
     Ok(hash.to_string())
 }
 
+/// Waits until the server does nothing by itself: after a start, jobs count what was filled in.
+fn wait_for_rest(server: &Server) -> Result<()> {
+    let mut before = server.cpu_seconds()?;
+    for _ in 0..240 {
+        std::thread::sleep(Duration::from_millis(500));
+        let now = server.cpu_seconds()?;
+        if now - before <= 0.01 {
+            return Ok(());
+        }
+        before = now;
+    }
+    Err(Error::new("the server never rests"))
+}
+
 /// Asks for each page again and again. `server` is PostgreSQL's first process.
 fn ask(
     server: &Server,
@@ -258,6 +273,7 @@ fn ask(
     costs: &mut PageCosts,
 ) -> Result<()> {
     let rich = push_rich(server, objects)?;
+    wait_for_rest(server)?;
     let mut connection = server.connect()?;
     let mut get = |address: &str| -> Result<String> {
         let (status, body) = connection.get_page(address)?;

@@ -52,6 +52,11 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
     // Real names need no escapes; hostile ones stand in short lists only.
     let plain = |one: char| if length <= 100 || one.is_ascii_alphanumeric() { one } else { 'x' };
     let name = || text.chars().take(50).map(plain).collect::<String>();
+    // Texts that a host lets be longer than a name, as long as it lets them be.
+    let long = |bytes: usize| {
+        let width = text.chars().next().map_or(1, char::len_utf8);
+        if length > 100 { text.chars().cycle().take(bytes / width).collect() } else { owned() }
+    };
     let base_name = || {
         let name: String = text.chars().take(211).map(plain).collect();
         format!("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-{name}")
@@ -78,7 +83,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         server: Some(owned()),
         public_keys: vec![owned(); length],
         upstream_key_names: vec![owned(); length],
-        store_dir: owned(),
+        store_dir: long(1_024),
         priority: 41,
         contents: Contents::Stored(Counts { paths: 1, nar_bytes: 2, newest_at: None, is_complete: false }),
         retention_seconds: Some(86_400),
@@ -118,7 +123,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
     let path = PathView {
         cache: name(),
         substituter: owned(),
-        store_dir: owned(),
+        store_dir: long(1_024),
         base_name: base_name(),
         nar_url: Some(owned()),
         nar_hash: owned(),
@@ -128,7 +133,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         has_log: None,
         system: Some(owned()),
         content_address: Some(owned()),
-        provenance: Some(owned()),
+        provenance: Some(long(20_000)),
         signatures: vec![owned(); length],
         own_keys: vec![owned(); length],
         references: many(),
@@ -178,7 +183,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
     };
     let remove = RemoveView {
         cache: name(),
-        store_dir: owned(),
+        store_dir: long(1_024),
         base_name: base_name(),
         nar_bytes: 1,
         referrers: (many(), true),
@@ -471,7 +476,9 @@ fn no_page_offers_a_command_that_a_terminal_could_misread() {
         offered.map(|(page, _)| page).collect::<Vec<_>>()
     };
     assert_eq!(offers("x"), ["cache", "path", "cache at the edge", "path at the edge", "file at the edge"]);
-    for text in ["x\ny", "x\u{3}", "x\u{202e}y", "x\u{1b}[2K", "x\u{9b}2K", "x\ty", "x\u{2028}y"] {
+    for one in ["\n", "\u{3}", "\u{202e}", "\u{1b}[2K", "\u{9b}2K", "\t", "\u{2028}"] {
+        // The line for netrc names the host alone.
+        let text = &format!("https://x{one}y/");
         assert!(offers(text).is_empty(), "{text:?}: {:?}", offers(text));
         let (_, html) = pages(text, 3).into_iter().find(|(page, _)| *page == "file at the edge").unwrap();
         assert!(html.contains("Here would be the command that prints the file, but a name in it"), "{html}");
