@@ -4,16 +4,23 @@
 //! cache, so its pages have everything that pages can have.
 
 use std::path::Path;
+use std::time::Duration;
 
+use dormer_nix::nar::{Node, encode_tree};
+use dormer_nix::{NarHash, StorePathHash};
 use dormer_testkit::services::Postgres;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, raw_sql};
 
 use crate::error::{Context, Error, Result};
 use crate::measure::{Samples, tree_cpu_seconds, wall_of};
 use crate::replicas::MASTER_KEY;
 use crate::report::{Table, note};
-use crate::server::Server;
+use crate::server::{CACHE, Server};
+
+/// Keys of neighbours are so far apart.
+const KEY_STEP: u64 = 400_000_000_000;
 
 /// Requests of each page, on one connection. CPU is told in hundredths of a second.
 const REQUESTS: u32 = 200;
@@ -97,6 +104,7 @@ trait Dialect {
     /// A key of so many bytes that ascends with a number.
     fn key(&self, number: &str, bytes: usize) -> String;
     fn empty(&self) -> &'static str;
+    fn yes(&self) -> &'static str;
 }
 
 struct Sqlite;
@@ -110,10 +118,13 @@ impl Dialect for Sqlite {
         "n".to_owned()
     }
     fn key(&self, number: &str, bytes: usize) -> String {
-        format!("unhex(printf('%016x', ({number}) * 400000000000) || '{}')", "0".repeat(2 * bytes - 16))
+        format!("unhex(printf('%016x', ({number}) * {KEY_STEP}) || '{}')", "0".repeat(2 * bytes - 16))
     }
     fn empty(&self) -> &'static str {
         "x''"
+    }
+    fn yes(&self) -> &'static str {
+        "1"
     }
 }
 
@@ -126,15 +137,26 @@ impl Dialect for Postgresql {
     }
     fn key(&self, number: &str, bytes: usize) -> String {
         let rest = "0".repeat(2 * bytes - 16);
-        format!("decode(lpad(to_hex(({number})::bigint * 400000000000), 16, '0') || '{rest}', 'hex')")
+        format!("decode(lpad(to_hex(({number})::bigint * {KEY_STEP}), 16, '0') || '{rest}', 'hex')")
     }
     fn empty(&self) -> &'static str {
         "''"
     }
+    fn yes(&self) -> &'static str {
+        "true"
+    }
+}
+
+/// Hash of the path of this number, as `Dialect::key` makes it.
+fn hash_of(number: u64) -> StorePathHash {
+    let mut bytes = [0; 20];
+    bytes[..8].copy_from_slice(&(number * KEY_STEP).to_be_bytes());
+    StorePathHash::from_bytes(bytes)
 }
 
 /// Paths of the first cache, each with a NAR and a size of its own; a hundred of them refer to the
-/// largest; and a year of history.
+/// largest, and to the path behind it that [`push_rich`] pushes, which has pins of its own and of
+/// paths that need it; fifty other caches, each with a few paths; and a year of history.
 fn rows(dialect: &impl Dialect, objects: u64) -> String {
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
     let (cache, empty) = ("(SELECT min(id) FROM caches)", dialect.empty());
@@ -143,6 +165,7 @@ fn rows(dialect: &impl Dialect, objects: u64) -> String {
     let (nar_hash, tag) = (dialect.key("i", 32), dialect.key("i", 16));
     let path_hash = dialect.key("i", 20);
     let largest = dialect.key(&objects.to_string(), 20);
+    let rich = dialect.key(&(objects + 1).to_string(), 20);
     format!(
         "{numbers} INSERT INTO nars (hash, size, file_size, tag, recipe)
              SELECT {nar_hash}, 5000 + i, 2000 + i, {tag}, {empty} FROM {from};
@@ -151,6 +174,21 @@ fn rows(dialect: &impl Dialect, objects: u64) -> String {
                  {empty}, {empty} FROM {from};
          {hundred_numbers} INSERT INTO object_refs (cache, reference, referrer)
              SELECT {cache}, {largest}, {path_hash} FROM {hundred};
+         {hundred_numbers} INSERT INTO object_refs (cache, reference, referrer)
+             SELECT {cache}, {rich}, {path_hash} FROM {hundred};
+         {hundred_numbers} INSERT INTO pins (cache, name, hash, path_name, created_at)
+             SELECT {cache}, 'release-' || i, {path_hash}, 'package-' || i, {now} FROM {hundred};
+         {hundred_numbers} INSERT INTO pins (cache, name, hash, path_name, created_at)
+             SELECT {cache}, 'own-' || i, {rich}, 'rich-1.0', {now} FROM {hundred};
+         UPDATE caches SET retention_seconds = 864000, quota_bytes = 1000000000000, keep_latest = 3;
+         {hundred_numbers} INSERT INTO caches (name, is_public, store_dir, priority, upstream_cache_key_names, created_at)
+             SELECT 'team-' || (100 + i), {yes}, '/nix/store', 40, '[]', {now} FROM {hundred} WHERE i <= 50;
+         {hundred_numbers} INSERT INTO objects (cache, hash, nar, created_at, last_used_at, pushed_at, name, nar_size, sigs, refs)
+             SELECT c.id, {path_hash}, i, {now}, {now}, {now}, 'package-' || i, 5000 + i, {empty}, {empty}
+             FROM {hundred} CROSS JOIN caches AS c WHERE c.name LIKE 'team-%';
+         INSERT INTO counters (cache, generation, paths, path_bytes)
+             SELECT id, 1, 100, 500000 FROM caches WHERE name LIKE 'team-%'
+             ON CONFLICT (cache, generation) DO UPDATE SET paths = excluded.paths, path_bytes = excluded.path_bytes;
          {day_numbers} INSERT INTO cache_days (cache, day, paths, path_bytes, pushes, pulls)
              SELECT {cache}, {today} - i, 1000000 - i * 2000, 5000000000 - 10000000 * CAST(i AS BIGINT), i % 7, i * 100 FROM {days};
          {day_numbers} INSERT INTO cache_days (cache, day, paths, path_bytes, stored_bytes, pushes, pulls)
@@ -159,6 +197,7 @@ fn rows(dialect: &impl Dialect, objects: u64) -> String {
              ON CONFLICT (cache, generation) DO UPDATE SET paths = excluded.paths, path_bytes = excluded.path_bytes;",
         hundred_numbers = dialect.numbers(100),
         day_numbers = dialect.numbers(365),
+        yes = dialect.yes(),
         today = now / 86_400,
         bytes = objects * 5_000 + objects * (objects + 1) / 2,
     )
@@ -180,6 +219,51 @@ fn fill_sqlite(file: &Path, objects: u64) -> Result<()> {
     })
 }
 
+/// Pushes a path with everything that a path can have: references, a deriver, its log, signatures
+/// and a provenance. Returns its hash.
+fn push_rich(server: &Server, objects: u64) -> Result<String> {
+    let nar = encode_tree(&Node::file(b"a text".to_vec()));
+    let hash = hash_of(objects + 1);
+    let named = |number: u64| format!("{}-package-{number}", hash_of(number));
+    let derivation = format!("{}-rich-1.0.drv", hash_of(objects + 2));
+    let signature = |number: u32| format!("key-{number}:{}A==", "S".repeat(85));
+    let info = json!({
+        "cache": CACHE, "store_path_hash": hash.to_string(), "store_path": format!("/nix/store/{hash}-rich-1.0"),
+        "references": (200..260).map(named).collect::<Vec<_>>(), "system": "x86_64-linux", "deriver": derivation,
+        "sigs": (0..16).map(signature).collect::<Vec<_>>(), "ca": null,
+        "extra": [["Provenance", "{\"type\":\"flake\",\"url\":\"git+https://example.org/x?rev=1\"}"]],
+        "nar_hash": format!("sha256:{}", NarHash::digest(&nar).to_hex()), "nar_size": nar.len(),
+    });
+    let mut connection = server.connect()?;
+    let headers = format!("X-Attic-Nar-Info: {info}\r\n");
+    let log = b"a line of a log\n".repeat(1_000);
+    for (address, headers, mut body) in [
+        ("/_api/v1/upload-path".to_owned(), headers.as_str(), &nar[..]),
+        (format!("/{CACHE}/log/{derivation}"), "", &log[..]),
+    ] {
+        let (status, answer) = connection.put_chunked(&address, headers, &[], &mut body)?;
+        if status != 200 {
+            let answer = String::from_utf8_lossy(&answer);
+            return Err(Error::new(format!("{address} is answered with {status}: {answer}")));
+        }
+    }
+    Ok(hash.to_string())
+}
+
+/// Waits until the server does nothing by itself: after a start, jobs count what was filled in.
+fn wait_for_rest(server: &Server) -> Result<()> {
+    let mut before = server.cpu_seconds()?;
+    for _ in 0..240 {
+        std::thread::sleep(Duration::from_millis(500));
+        let now = server.cpu_seconds()?;
+        if now - before <= 0.01 {
+            return Ok(());
+        }
+        before = now;
+    }
+    Err(Error::new("the server never rests"))
+}
+
 /// Asks for each page again and again. `server` is PostgreSQL's first process.
 fn ask(
     server: &Server,
@@ -188,6 +272,8 @@ fn ask(
     objects: u64,
     costs: &mut PageCosts,
 ) -> Result<()> {
+    let rich = push_rich(server, objects)?;
+    wait_for_rest(server)?;
     let mut connection = server.connect()?;
     let mut get = |address: &str| -> Result<String> {
         let (status, body) = connection.get_page(address)?;
@@ -203,9 +289,13 @@ fn ask(
     let hash = hash.ok_or_else(|| Error::new("the list of paths names none"))?.to_owned();
     let name = format!("package-{objects}");
     for (page, address) in [
-        ("home", "/".to_owned()),
+        ("home, 50 caches", "/".to_owned()),
         ("a cache", "/main/".to_owned()),
-        ("a path", format!("/main/{hash}")),
+        ("a path with referrers", format!("/main/{hash}")),
+        ("a path with all that a path can have", format!("/main/{rich}")),
+        ("its references", format!("/main/{rich}/references")),
+        ("its log", format!("/main/{rich}/log")),
+        ("pins", "/main/pins".to_owned()),
         ("paths by size", "/main/paths".to_owned()),
         ("a search by prefix, a full page", "/main/paths?q=package-99*".to_owned()),
         ("a search by prefix, one path", format!("/main/paths?q={name}*")),

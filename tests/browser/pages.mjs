@@ -216,7 +216,7 @@ async function withoutScript() {
 async function see({ name, viewport, colorScheme }) {
   const { context, page, faults } = await open({ viewport, colorScheme });
   await signIn(page);
-  const program = `/main/${visit.program.hash}`;
+  const [program, longest] = [visit.program, visit.longest].map(({ hash }) => `/main/${hash}`);
   for (const [what, address] of [
     ["home", "/"],
     ["cache", "/main/"],
@@ -229,6 +229,16 @@ async function see({ name, viewport, colorScheme }) {
     ["pins", "/main/pins"],
     ["remove", `${program}/remove`],
     ["sign-in", "/_dormer/sign-in"],
+    // Words without a place where a line could end.
+    ["longest", longest],
+    ["longest-references", `${longest}/references?from=10`],
+    ["longest-referrers", `/main/${visit.longest.needed}/referrers`],
+    ["longest-remove", `/main/${visit.longest.needed}/remove`],
+    ["longest-folder", `${longest}/files/`],
+    ["longest-file", `${longest}/files/${"n".repeat(250)}/${"f".repeat(250)}`],
+    ["longest-link", `${longest}/files/link`],
+    ["longest-search", `/main/paths?q=${"w".repeat(200)}`],
+    ["search-of-nothing", `/main/paths?q=${"x".repeat(300)}`],
   ]) {
     await page.goto(address);
     await inspect(page, `${name} ${what}`);
@@ -260,6 +270,14 @@ async function see({ name, viewport, colorScheme }) {
     await page.getByLabel("Filter this page").fill(visit.program.name);
     assert.ok((await rows.filter({ visible: true }).count()) < (await rows.count()), "some are hidden");
   }
+  // What a reader may not see.
+  await context.clearCookies();
+  await page.goto(`/main/paths?q=${"x".repeat(300)}`);
+  await page.getByText("may not search by name").waitFor();
+  await inspect(page, `${name} a search by a stranger`);
+  await page.goto(`${program}/referrers`);
+  await page.getByRole("heading", { name: "Forbidden" }).waitFor();
+  await inspect(page, `${name} forbidden`);
   await context.close();
 }
 

@@ -11,8 +11,7 @@ use std::fmt::Write as _;
 /// Whether a terminal or a reader would obey the character instead of showing it. Tabs are
 /// harmless.
 fn is_obeyed(c: char) -> bool {
-    let ends_a_line = matches!(c, '\u{2028}' | '\u{2029}');
-    (c.is_control() && c != '\t') || dormer_pages::is_direction_mark(c) || ends_a_line
+    c != '\t' && dormer_pages::is_obeyed(c)
 }
 
 /// The text on one line, with `\u{1b}` in place of an escape character.

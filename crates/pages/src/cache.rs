@@ -3,11 +3,11 @@
 use maud::{Markup, html};
 
 use crate::frame::{Frame, cache_address, escape_segment};
-use crate::parts::{copyable, counting, exact_moment, exact_size, visibility};
+use crate::parts::{Copied, and_more, copyable, counting, exact_moment, exact_size, first, visibility};
 use crate::paths::PathRow;
 use crate::picture::{PastDay, SizedPath, activity, growth, sizes, unused_times};
 use crate::stay::NOTHING_GOES;
-use crate::text::{bytes, nix_string, number, shell_word, shortened, span};
+use crate::text::{bytes, number, shortened, span};
 
 /// Keys and upstream names that a page shows, and keys that stand in each of its texts to copy.
 const KEYS_SHOWN: usize = 4;
@@ -148,49 +148,47 @@ impl CacheView {
     }
 
     fn usage(&self) -> Markup {
-        let keys: Vec<String> = self.shown_keys().take(KEYS_IN_TEXTS).cloned().collect();
-        let list = |texts: &[String]| texts.iter().map(|text| nix_string(text)).collect::<Vec<_>>().join(" ");
-        let substituter = std::slice::from_ref(&self.substituter);
-        let mut conf = format!(
-            "extra-substituters = {}\nextra-trusted-public-keys = {}\n",
-            self.substituter,
-            keys.join(" ")
-        );
-        if !self.is_public {
-            conf.push_str("netrc-file = /etc/nix/netrc\n");
-        }
-        let netrc_of_nixos = if self.is_public { "" } else { "  netrc-file = \"/etc/nix/netrc\";\n" };
-        let nixos = format!(
-            "nix.settings = {{\n  substituters = [ {} ];\n  trusted-public-keys = [ {} ];\n{netrc_of_nixos}}};\n",
-            list(substituter),
-            list(&keys)
-        );
-        let flake = format!(
-            "nixConfig = {{\n  extra-substituters = [ {} ];\n  extra-trusted-public-keys = [ {} ];\n}};\n",
-            list(substituter),
-            list(&keys)
-        );
+        let keys = self.fitting_keys();
+        let (keys, left_out) = first(&keys, KEYS_IN_TEXTS);
+        let keys = || keys.iter().map(|key| key.as_str());
+        let substituter = || [self.substituter.as_str()];
+        let text = Copied::default;
+        let unless_public = |text| if self.is_public { "" } else { text };
+        let conf = text().own("extra-substituters = ").words(substituter());
+        let conf = conf.own("\nextra-trusted-public-keys = ").words(keys()).own("\n");
+        let conf = conf.own(unless_public("netrc-file = /etc/nix/netrc\n"));
+        let nixos = text().own("nix.settings = {\n  substituters = ").nix_list(substituter());
+        let nixos = nixos.own(";\n  trusted-public-keys = ").nix_list(keys()).own(";\n");
+        let nixos = nixos.own(unless_public("  netrc-file = \"/etc/nix/netrc\";\n")).own("};\n");
+        let flake = text().own("nixConfig = {\n  extra-substituters = ").nix_list(substituter());
+        let flake = flake.own(";\n  extra-trusted-public-keys = ").nix_list(keys()).own(";\n};\n");
         let host = netrc_host(&self.substituter);
-        let mut actions = format!(
-            "- uses: cachix/install-nix-action@v31\n  with:\n    extra_nix_config: |\n      extra-substituters = {}\n      \
-             extra-trusted-public-keys = {}\n",
-            self.substituter,
-            keys.join(" ")
-        );
-        if !self.is_public {
-            actions = format!(
-                "- run: sudo mkdir -p /etc/nix && echo \"machine {host} login token password $TOKEN\" | sudo install -m 600 /dev/stdin /etc/nix/netrc\n  \
-                 env:\n    TOKEN: ${{{{ secrets.DORMER_TOKEN }}}}\n{actions}      netrc-file = /etc/nix/netrc\n"
-            );
-        }
+        let netrc = text().own("machine ").plain(host).own(" login token password TOKEN\n");
+        let install = text()
+            .own("- uses: cachix/install-nix-action@v31\n  with:\n    extra_nix_config: |\n      extra-substituters = ")
+            .words(substituter())
+            .own("\n      extra-trusted-public-keys = ")
+            .words(keys())
+            .own("\n");
+        let actions = if self.is_public {
+            install
+        } else {
+            text()
+                .own("- run: sudo mkdir -p /etc/nix && echo \"machine ")
+                .plain(host)
+                .own(" login token password $TOKEN\" | sudo install -m 600 /dev/stdin /etc/nix/netrc\n  env:\n    TOKEN: ${{ secrets.DORMER_TOKEN }}\n")
+                .then(&install)
+                .own("      netrc-file = /etc/nix/netrc\n")
+        };
         html! {
             section {
                 h2 #use { "Use this cache" }
+                @if left_out > 0 { p { "These lines name the first of the cache's keys. Below are the others." } }
                 h3 { "nix.conf" }
                 (copyable("the lines for nix.conf", &conf))
                 @if !self.is_public {
                     p { "The cache is private. Put a token that may pull from it into " code { "/etc/nix/netrc" } ":" }
-                    (copyable("the line for netrc", &format!("machine {host} login token password TOKEN\n")))
+                    (copyable("the line for netrc", &netrc))
                 }
                 details { summary { "NixOS" } (copyable("the lines for NixOS", &nixos)) }
                 details {
@@ -207,10 +205,8 @@ impl CacheView {
                     details {
                         summary { "The command line, and pushing" }
                         p { "Save a token in the file " code { "token" } " first: one that may push here. To read a public cache, none is needed." }
-                        (copyable("the commands", &format!(
-                            "dormer login lab {} --token-file token\ndormer use {}\ndormer push {} ./result\n",
-                            shell_word(server), shell_word(&self.name), shell_word(&self.name)
-                        )))
+                        @let commands = text().own("dormer login lab ").shell(server).own(" --token-file token\ndormer use ").shell(&self.name);
+                        (copyable("the commands", &commands.own("\ndormer push ").shell(&self.name).own(" ./result\n")))
                     }
                 }
             }
@@ -222,26 +218,29 @@ impl CacheView {
             section {
                 h2 { "Keys" }
                 p { "Nix accepts paths from here that one of these keys signed." }
-                @for key in self.shown_keys() { (copyable("the key", key)) }
-                @if self.public_keys.len() > KEYS_SHOWN { p { "And " (self.public_keys.len() - KEYS_SHOWN) " more." } }
+                @let keys = self.fitting_keys();
+                @let (shown, _) = first(&keys, KEYS_SHOWN);
+                @for key in shown { (copyable("the key", &Copied::default().plain(key))) }
+                @let left = self.public_keys.len().saturating_sub(shown.len()) as u64;
+                @if left > 0 { p { (and_more(left, "key", "keys")) } }
                 @if !self.upstream_key_names.is_empty() {
                     p {
                         "Clients do not push paths with a signature of "
-                        @for (place, name) in self.upstream_key_names.iter().take(KEYS_SHOWN).enumerate() {
+                        @let (shown, left) = first(&self.upstream_key_names, KEYS_SHOWN);
+                        @for (place, name) in shown.iter().enumerate() {
                             @if place > 0 { ", " }
                             code { (shortened(name, 60)) }
                         }
-                        @if self.upstream_key_names.len() > KEYS_SHOWN { " and more" }
-                        "."
+                        ". " (and_more(left, "key", "keys"))
                     }
                 }
             }
         }
     }
 
-    fn shown_keys(&self) -> impl Iterator<Item = &String> {
-        // A key of Nix has some 100 bytes; a page does not grow with one that has more.
-        self.public_keys.iter().filter(|key| key.len() <= 200).take(KEYS_SHOWN)
+    /// A key of Nix has some 100 bytes; a page does not grow with one that has more.
+    fn fitting_keys(&self) -> Vec<&String> {
+        self.public_keys.iter().filter(|key| key.len() <= 200).collect()
     }
 }
 

@@ -4,7 +4,8 @@ use maud::html;
 
 use crate::cache::way_below;
 use crate::frame::{Frame, path_address};
-use crate::parts::{path_link, size};
+use crate::parts::{and_more, first, size};
+use crate::path::links;
 use crate::picture::{SizedPath, sizes};
 use crate::text::counted;
 
@@ -50,7 +51,7 @@ impl ClosureView {
             @if !self.largest.is_empty() {
                 section {
                     h2 { "Largest members" }
-                    @let largest = &self.largest[..self.largest.len().min(LARGEST_SHOWN)];
+                    @let (largest, _) = first(&self.largest, LARGEST_SHOWN);
                     (sizes(frame, &self.cache, "Sizes of the NARs, uncompressed", largest))
                 }
             }
@@ -58,8 +59,9 @@ impl ClosureView {
                 section {
                     h2 { "Not in this cache" }
                     p { "Clients get these from other caches, such as cache.nixos.org." }
-                    ul.paths { @for base_name in self.missing.iter().take(MISSING_SHOWN) { li { (path_link(frame, &self.cache, base_name)) } } }
-                    @if self.missing.len() > MISSING_SHOWN { p { "And " (self.missing.len() - MISSING_SHOWN) " more." } }
+                    @let (missing, left) = first(&self.missing, MISSING_SHOWN);
+                    (links(frame, &self.cache, missing))
+                    @if left > 0 { p { (and_more(left, "path", "paths")) } }
                 }
             }
         };

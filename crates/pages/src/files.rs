@@ -4,8 +4,8 @@ use maud::{Markup, html};
 
 use crate::cache::below;
 use crate::frame::{Frame, PAGE_BYTES_MAX, escape_segment, file_address, path_address};
-use crate::parts::{copyable, size};
-use crate::text::{number, shell_word, shortened};
+use crate::parts::{Copied, copyable, size};
+use crate::text::{is_obeyed, number, shortened, visible_page};
 
 /// Room for the entries of a folder, or the text of a file, in bytes of HTML. The rest of the page
 /// has the way back to the file, which may be long.
@@ -19,9 +19,6 @@ const NAME_SHOWN: usize = 120;
 
 /// Longest name that is part of an address, in bytes. Names in a NAR may have a MiB.
 const LINKED_NAME_MAX: usize = 1_000;
-
-/// Longest address and path in a command, in bytes together.
-const COMMAND_BYTES_MAX: usize = 2_000;
 
 /// What is at a place in a store path.
 #[derive(Debug, Clone)]
@@ -144,7 +141,7 @@ fn folder(first: usize, entries: &[ListedFile], has_more: bool) -> Markup {
     let mut length = 0;
     for entry in entries {
         let row = row(entry);
-        length += row.0.len();
+        length += visible_page(&row.0).len();
         if length > CONTENT_BYTES_MAX {
             break;
         }
@@ -216,16 +213,17 @@ impl FileView {
             }
             @match &self.content {
                 FileContent::Read(Some(text)) => {
-                    @let shown = fitting(text, CONTENT_BYTES_MAX);
+                    // Both ends of a line look the same.
+                    @let lines = text.replace("\r\n", "\n");
+                    @let shown = fitting(&lines, CONTENT_BYTES_MAX);
                     pre.file { code { (shown) } }
-                    @if (shown.len() as u64) < self.bytes { p { "The download has the rest." } }
+                    @if shown.len() < lines.len() || (text.len() as u64) < self.bytes { p { "The download has the rest." } }
                 }
                 FileContent::Read(None) => { @if self.bytes > 0 { p { "This is no text." } } }
                 FileContent::InNar { substituter, path, .. } => {
                     p { "This host has the file only within its NAR, compressed with the others." }
-                    @if substituter.len() + path.len() <= COMMAND_BYTES_MAX {
-                        (copyable("the command that prints the file", &format!("nix store cat --store {} {}\n", shell_word(substituter), shell_word(path))))
-                    }
+                    @let print = Copied::default().own("nix store cat --store ").shell(substituter).own(" ").shell(path).own("\n");
+                    (copyable("the command that prints the file", &print))
                 }
             }
         }
@@ -240,6 +238,9 @@ pub(crate) fn fitting(text: &str, bytes_max: usize) -> &str {
             '&' => 5,
             '<' | '>' => 4,
             '"' => 6,
+            '\n' | '\t' => 1,
+            // The longest escape of a character that is not shown as it is.
+            hidden if is_obeyed(hidden) => 8,
             other => other.len_utf8(),
         };
         if length > bytes_max {

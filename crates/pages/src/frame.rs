@@ -6,7 +6,7 @@ use maud::{DOCTYPE, Markup, html};
 
 use crate::asset::Asset;
 use crate::sign_in::SignInView;
-use crate::text::{date, shortened};
+use crate::text::{date, shortened, visible_page};
 
 /// No page is longer, in bytes.
 pub const PAGE_BYTES_MAX: usize = 50_000;
@@ -200,7 +200,8 @@ impl Frame {
                 }
             }
         };
-        page.into_string()
+        // Every page ends here, so none hides anything.
+        visible_page(&page.0)
     }
 
     fn asset(&self, asset: Asset) -> String {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use maud::{Markup, html};
 
 use crate::frame::{Frame, Step, escape_segment, path_address};
-use crate::parts::{moment, size};
+use crate::parts::{and_more, first, moment, size};
 use crate::picture::{Share, one_bar, part_of};
 use crate::text::{CUT, bytes, counted, date, number, shortened, span};
 
@@ -237,8 +237,9 @@ impl OverviewView {
                     h3 { "Turns and memory" }
                     table.wide {
                         thead { tr { th scope="col" { "What" } th scope="col" { "In use" } th.figure scope="col" { "Waiting" } } }
+                        @let (queues, left) = first(&self.queues, QUEUES_SHOWN);
                         tbody {
-                            @for queue in self.queues.iter().take(QUEUES_SHOWN) {
+                            @for queue in queues {
                                 tr {
                                     th scope="row" { (shortened(&queue.name, NAME_CHARACTERS)) }
                                     td data-label="In use" {
@@ -251,6 +252,7 @@ impl OverviewView {
                             }
                         }
                     }
+                    @if left > 0 { p { (and_more(left, "of them", "of them")) " /metrics has all." } }
                 }
             }
             section {
@@ -263,7 +265,9 @@ impl OverviewView {
                     p { "These hold a job or a target now. Servers know of each other by nothing else." }
                 }
                 @if !self.others.is_empty() {
-                    ul { @for name in self.others.iter().take(SERVERS_SHOWN) { li { (shortened(name, NAME_CHARACTERS)) } } }
+                    @let (others, left) = first(&self.others, SERVERS_SHOWN);
+                    ul { @for name in others { li { (shortened(name, NAME_CHARACTERS)) } } }
+                    @if left > 0 { p { (and_more(left, "server", "servers")) } }
                 }
             }
             section {
@@ -273,14 +277,15 @@ impl OverviewView {
             }
             section {
                 h2 { "Edge targets" }
-                @let targets = self.targets.as_deref().unwrap_or_default();
+                @let targets = neediest_first(self.targets.as_deref(), |target| (target.has_failed, target.lag_seconds));
                 @if self.targets.is_none() { (not_told(TARGETS_NOT_TOLD)) }
                 @else if targets.is_empty() { p { "Nothing was published yet." } }
                 @else {
+                    @let (shown, left) = first(&targets, TARGETS_SHOWN);
                     table.wide {
                         thead { tr { th scope="col" { "Target" } th.figure scope="col" { "Published" } th.figure scope="col" { "Pending" } th scope="col" { "Lag" } } }
                         tbody {
-                            @for target in targets.iter().take(TARGETS_SHOWN) {
+                            @for target in shown {
                                 tr {
                                     th scope="row" {
                                         a href=(frame.link(OperatorPage::Publishing.address())) { (shortened(&target.name, NAME_CHARACTERS)) }
@@ -293,11 +298,20 @@ impl OverviewView {
                             }
                         }
                     }
+                    @if left > 0 { p { a href=(frame.link(OperatorPage::Publishing.address())) { (and_more(left, "target", "targets")) } } }
                 }
             }
         };
         OperatorPage::Overview.render_of(frame, &self.server, &content)
     }
+}
+
+/// Targets that fail before those that do not, and those with the longest lag first: what is cut
+/// off needs nobody.
+fn neediest_first<T>(targets: Option<&[T]>, need: impl Fn(&T) -> (bool, u64)) -> Vec<&T> {
+    let mut targets: Vec<&T> = targets.unwrap_or_default().iter().collect();
+    targets.sort_by_key(|target| std::cmp::Reverse(need(target)));
+    targets
 }
 
 /// For what only the database knows, while it does not answer: an empty list would be a lie.
@@ -322,7 +336,7 @@ fn jobs(frame: &Frame, jobs: &[JobRow]) -> Markup {
             table.wide {
                 thead { tr { th scope="col" { "Job" } th scope="col" { "About" } th.figure scope="col" { "Rows done" } th scope="col" { "Opened" } th scope="col" { "State" } } }
                 tbody {
-                    @for job in jobs.iter().take(JOBS_SHOWN) {
+                    @for job in first(jobs, JOBS_SHOWN).0 {
                         tr {
                             th scope="row" { (job.id) " " (shortened(&job.kind, 30)) }
                             td data-label="About" { @if let Some(about) = &job.about { (shortened(about, NAME_CHARACTERS)) } }
@@ -591,21 +605,27 @@ pub struct PublishedCacheRow {
 /// `/_dormer/publishing`
 #[derive(Debug, Clone)]
 pub struct PublishingView {
-    /// The targets; `None` if the database did not tell in time.
+    /// All targets; `None` if the database did not tell in time.
     pub targets: Option<Vec<TargetView>>,
+    /// How many come before those of this page.
+    pub from: usize,
 }
 
 impl PublishingView {
     /// The page.
     pub fn render(&self, frame: &Frame) -> String {
-        let targets = self.targets.as_deref().unwrap_or_default();
+        let targets = neediest_first(self.targets.as_deref(), |of| (of.error.is_some(), of.lag_seconds));
+        let from = self.from.min(targets.len());
+        let (targets, left) = first(&targets[from..], TARGETS_SHOWN);
         let content = html! {
             @match &self.targets {
                 None => (not_told(TARGETS_NOT_TOLD)),
-                Some(targets) if targets.is_empty() => p { "Nothing was published yet." },
+                Some(all) if all.is_empty() => p { "Nothing was published yet." },
+                Some(_) if targets.is_empty() => p role="status" { "Nothing here." },
                 Some(_) => {},
             }
-            @for target in targets.iter().take(TARGETS_SHOWN) {
+            @if from > 0 { p { a rel="first" href="?" { "The first targets" } } }
+            @for target in targets {
                 section {
                     h2 { (shortened(&target.name, NAME_CHARACTERS)) }
                     p {
@@ -616,11 +636,11 @@ impl PublishingView {
                     @if let Some((error, at)) = &target.error {
                         p.notice role="status" { "The last run failed " (moment(frame, *at)) ": " (shortened(error, REASON_CHARACTERS)) }
                     }
-                    @let shown = PUBLISHED_CACHES_SHOWN / targets.len().clamp(1, TARGETS_SHOWN);
+                    @let (caches, left) = first(&target.caches, PUBLISHED_CACHES_SHOWN / targets.len().max(1));
                     table.wide {
                         thead { tr { th scope="col" { "Cache" } th.figure scope="col" { "Published" } th.figure scope="col" { "Pending" } th scope="col" { "Waits longest" } } }
                         tbody {
-                            @for cache in target.caches.iter().take(shown) {
+                            @for cache in caches {
                                 tr {
                                     th scope="row" { (shortened(&cache.name, NAME_CHARACTERS)) }
                                     td.figure data-label="Published" { (number(cache.published)) }
@@ -636,14 +656,10 @@ impl PublishingView {
                             }
                         }
                     }
-                    @if target.caches.len() > shown {
-                        p { "And " (counted((target.caches.len() - shown) as u64, "cache", "caches")) " more: see dormer publish status." }
-                    }
+                    @if left > 0 { p { (and_more(left, "cache", "caches")) " dormer publish status names all." } }
                 }
             }
-            @if targets.len() > TARGETS_SHOWN {
-                p { "And " (counted((targets.len() - TARGETS_SHOWN) as u64, "target", "targets")) " more." }
-            }
+            @if left > 0 { p { a.button rel="next" href={ "?from=" (from + targets.len()) } { (and_more(left, "target", "targets")) } } }
         };
         OperatorPage::Publishing.render(frame, &content)
     }
@@ -714,8 +730,9 @@ fn scrubbed(of: &ScrubFigures) -> Markup {
             div { dt { "Missing packs" } dd { (number(of.packs_lost)) } }
         }
         @if !of.findings.is_empty() {
-            ul { @for finding in of.findings.iter().take(FINDINGS_SHOWN) { li { (shortened(finding, 150)) } } }
-            @if of.findings.len() > FINDINGS_SHOWN { p { "And more: dormer scrub --json names a hundred." } }
+            @let (findings, left) = first(&of.findings, FINDINGS_SHOWN);
+            ul { @for finding in findings { li { (shortened(finding, 150)) } } }
+            @if left > 0 { p { "And more: dormer scrub --json names a hundred." } }
         }
     }
 }
@@ -789,7 +806,7 @@ impl AuditView {
                 table.wide {
                     thead { tr { th scope="col" { "When" } th scope="col" { "Actor" } th scope="col" { "Action" } th scope="col" { "Cache" } th scope="col" { "Path" } } }
                     tbody {
-                        @for entry in self.entries.iter().take(ENTRIES_SHOWN) {
+                        @for entry in first(&self.entries, ENTRIES_SHOWN).0 {
                             tr {
                                 th scope="row" { (date(entry.at)) }
                                 td data-label="Actor" { @match &entry.subject { Some(subject) => (shortened(subject, NAME_CHARACTERS)), None => span.quiet { "not named" } } }

@@ -2,17 +2,88 @@
 
 use maud::{Markup, html};
 
+use crate::files::fitting;
 use crate::frame::{Frame, path_address};
-use crate::text::{bytes, date, machine_time, number, span};
+use crate::text::{bytes, date, is_obeyed, machine_time, nix_string, number, shell_word, span};
+
+/// Longest text to copy, in bytes of HTML.
+const COPIED_BYTES_MAX: usize = 4_000;
+
+/// A text to copy: of our own words and of foreign ones. A terminal would obey a control character
+/// in a foreign word, and a mark that turns the text around would show another command than the one
+/// that is copied. No quoting helps against that, so a text with such a word is not offered.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Copied {
+    text: String,
+    is_obeyed: bool,
+}
+
+impl Copied {
+    pub(crate) fn own(mut self, text: &'static str) -> Self {
+        self.text.push_str(text);
+        self
+    }
+
+    /// A foreign word, as it is.
+    pub(crate) fn plain(mut self, word: &str) -> Self {
+        self.is_obeyed |= word.chars().any(is_obeyed);
+        self.text.push_str(word);
+        self
+    }
+
+    /// A foreign word for a shell, quoted where it has to be.
+    pub(crate) fn shell(self, word: &str) -> Self {
+        self.plain(&shell_word(word))
+    }
+
+    /// Foreign words, with spaces between.
+    pub(crate) fn words<'a>(self, words: impl IntoIterator<Item = &'a str>) -> Self {
+        words
+            .into_iter()
+            .enumerate()
+            .fold(self, |all, (place, word)| all.own(if place > 0 { " " } else { "" }).plain(word))
+    }
+
+    /// Foreign words as a list of the Nix language.
+    pub(crate) fn nix_list<'a>(self, words: impl IntoIterator<Item = &'a str>) -> Self {
+        let list = words.into_iter().fold(self.own("[ "), |all, word| all.plain(&nix_string(word)).own(" "));
+        list.own("]")
+    }
+
+    /// All of another text.
+    pub(crate) fn then(mut self, other: &Self) -> Self {
+        self.is_obeyed |= other.is_obeyed;
+        self.text.push_str(&other.text);
+        self
+    }
+}
 
 /// A text to copy: the script adds a button.
-pub(crate) fn copyable(what: &str, text: &str) -> Markup {
+pub(crate) fn copyable(what: &str, copied: &Copied) -> Markup {
     html! {
-        div.copyable {
-            pre { code { (text) } }
-            button.copy type="button" hidden data-copy aria-label={ "Copy " (what) } { "Copy" }
+        @if copied.is_obeyed {
+            p.notice { "Here would be " (what) ", but a name in it has characters that a terminal obeys or nobody sees." }
+        } @else if fitting(&copied.text, COPIED_BYTES_MAX).len() < copied.text.len() {
+            p.notice { "Here would be " (what) ", but it is too long for a page." }
+        } @else {
+            div.copyable {
+                pre { code { (copied.text) } }
+                button.copy type="button" hidden data-copy aria-label={ "Copy " (what) } { "Copy" }
+            }
         }
     }
+}
+
+/// The first of a list, and how many of it a page leaves out. Pages cut their lists with this
+/// alone, and say what is left.
+pub(crate) fn first<T>(all: &[T], most: usize) -> (&[T], u64) {
+    let (shown, left) = all.split_at(all.len().min(most));
+    (shown, left.len() as u64)
+}
+
+/// `And 3 more targets.`, if something is left.
+pub(crate) fn and_more(left: u64, one: &str, many: &str) -> Markup {
+    html! { @if left > 0 { "And " (number(left)) " more " (if left == 1 { one } else { many }) "." } }
 }
 
 /// A time, with how long ago it was.

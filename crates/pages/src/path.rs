@@ -4,9 +4,9 @@ use maud::{Markup, html};
 
 use crate::cache::{below, way_below};
 use crate::frame::{Frame, file_address, path_address};
-use crate::parts::{copyable, exact_moment, exact_size, moment, path_link};
+use crate::parts::{Copied, and_more, copyable, exact_moment, exact_size, first, moment, path_link};
 use crate::stay::StayView;
-use crate::text::{counted, date, number, shell_word, shortened};
+use crate::text::{counted, date, number, shortened};
 
 /// References, referrers, signatures and pins that a page shows. With the longest names, they stay
 /// below [`PAGE_BYTES_MAX`](crate::PAGE_BYTES_MAX) together.
@@ -124,13 +124,16 @@ impl PathView {
     }
 
     fn commands(&self) -> Markup {
-        let path = shell_word(&format!("{}/{}", self.store_dir, self.base_name));
-        let cache = shell_word(&self.substituter);
+        let path = format!("{}/{}", self.store_dir, self.base_name);
+        let to_cache = |command| Copied::default().own(command).shell(&self.substituter);
+        let fetch = to_cache("nix copy --from ").own(" ").shell(&path).own("\n");
+        let closure = to_cache("nix path-info --store ").own(" --recursive --closure-size --human-readable ");
+        let closure = closure.shell(&path).own("\n");
         html! {
             section {
                 h2 { "Commands" }
-                (copyable("the command that fetches the path", &format!("nix copy --from {cache} {path}\n")))
-                (copyable("the command that shows the closure", &format!("nix path-info --store {cache} --recursive --closure-size --human-readable {path}\n")))
+                (copyable("the command that fetches the path", &fetch))
+                (copyable("the command that shows the closure", &closure))
             }
         }
     }
@@ -139,8 +142,9 @@ impl PathView {
         html! {
             section {
                 h2 { "Refers to " (counted(self.references.len() as u64, "other path", "other paths")) }
-                @if !self.references.is_empty() { (links(frame, &self.cache, &self.references, REFERENCES_SHOWN)) }
-                @if self.references.len() > REFERENCES_SHOWN {
+                @let (references, left) = first(&self.references, REFERENCES_SHOWN);
+                @if !references.is_empty() { (links(frame, &self.cache, references)) }
+                @if left > 0 {
                     p { a href=(link("/references")) { "All " (number(self.references.len() as u64)) " of them" } }
                 }
             }
@@ -148,8 +152,9 @@ impl PathView {
                 section {
                     h2 #needed-by { "Needed by" }
                     @if referrers.is_empty() { p { "No path in this cache refers to it." } } @else {
-                        (links(frame, &self.cache, referrers, REFERRERS_SHOWN))
-                        @if *has_more || referrers.len() > REFERRERS_SHOWN { p { a href=(link("/referrers")) { "All of them" } } }
+                        @let (referrers, left) = first(referrers, REFERRERS_SHOWN);
+                        (links(frame, &self.cache, referrers))
+                        @if *has_more || left > 0 { p { a href=(link("/referrers")) { "All of them" } } }
                     }
                 }
             }
@@ -166,10 +171,11 @@ impl PathView {
                 (stay.render(frame, &self.cache, own_pins, (referrers, has_more)))
                 @if let Some(pins) = &self.pins {
                     @if !pins.is_empty() {
+                        @let (shown, left) = first(pins, PINS_SHOWN);
                         table {
                             thead { tr { th scope="col" { "Pin" } th scope="col" { "Since" } th scope="col" { "Until" } th scope="col" { span.unseen { "Remove" } } } }
                             tbody {
-                                @for row in pins.iter().take(PINS_SHOWN) {
+                                @for row in shown {
                                     tr {
                                         th scope="row" { (row.name) }
                                         td { (moment(frame, row.created_at)) }
@@ -185,7 +191,8 @@ impl PathView {
                                 }
                             }
                         }
-                        @if pins.len() > PINS_SHOWN { p { "And more pins." } }
+                        // The host may know of more than it told.
+                        @if left > 0 { p { "And more pins: " a href=(frame.link(&below(&self.cache, "pins"))) { "all of the cache" } } }
                     }
                     form.inline method="post" action=(pin) {
                         (frame.form_token())
@@ -211,14 +218,17 @@ impl PathView {
                     @if let Some(deriver) = &self.deriver { div { dt { "Built by" } dd { code { (shortened(deriver, 260)) } } } }
                     @if let Some(text) = &self.content_address { div { dt { "Content address" } dd { code { (shortened(text, 200)) } } } }
                     @if let Some(text) = &self.provenance { div { dt { "Provenance, as its builder says" } dd { code { (shortened(text, PROVENANCE_CHARACTERS)) } } } }
-                    @for name in self.own_keys.iter().take(SIGNATURES_SHOWN) {
+                    @let (own_keys, left) = first(&self.own_keys, SIGNATURES_SHOWN);
+                    @for name in own_keys {
                         div { dt { "Signed here with" } dd { code { (shortened(name, 100)) } } }
                     }
-                    @for signature in self.signatures.iter().take(SIGNATURES_SHOWN) {
+                    @if left > 0 { div { dt { "Signed here with" } dd { (and_more(left, "key", "keys")) } } }
+                    @let (signatures, left) = first(&self.signatures, SIGNATURES_SHOWN);
+                    @for signature in signatures {
                         div { dt { "Came with" } dd { code { (shortened(signature, 120)) } } }
                     }
-                    @if self.signatures.len() > SIGNATURES_SHOWN {
-                        div { dt { "Came with" } dd { a href=(frame.link(&(path_address(&self.cache, self.hash()) + "/references#signatures"))) { (self.signatures.len() - SIGNATURES_SHOWN) " more signatures" } } }
+                    @if left > 0 {
+                        div { dt { "Came with" } dd { a href=(frame.link(&(path_address(&self.cache, self.hash()) + "/references#signatures"))) { (counted(left, "more signature", "more signatures")) } } }
                     }
                 }
             }
@@ -227,8 +237,8 @@ impl PathView {
 }
 
 /// Links to paths of a cache.
-pub(crate) fn links(frame: &Frame, cache: &str, base_names: &[String], shown: usize) -> Markup {
+pub(crate) fn links(frame: &Frame, cache: &str, base_names: &[String]) -> Markup {
     html! {
-        ul.paths { @for base_name in base_names.iter().take(shown) { li { (path_link(frame, cache, base_name)) } } }
+        ul.paths { @for base_name in base_names { li { (path_link(frame, cache, base_name)) } } }
     }
 }

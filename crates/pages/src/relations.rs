@@ -4,6 +4,7 @@ use maud::html;
 
 use crate::cache::way_below;
 use crate::frame::{Frame, path_address};
+use crate::parts::{and_more, first};
 use crate::path::links;
 use crate::text::{counted, number, shortened};
 
@@ -64,7 +65,7 @@ impl RelationsView {
         signatures: Vec<String>,
     ) -> Self {
         let from = from.min(all.len());
-        let paths = all[from..].iter().take(Self::ROWS).cloned().collect();
+        let paths = first(&all[from..], Self::ROWS).0.to_vec();
         let relation = Relation::References { from, count: all.len() };
         Self { cache, base_name, relation, paths, signatures, next: None }
     }
@@ -96,13 +97,14 @@ impl RelationsView {
                 _ if self.paths.is_empty() => p role="status" { "Nothing here." },
                 _ => p { "Paths in this cache that need it directly, by their hashes." },
             }
-            (links(frame, &self.cache, &self.paths, Self::ROWS))
+            (links(frame, &self.cache, first(&self.paths, Self::ROWS).0))
             @if let Some(next) = next { p { a.button rel="next" href=(next) { "More" } } }
             @if !self.signatures.is_empty() {
                 section {
                     h2 #signatures { "Signatures" }
-                    ul { @for signature in self.signatures.iter().take(SIGNATURES_SHOWN) { li { code { (shortened(signature, 120)) } } } }
-                    @if self.signatures.len() > SIGNATURES_SHOWN { p { "And " (self.signatures.len() - SIGNATURES_SHOWN) " more, which the narinfo names." } }
+                    @let (shown, left) = first(&self.signatures, SIGNATURES_SHOWN);
+                    ul { @for signature in shown { li { code { (shortened(signature, 120)) } } } }
+                    @if left > 0 { p { (and_more(left, "signature", "signatures")) " The narinfo names them." } }
                 }
             }
         };

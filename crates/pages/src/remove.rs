@@ -4,12 +4,13 @@ use maud::html;
 
 use crate::cache::way_below;
 use crate::frame::{Frame, path_address};
-use crate::parts::size;
+use crate::parts::{first, size};
 use crate::path::links;
 use crate::text::{counted, shortened};
 
-/// Referrers that the page names.
+/// Referrers and pins that the page names.
 const REFERRERS_SHOWN: usize = 40;
+const PINS_SHOWN: usize = 8;
 
 /// A path that may be removed.
 #[derive(Debug, Clone)]
@@ -53,8 +54,9 @@ impl RemoveView {
                 @if let Some(pins) = self.pins.as_ref().filter(|pins| !pins.is_empty()) {
                     li.bad {
                         "It is pinned as "
-                        @for (place, pin) in pins.iter().take(8).enumerate() { @if place > 0 { ", " } strong { (pin) } }
-                        @if pins.len() > 8 { " and more" }
+                        @let (shown, left) = first(pins, PINS_SHOWN);
+                        @for (place, pin) in shown.iter().enumerate() { @if place > 0 { ", " } strong { (pin) } }
+                        @if left > 0 { " and more" }
                         ". A pin does not stop a removal by hand."
                     }
                 }
@@ -73,8 +75,9 @@ impl RemoveView {
             @if !referrers.is_empty() {
                 section {
                     h2 { "Needed by" }
-                    (links(frame, &self.cache, referrers, REFERRERS_SHOWN))
-                    @if *has_more || referrers.len() > REFERRERS_SHOWN { p { "And more." } }
+                    @let (shown, left) = first(referrers, REFERRERS_SHOWN);
+                    (links(frame, &self.cache, shown))
+                    @if *has_more || left > 0 { p { a href=(frame.link(&format!("{address}/referrers"))) { "All of them" } } }
                 }
             }
         };

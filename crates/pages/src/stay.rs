@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use crate::frame::Frame;
-use crate::parts::path_link;
+use crate::parts::{first, path_link};
 use crate::path::PinRow;
 use crate::text::{bytes, counted, date, number, span};
 
@@ -188,13 +188,14 @@ fn pinned_above(frame: &Frame, cache: &str, pins: &[PinRow], is_cut: bool) -> Ma
         @if !pins.is_empty() {
             p { "Pinned paths that need it, directly or not:" }
             ul {
-                @for pin in pins.iter().take(PINS_ABOVE_SHOWN) {
+                @let (shown, left) = first(pins, PINS_ABOVE_SHOWN);
+                @for pin in shown {
                     li {
                         (path_link(frame, cache, &pin.base_name)) ", by the pin " strong { (pin.name) } ", "
                         @if let Some(at) = pin.ends_at { "until " (date(at)) } @else { "for good" }
                     }
                 }
-                @if pins.len() > PINS_ABOVE_SHOWN || is_cut { li { "…and maybe more" } }
+                @if left > 0 || is_cut { li { "…and maybe more" } }
             }
         } @else if is_cut {
             p { "More paths need it, directly or not, than this page looks at. Some of them may be pinned." }

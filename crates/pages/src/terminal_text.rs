@@ -8,6 +8,8 @@
 //! - The result does not depend on anything before the first byte. A page that begins in the middle
 //!   of a log begins without colour.
 
+use crate::text::turns_text;
+
 /// A part of a text in one style.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextPart {
@@ -37,12 +39,6 @@ impl TextPart {
 /// first character.
 const SEQUENCE_MAX: usize = 64;
 
-/// Whether a character turns the direction of the text around it, so that a text looks like another
-/// one.
-pub fn is_direction_mark(character: char) -> bool {
-    matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
 /// Splits the bytes of a log into parts.
 pub fn terminal_text(bytes: &[u8]) -> Vec<TextPart> {
     let text = String::from_utf8_lossy(bytes);
@@ -63,7 +59,7 @@ pub fn terminal_text(bytes: &[u8]) -> Vec<TextPart> {
             '\r' if after.starts_with('\n') => {}
             '\r' => push(&mut parts, '\n'),
             '\n' | '\t' => push(&mut parts, character),
-            character if is_direction_mark(character) => push(&mut parts, char::REPLACEMENT_CHARACTER),
+            character if turns_text(character) => push(&mut parts, char::REPLACEMENT_CHARACTER),
             character if character.is_control() => {}
             character => push(&mut parts, character),
         }

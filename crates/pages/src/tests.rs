@@ -3,6 +3,7 @@
 
 use proptest::prelude::*;
 
+use crate::text::is_obeyed;
 use crate::{
     AuditRow, AuditView, CacheRow, CacheView, ClosureView, CollectionFigures, CollectionView, Contents,
     Counts, DamageView, ExpiryFigures, FileContent, FileView, FilesView, Found, Frame, HomeView, JobRow,
@@ -51,6 +52,11 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
     // Real names need no escapes; hostile ones stand in short lists only.
     let plain = |one: char| if length <= 100 || one.is_ascii_alphanumeric() { one } else { 'x' };
     let name = || text.chars().take(50).map(plain).collect::<String>();
+    // Texts that a host lets be longer than a name, as long as it lets them be.
+    let long = |bytes: usize| {
+        let width = text.chars().next().map_or(1, char::len_utf8);
+        if length > 100 { text.chars().cycle().take(bytes / width).collect() } else { owned() }
+    };
     let base_name = || {
         let name: String = text.chars().take(211).map(plain).collect();
         format!("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-{name}")
@@ -77,7 +83,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         server: Some(owned()),
         public_keys: vec![owned(); length],
         upstream_key_names: vec![owned(); length],
-        store_dir: owned(),
+        store_dir: long(1_024),
         priority: 41,
         contents: Contents::Stored(Counts { paths: 1, nar_bytes: 2, newest_at: None, is_complete: false }),
         retention_seconds: Some(86_400),
@@ -117,7 +123,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
     let path = PathView {
         cache: name(),
         substituter: owned(),
-        store_dir: owned(),
+        store_dir: long(1_024),
         base_name: base_name(),
         nar_url: Some(owned()),
         nar_hash: owned(),
@@ -127,7 +133,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         has_log: None,
         system: Some(owned()),
         content_address: Some(owned()),
-        provenance: Some(owned()),
+        provenance: Some(long(20_000)),
         signatures: vec![owned(); length],
         own_keys: vec![owned(); length],
         references: many(),
@@ -177,7 +183,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
     };
     let remove = RemoveView {
         cache: name(),
-        store_dir: owned(),
+        store_dir: long(1_024),
         base_name: base_name(),
         nar_bytes: 1,
         referrers: (many(), true),
@@ -312,8 +318,11 @@ fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, S
         ("jobs", JobsView { jobs: vec![job; length], next: Some(7) }.render(&frame)),
         ("plan", collection(PlanView::Made(Box::new(made))).render(&member)),
         ("failed plan", collection(PlanView::Failed(1, owned())).render(&member)),
-        ("publishing", PublishingView { targets: Some(vec![target; length.min(3)]) }.render(&frame)),
-        ("publishing to many", PublishingView { targets: Some(vec![small_target; length]) }.render(&frame)),
+        ("publishing", PublishingView { targets: Some(vec![target; length.min(3)]), from: 0 }.render(&frame)),
+        (
+            "publishing to many",
+            PublishingView { targets: Some(vec![small_target; length]), from: 0 }.render(&frame),
+        ),
         (
             "damage",
             DamageView { running: Some(scrub.clone()), last: Some((1, scrub)), spreading: true }
@@ -380,6 +389,18 @@ fn shape(html: &str) -> Vec<String> {
 #[track_caller]
 fn check(page: &str, html: &str) {
     assert!(html.len() <= PAGE_BYTES_MAX, "{page} has {} bytes", html.len());
+    let mut is_preformatted = false;
+    for part in html.split_inclusive("pre") {
+        let obeyed =
+            part.chars().find(|one| is_obeyed(*one) && !(is_preformatted && matches!(one, '\n' | '\t')));
+        assert_eq!(obeyed, None, "{page}: {part}");
+        is_preformatted =
+            if part.ends_with("</pre") { false } else { is_preformatted || part.ends_with("<pre") };
+    }
+    for copied in html.split("<div class=\"copyable\">").skip(1) {
+        let copied = copied.split("</code>").next().unwrap_or_default();
+        assert!(!copied.contains("\\u{"), "{page} offers {copied}");
+    }
     let tags = tags(html);
     let scripts: Vec<&Tag> = tags.iter().filter(|tag| tag.name == "script").collect();
     assert_eq!(scripts.len(), 1, "{page}: one script");
@@ -409,7 +430,7 @@ fn check(page: &str, html: &str) {
     }
 }
 
-const HOSTILE: [&str; 12] = [
+const HOSTILE: [&str; 15] = [
     "<script>alert(1)</script>",
     "\"><script>alert(1)</script>",
     "\" onmouseover=\"alert(1)",
@@ -422,19 +443,45 @@ const HOSTILE: [&str; 12] = [
     "<!-- ",
     "]]><!DOCTYPE x>",
     "&#x3c;script&#62;\u{202e}\0\u{1b}[31m",
+    "x\u{3}\nrm -rf ~\r\n",
+    "\u{2066}\u{2069}\u{200f}\u{61c}\u{2028}",
+    "\u{9b}31m\u{85}\u{7f}\t",
 ];
+
+/// What is made of the same pieces as a page with this text: one with a character that a terminal
+/// obeys offers nothing for copying.
+fn like(text: &str) -> &'static str {
+    if text.chars().any(is_obeyed) { "x\u{1}" } else { "x" }
+}
 
 #[test]
 fn no_hostile_text_becomes_markup() {
-    for (page, plain) in pages("x", 3) {
-        check(page, &plain);
-        for text in HOSTILE {
-            let (_, html) = pages(text, 3).into_iter().find(|(name, _)| *name == page).unwrap();
+    for text in HOSTILE {
+        for ((page, html), (_, plain)) in pages(text, 3).into_iter().zip(pages(like(text), 3)) {
+            check(page, &plain);
             check(page, &html);
             if page != "log" {
                 assert_eq!(shape(&html), shape(&plain), "{page} with {text}");
             }
         }
+    }
+}
+
+/// A name with a control character could be another command than the one that is seen.
+#[test]
+fn no_page_offers_a_command_that_a_terminal_could_misread() {
+    let offers = |text: &str| {
+        let all = pages(text, 3).into_iter();
+        let offered = all.filter(|(_, html)| html.contains("data-copy"));
+        offered.map(|(page, _)| page).collect::<Vec<_>>()
+    };
+    assert_eq!(offers("x"), ["cache", "path", "cache at the edge", "path at the edge", "file at the edge"]);
+    for one in ["\n", "\u{3}", "\u{202e}", "\u{1b}[2K", "\u{9b}2K", "\t", "\u{2028}"] {
+        // The line for netrc names the host alone.
+        let text = &format!("https://x{one}y/");
+        assert!(offers(text).is_empty(), "{text:?}: {:?}", offers(text));
+        let (_, html) = pages(text, 3).into_iter().find(|(page, _)| *page == "file at the edge").unwrap();
+        assert!(html.contains("Here would be the command that prints the file, but a name in it"), "{html}");
     }
 }
 
@@ -445,6 +492,7 @@ fn no_page_grows_beyond_its_limit() {
         ("\"".repeat(211), 3_000),
         ("\"".repeat(9_000), 300),
         ("\u{1f980}".repeat(250), 3_000),
+        ("\u{202e}".repeat(250), 3_000),
         ("a".to_owned(), 20_000),
     ] {
         for (page, html) in pages(&text, length) {
@@ -507,7 +555,7 @@ proptest! {
                 .prop_map(|(random, part)| format!("{}{part}", random.chars().take(20).collect::<String>())),
         ],
     ) {
-        let plain = pages("x", 2);
+        let plain = pages(like(&text), 2);
         for ((page, html), (_, plain)) in pages(&text, 2).into_iter().zip(plain) {
             check(page, &html);
             if page != "log" {
@@ -566,8 +614,73 @@ fn what_the_database_does_not_say_is_no_empty_list() {
     let html = see(&OverviewView { targets: None, others: vec!["lab 2".to_owned()], ..empty });
     assert!(html.contains(nothing[0]) && html.contains("<li>lab 2</li>"), "{html}");
     assert_eq!(html.matches(unknown).count(), 2, "{html}");
-    let html = PublishingView { targets: None }.render(&signed_in("ada"));
+    let html = PublishingView { targets: None, from: 0 }.render(&signed_in("ada"));
     assert!(html.contains(unknown) && !html.contains(nothing[1]), "{html}");
+}
+
+/// Nobody may miss the one target that fails because eight others come before it.
+#[test]
+fn what_a_list_leaves_out_is_told_and_needs_nobody() {
+    let row = |number: u64| TargetRow {
+        name: format!("target-{number:02}"),
+        lag_seconds: number % 2 * 60 * number,
+        published: 1,
+        pending: 0,
+        has_failed: number == 20,
+    };
+    let overview = OverviewView {
+        server: "lab".to_owned(),
+        version: "0.1.0".to_owned(),
+        started_at: 1,
+        not_ready: None,
+        figures: ServerFigures::default(),
+        queues: vec![QueueRow { name: "reads".to_owned(), waiting: 0, in_use: None }; 25],
+        others: vec!["lab 2".to_owned(); 22],
+        jobs: Some(Vec::new()),
+        more_jobs: false,
+        targets: Some((1..=20).map(row).collect()),
+    };
+    let html = overview.render(&signed_in("ada"));
+    let shown: Vec<&str> = html.split("target-").skip(1).filter_map(|rest| rest.get(..2)).collect();
+    assert_eq!(shown, ["20", "19", "17", "15", "13", "11", "09", "07"], "it fails, or has the longest lag");
+    for text in ["And 12 more targets.", "And 1 more of them.", "And 2 more servers."] {
+        assert!(html.contains(text), "{text} in {html}");
+    }
+    let target = |number: u64| TargetView {
+        name: format!("target-{number:02}"),
+        location: "s3://x".to_owned(),
+        holder: None,
+        ran_at: Some(1),
+        error: (number == 20).then(|| ("no route".to_owned(), 1)),
+        lag_seconds: row(number).lag_seconds,
+        caches: Vec::new(),
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    for (from, next) in [(0, "?from=8\""), (8, "?from=16\""), (16, "")] {
+        let view = PublishingView { targets: Some((1..=20).map(target).collect()), from };
+        let html = view.render(&signed_in("ada"));
+        assert!(html.contains(next) && html.contains("rel=\"next\"") != next.is_empty(), "{html}");
+        assert_eq!(from == 0, html.contains("no route"), "what fails comes first");
+        seen.extend(html.split("target-").skip(1).filter_map(|rest| rest.get(..2)).map(str::to_owned));
+    }
+    assert_eq!(seen.len(), 20);
+}
+
+/// A list that `first` cuts tells how much of it is left.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "the test reads the source of the pages")]
+fn no_page_cuts_a_list_in_another_way() {
+    let sources = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src")).unwrap();
+    let sources = sources.map(|file| file.unwrap().path());
+    // These cut no lists.
+    let is_page = |file: &std::path::PathBuf| {
+        !["tests.rs", "terminal_text.rs", "log.rs"].iter().any(|other| file.ends_with(other))
+            && file.extension().is_some_and(|kind| kind == "rs")
+    };
+    for file in sources.filter(is_page) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(!text.contains(".take("), "{} cuts a list without a word", file.display());
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Numbers, sizes and times as people read them.
+//! Numbers, sizes and times as people read them, and foreign texts that cannot hide anything.
 
 /// `1,234,567`.
 pub fn number(value: u64) -> String {
@@ -78,6 +78,44 @@ pub fn span(seconds: i64) -> String {
     counted(count, one, many)
 }
 
+/// Whether a browser or a terminal would obey the character instead of showing it: a control, a
+/// mark that turns the direction of the text around, or one that ends a line. Pages and commands
+/// ask this.
+pub fn is_obeyed(one: char) -> bool {
+    one.is_control() || turns_text(one) || matches!(one, '\u{2028}' | '\u{2029}')
+}
+
+/// Whether the character turns the direction of the text around.
+pub(crate) const fn turns_text(one: char) -> bool {
+    matches!(one, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// A page in which every character can be seen: `\u{202e}` stands for one that would be obeyed.
+/// Line feeds and tabs stay in preformatted texts alone; no foreign text begins or ends one.
+pub(crate) fn visible_page(html: &str) -> String {
+    let is_no_layout = |one| is_obeyed(one) && !matches!(one, '\n' | '\t');
+    let mut shown = String::with_capacity(html.len());
+    let mut rest = html;
+    while let Some(begin) = rest.find("<pre") {
+        let length = rest[begin..].find("</pre>").unwrap_or(rest.len() - begin);
+        push_visible(&mut shown, &rest[..begin], is_obeyed);
+        push_visible(&mut shown, &rest[begin..begin + length], is_no_layout);
+        rest = &rest[begin + length..];
+    }
+    push_visible(&mut shown, rest, is_obeyed);
+    shown
+}
+
+fn push_visible(shown: &mut String, mut text: &str, is_hidden: impl Fn(char) -> bool) {
+    while let Some(place) = text.find(&is_hidden) {
+        shown.push_str(&text[..place]);
+        let mut characters = text[place..].chars();
+        shown.extend(characters.next().into_iter().flat_map(char::escape_unicode));
+        text = characters.as_str();
+    }
+    shown.push_str(text);
+}
+
 /// The mark of a text that is cut.
 pub(crate) const CUT: char = '…';
 
@@ -139,6 +177,20 @@ mod tests {
         assert_eq!(shell_word("a?b"), "'a?b'");
         assert_eq!(shell_word("a'; rm -rf ~"), r"'a'\''; rm -rf ~'");
         assert_eq!(shell_word(""), "''");
+    }
+
+    #[test]
+    fn every_character_can_be_seen() {
+        for (text, shown) in [
+            ("na\u{ef}ve \u{1f980}", "na\u{ef}ve \u{1f980}"),
+            ("a\u{202e}b\u{1b}[31m", "a\\u{202e}b\\u{1b}[31m"),
+            ("a\tb\n", "a\\u{9}b\\u{a}"),
+            ("\0\r\u{7f}\u{85}", "\\u{0}\\u{d}\\u{7f}\\u{85}"),
+            ("\n<pre>a\tb\n\r\u{2067}</pre>\n", "\\u{a}<pre>a\tb\n\\u{d}\\u{2067}</pre>\\u{a}"),
+        ] {
+            assert_eq!(visible_page(text), shown, "{text:?}");
+            assert_eq!(visible_page(shown), shown, "nothing is left to show");
+        }
     }
 
     #[test]

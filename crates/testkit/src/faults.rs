@@ -489,6 +489,13 @@ impl ObjectIndex for FaultIndex {
     async fn find_object(&self, cache: CacheId, hash: &StorePathHash) -> Outcome<Option<FoundObject>> {
         read_step!(self, self.inner.find_object(cache, hash))
     }
+    async fn find_object_and_log(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
+    ) -> Outcome<Option<(FoundObject, bool)>> {
+        read_step!(self, self.inner.find_object_and_log(cache, hash))
+    }
     async fn present_objects(
         &self,
         cache: CacheId,

@@ -209,14 +209,14 @@ fn top_and_charts_are_drawn_on_a_terminal_and_are_lines_without_one() {
     assert_eq!(state.trim(), "0 1", "the terminal is as it was");
     let with_bars = screen.lines().filter(|line| line.contains('█')).count();
     assert!(with_bars >= 4, "{screen}");
-    for text in ["saved by compression", "big-1.0", "1 paths up to 10 MiB", "NARs of the closure"] {
+    for text in ["saved by compression", "big-1.0", "1 path up to 10 MiB", "NARs of the closure"] {
         assert!(screen.contains(text), "{text} in\n{screen}");
     }
 
     // Without a terminal: lines, or the whole status.
     let lines = lab.dormer(&["top", "--count", "2", "--interval", "500ms"]).succeeds();
     let lines: Vec<&str> = lines.lines().collect();
-    assert!(lines.len() == 2 && lines[0].contains("1 pushes since the start"), "{lines:?}");
+    assert!(lines.len() == 2 && lines[0].contains("1 push since the start"), "{lines:?}");
     assert!(lines[1].starts_with("reads ") && lines[1].contains("/s"), "{lines:?}");
     let status = lab.dormer(&["top", "--count", "1", "--json"]).succeeds();
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();

@@ -561,7 +561,10 @@ impl SizeClasses {
 
     fn bars(&self) -> Vec<Bar> {
         let rows = Self::NAMES.iter().zip(&self.classes);
-        rows.map(|(name, (paths, bytes))| Bar::new(format!("{paths} paths {name}"), *bytes)).collect()
+        rows.map(|(name, (paths, bytes))| {
+            Bar::new(format!("{} {name}", units::counted(*paths, "path", "paths")), *bytes)
+        })
+        .collect()
     }
 }
 
@@ -698,11 +701,11 @@ mod tests {
             sizes.add(bytes);
         }
         insta::assert_snapshot!(lines(&sizes.bars(), 60).join("\n"), @r"
-        2 paths up to 1 MiB       1.0 MiB  ▏
-        1 paths up to 10 MiB      1.0 MiB  ▏
-        1 paths up to 100 MiB    80.0 MiB  ▊
-        1 paths up to 1 GiB       1.0 GiB  ████████▍
-        1 paths over 1 GiB        3.0 GiB  █████████████████████████
+        2 paths up to 1 MiB      1.0 MiB  ▏
+        1 path up to 10 MiB      1.0 MiB  ▏
+        1 path up to 100 MiB    80.0 MiB  ▊
+        1 path up to 1 GiB       1.0 GiB  ████████▊
+        1 path over 1 GiB        3.0 GiB  ██████████████████████████
         ");
         let object = ObjectResponse {
             store_path: "x-hello".to_owned(),

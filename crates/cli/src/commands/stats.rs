@@ -10,7 +10,7 @@ use super::publish::ago;
 use crate::chart::{Bar, columns_of};
 use crate::context::{Context, EXIT_CODES_OF_CLIENT, EndpointArgs};
 use crate::error::Result;
-use crate::settings::units::human_size;
+use crate::settings::units::{counted, human_size};
 
 /// Days of the history that are asked for: a column of text for each.
 const HISTORY_DAYS: u32 = 30;
@@ -113,7 +113,11 @@ fn bars(stats: &StatsResponse) -> Vec<Bar> {
 const INCOMPLETE: &str = "what an older version stored is still being counted: the figures grow";
 
 fn cache_lines(stats: &CacheStatsResponse, now: i64) -> Vec<String> {
-    let mut lines = vec![format!("{} paths, {} uncompressed", stats.paths, human_size(stats.nar_bytes))];
+    let mut lines = vec![format!(
+        "{}, {} uncompressed",
+        counted(stats.paths, "path", "paths"),
+        human_size(stats.nar_bytes)
+    )];
     let entry = |object: &ObjectEntry| {
         let (size, used) = (human_size(object.nar_size), ago(now, object.last_used_at));
         format!("  {}  {size}, used {used}", object.store_path)
@@ -137,8 +141,17 @@ fn lines(stats: &StatsResponse) -> Vec<String> {
         if bytes < 0 { format!("-{size}") } else { size }
     };
     let mut lines = vec![
-        format!("{} paths in all caches, {} uncompressed", stats.paths, human_size(stats.path_bytes)),
-        format!("{} NARs, in {} packs of {}", stats.nars, stats.packs, human_size(stats.stored_bytes)),
+        format!(
+            "{} in all caches, {} uncompressed",
+            counted(stats.paths, "path", "paths"),
+            human_size(stats.path_bytes)
+        ),
+        format!(
+            "{}, in {} of {}",
+            counted(stats.nars, "NAR", "NARs"),
+            counted(stats.packs, "pack", "packs"),
+            human_size(stats.stored_bytes)
+        ),
         format!("saved by NARs that several paths have: {}", saved(stats.saved_by_same_nars)),
         format!("saved by equal chunks: {}", saved(stats.saved_by_chunks)),
         format!("saved by holes: {}", saved(stats.saved_by_holes)),
@@ -171,7 +184,7 @@ mod tests {
         };
         let shown = lines(&stats);
         assert_eq!(shown[0], "3 paths in all caches, 3.0 MiB uncompressed");
-        assert_eq!(shown[1], "2 NARs, in 1 packs of 1.0 MiB");
+        assert_eq!(shown[1], "2 NARs, in 1 pack of 1.0 MiB");
         assert_eq!(shown[2], "saved by NARs that several paths have: -1.0 MiB");
         assert_eq!(shown.last().map(String::as_str), Some(INCOMPLETE));
         assert_eq!(lines(&StatsResponse { complete: true, ..stats.clone() }).len(), shown.len() - 1);
@@ -224,7 +237,7 @@ mod tests {
         };
         assert_eq!(
             cache_lines(&stats, 1_000),
-            ["1 paths, 1.0 MiB uncompressed", "largest:", "  x-hello  1.0 MiB, used 60 seconds ago"]
+            ["1 path, 1.0 MiB uncompressed", "largest:", "  x-hello  1.0 MiB, used 60 seconds ago"]
         );
         assert_eq!(cache_bars(&stats), [Bar::new("hello", 1 << 20)]);
         assert_eq!(cache_bars(&CacheStatsResponse { largest: None, ..stats }), []);

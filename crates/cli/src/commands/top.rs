@@ -12,7 +12,7 @@ use serde_json::json;
 use super::top_screen::Screen;
 use crate::context::{Context, EXIT_CODES_OF_CLIENT, EndpointArgs};
 use crate::error::{Error, Result};
-use crate::settings::units::{human_duration, human_size, parse_duration};
+use crate::settings::units::{counted, human_duration, human_size, parse_duration};
 
 /// Follow what a server does: reads, pushes, jobs and queues
 ///
@@ -234,7 +234,10 @@ fn line(status: &StatusResponse, rates: Option<&Rates>) -> String {
     );
     let jobs = status.known_jobs().map_or_else(
         || "jobs unknown".to_owned(),
-        |jobs| format!("{}{} jobs", jobs.len(), if status.more_jobs { "+" } else { "" }),
+        |jobs| match jobs.len() {
+            more if status.more_jobs => format!("{more}+ jobs"),
+            count => counted(count as u64, "job", "jobs"),
+        },
     );
     let mut line = match rates {
         Some(rates) => format!(
@@ -245,9 +248,9 @@ fn line(status: &StatusResponse, rates: Option<&Rates>) -> String {
             whole(rates.pushed_bytes)
         ),
         None => format!(
-            "{} reads and {} pushes since the start",
-            status.reads.narinfos + status.reads.missing + status.reads.nars,
-            status.pushes.nars
+            "{} and {} since the start",
+            counted(status.reads.narinfos + status.reads.missing + status.reads.nars, "read", "reads"),
+            counted(status.pushes.nars, "push", "pushes")
         ),
     };
     let _ = write!(
@@ -369,13 +372,13 @@ pub(super) mod tests {
     fn an_interval_is_one_line() {
         assert_eq!(
             line(&status(), None),
-            "880 reads and 20 pushes since the start; 3 in flight, 2 uploading, 5 waiting; 1 jobs; lag 1 min 05 s"
+            "880 reads and 20 pushes since the start; 3 in flight, 2 uploading, 5 waiting; 1 job; lag 1 min 05 s"
         );
         let rates = Rates::between(&status(), &later(), 10.0);
         let away = StatusResponse { not_ready: Some("the database does not answer".to_owned()), ..later() };
         assert_eq!(
             line(&away, rates.as_ref()),
-            "reads 12.0/s, 2.0 MiB/s; pushes 1.0/s, 3.0 MiB/s; 3 in flight, 2 uploading, 5 waiting; 1 jobs; lag 1 min 05 s; \
+            "reads 12.0/s, 2.0 MiB/s; pushes 1.0/s, 3.0 MiB/s; 3 in flight, 2 uploading, 5 waiting; 1 job; lag 1 min 05 s; \
              not ready: the database does not answer"
         );
     }

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use super::publish::ago;
 use super::top::{Rates, Watched, whole};
-use crate::settings::units::{human_duration, human_size};
+use crate::settings::units::{counted, human_duration, human_size};
 use crate::terminal_text::shown;
 
 /// How often the thread that reads keys looks whether the screen is gone.
@@ -214,6 +214,17 @@ fn table<'a>(
     Table::new(rows, widths).block(Block::bordered().title(format!("{title}: {head}")))
 }
 
+/// The rows that fit into a frame. The last one says how many others there are.
+fn cut(mut rows: Vec<[String; 4]>, area: Rect) -> Vec<[String; 4]> {
+    let room = usize::from(area.height.saturating_sub(2)).max(1);
+    if rows.len() > room {
+        let left = rows.len() - (room - 1);
+        rows.truncate(room - 1);
+        rows.push([format!("and {left} more"), String::new(), String::new(), String::new()]);
+    }
+    rows
+}
+
 fn paint_queues(frame: &mut Frame<'_>, area: Rect, queues: &[&QueueStatus]) {
     let amount = |name: &str, value: Option<u64>| match value {
         Some(value) if name.contains("memory") => human_size(value),
@@ -228,16 +239,17 @@ fn paint_queues(frame: &mut Frame<'_>, area: Rect, queues: &[&QueueStatus]) {
     });
     let widths =
         [Constraint::Fill(2), Constraint::Length(12), Constraint::Length(14), Constraint::Length(14)];
-    let table = table("turns", ["what", "in use", "of", "waiting"], rows.collect(), widths, "nothing waits");
+    let rows = cut(rows.collect(), area);
+    let table = table("turns", ["what", "in use", "of", "waiting"], rows, widths, "nothing waits");
     frame.render_widget(table, area);
 }
 
 fn paint_jobs(frame: &mut Frame<'_>, area: Rect, status: &StatusResponse) {
-    let about = |job: &JobEntry| {
+    let about = |job: &&JobEntry| {
         let name = job.cache.as_ref().or(job.target.as_ref());
         name.map_or_else(|| job.kind.clone(), |name| format!("{} {name}", job.kind))
     };
-    let state = |job: &JobEntry| match (&job.error, &job.holder) {
+    let state = |job: &&JobEntry| match (&job.error, &job.holder) {
         (Some(error), _) => format!("{} failed: {error}", job.failures),
         (None, Some(holder)) => holder.clone(),
         (None, None) => "waiting".to_owned(),
@@ -246,12 +258,17 @@ fn paint_jobs(frame: &mut Frame<'_>, area: Rect, status: &StatusResponse) {
         Some(jobs) => (jobs, "no jobs are open"),
         None => (&[][..], NOT_TOLD),
     };
+    let mut shown: Vec<&JobEntry> = shown.iter().collect();
+    // Those that fail come first, so that none of them is cut off.
+    shown.sort_by_key(|job| job.error.is_none());
     let rows = shown.iter().map(|job| {
-        [about(job), format!("{} rows", job.rows_done), ago(status.now, job.created_at), state(job)]
+        let done = counted(job.rows_done, "row", "rows");
+        [about(job), done, ago(status.now, job.created_at), state(job)]
     });
     let widths = [Constraint::Fill(2), Constraint::Length(14), Constraint::Length(18), Constraint::Fill(2)];
     let title = if status.more_jobs { "jobs, the oldest" } else { "jobs" };
-    let table = table(title, ["kind", "done", "opened", "run by"], rows.collect(), widths, none);
+    let rows = cut(rows.collect(), area);
+    let table = table(title, ["kind", "done", "opened", "run by"], rows, widths, none);
     frame.render_widget(table, area);
 }
 
@@ -260,10 +277,12 @@ fn paint_targets(frame: &mut Frame<'_>, area: Rect, targets: Option<&[TargetEntr
         Some(targets) => (targets, "nothing was published yet"),
         None => (&[][..], NOT_TOLD),
     };
-    let lag = |target: &TargetEntry| match target.lag_seconds {
+    let lag = |target: &&TargetEntry| match target.lag_seconds {
         0 => "no lag".to_owned(),
         seconds => format!("lag {}", human_duration(Duration::from_secs(seconds))),
     };
+    let mut targets: Vec<&TargetEntry> = targets.iter().collect();
+    targets.sort_by_key(|target| std::cmp::Reverse((target.error.is_some(), target.lag_seconds)));
     let rows = targets.iter().map(|target| {
         let failed = if target.error.is_some() { ", the last run failed" } else { "" };
         [
@@ -275,7 +294,7 @@ fn paint_targets(frame: &mut Frame<'_>, area: Rect, targets: Option<&[TargetEntr
     });
     let widths = [Constraint::Fill(1), Constraint::Length(20), Constraint::Length(18), Constraint::Fill(1)];
     let head = ["target", "published", "pending", "lag"];
-    let table = table("publishing", head, rows.collect(), widths, none);
+    let table = table("publishing", head, cut(rows.collect(), area), widths, none);
     frame.render_widget(table, area);
 }
 
@@ -320,6 +339,31 @@ mod tests {
         let text = painted(&silent, 100, 24);
         assert_eq!(text.matches(NOT_TOLD).count(), 2, "{text}");
         assert!(!text.contains("no jobs are open") && !text.contains("nothing was published"), "{text}");
+    }
+
+    /// Nobody may miss the one that fails because others come before it.
+    #[test]
+    fn what_does_not_fit_is_told_and_does_not_fail() {
+        let mut many = watched();
+        if let Some(status) = &mut many.status {
+            let (job, target) = (status.jobs[0].clone(), status.targets[0].clone());
+            let named = |number: usize| {
+                let error = (number == 19).then(|| "no route".to_owned());
+                let of = |kind: &str| format!("{kind}-{number:02}");
+                (
+                    JobEntry { kind: of("job"), error: error.clone(), ..job.clone() },
+                    TargetEntry { name: of("target"), error, lag_seconds: number as u64, ..target.clone() },
+                )
+            };
+            (status.jobs, status.targets) = (0..20).map(named).unzip();
+        }
+        let text = painted(&many, 120, 30);
+        assert!(text.contains("job-19") && text.contains("job-00") && !text.contains("job-18"), "{text}");
+        assert!(text.contains("target-19") && text.contains("target-18"), "{text}");
+        let told = |name: &str| text.matches(name).count();
+        assert_eq!(text.matches("and 16 more").count(), 1, "of 20 targets, five rows: {text}");
+        assert_eq!(told("target-"), 4, "{text}");
+        assert!(text.contains(&format!("and {} more", 20 - told("job-"))), "{text}");
     }
 
     #[test]

@@ -19,6 +19,11 @@ const DURATION_UNITS: &[(&[&str], u64)] = &[
     (&["y", "yr", "yrs", "year", "years"], 31_557_600),
 ];
 
+/// `1 path`, `7 paths`.
+pub(crate) fn counted(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
 /// Parses `90`, `90s`, `250ms`, `2h 30min`, `3 months`. A bare number means seconds.
 pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text.trim();

@@ -201,6 +201,14 @@ pub(super) async fn a_log_goes_with_the_last_object_of_its_derivation(index: Sub
         index.put_document(cache, &log(9, b"x"), NOW).await?;
         index.put_document(cache, &log(8, b"another's"), NOW).await?;
     }
+    push_output(&index, main, 3, Some(7)).await?;
+    push_output(&index, main, 4, None).await?;
+    for (number, has_log) in [(1, true), (2, true), (3, false), (4, false)] {
+        let found = index.find_object(main, &path_hash(number)).await?.expect("it is there");
+        let and_log = index.find_object_and_log(main, &path_hash(number)).await?;
+        assert_eq!(and_log, Some((found, has_log)), "path {number}");
+    }
+    assert_eq!(index.find_object_and_log(main, &path_hash(9)).await?, None);
     let grace = Removal::WithGraceUntil(NOW + 1000);
     assert!(index.remove_object(main, &path_hash(1), grace, NOW).await?);
     assert!(find_log(&index, main, 9).await?.is_some(), "path 2 names its derivation too");

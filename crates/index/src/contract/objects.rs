@@ -70,6 +70,12 @@ pub enum Removal {
 pub trait ObjectIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Finds an object by its store hash. Damaged NARs are returned too, marked.
     async fn find_object(&self, cache: CacheId, hash: &StorePathHash) -> Result<Option<FoundObject>>;
+    /// The same, and whether the cache has the log of the object's derivation. One statement.
+    async fn find_object_and_log(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
+    ) -> Result<Option<(FoundObject, bool)>>;
     /// Which of these objects the cache has with a sound NAR and its listing, with the time of
     /// their last push ([`Use::Push`]). One statement, at most 16,384 hashes a call.
     async fn present_objects(

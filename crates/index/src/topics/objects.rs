@@ -19,15 +19,25 @@ use crate::sql::Argument::{Bytes, Flag, List, Number, OptionalText, Text};
 use crate::sql::{Sql, Transaction, both, damaged};
 use crate::sql_index::{Lock, SqlIndex, Write};
 
-pub(crate) const FIND_OBJECT: Sql = both!(concat!(
-    "SELECT n.id, n.hash, n.size, n.file_size, n.tag, ",
-    damaged!("n"),
-    ", o.last_used_at,
-         o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system, o.extra
-     FROM objects AS o JOIN nars AS n ON n.id = o.nar
-     WHERE o.cache = $1 AND o.hash = $2
-         AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
-));
+macro_rules! find_object {
+    ($more:literal) => {
+        both!(concat!(
+            "SELECT n.id, n.hash, n.size, n.file_size, n.tag, ",
+            damaged!("n"),
+            ", o.last_used_at,
+                 o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system, o.extra",
+            $more,
+            " FROM objects AS o JOIN nars AS n ON n.id = o.nar
+             WHERE o.cache = $1 AND o.hash = $2
+                 AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
+        ))
+    };
+}
+pub(crate) const FIND_OBJECT: Sql = find_object!("");
+// The name of a log is that of its derivation behind `log/`.
+pub(crate) const FIND_OBJECT_AND_LOG: Sql = find_object!(
+    ", EXISTS (SELECT 1 FROM documents AS l WHERE l.cache = $1 AND l.name = 'log/' || o.deriver)"
+);
 
 // CROSS JOIN: from the keys to their rows, never the other way round.
 pub(crate) const PRESENT_OBJECTS: Sql = both!(
@@ -138,6 +148,21 @@ impl ObjectIndex for SqlIndex {
         self.read("find an object", async |mut tx| {
             let row = tx.optional(FIND_OBJECT, &[Number(cache.0), Bytes(hash.as_bytes())]).await?;
             row.map(|row| read_found(&row)).transpose()
+        })
+        .await
+    }
+
+    async fn find_object_and_log(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
+    ) -> Result<Option<(FoundObject, bool)>> {
+        if !self.known.may_have_object(cache, hash) {
+            return Ok(None);
+        }
+        self.read("find an object and its log", async |mut tx| {
+            let row = tx.optional(FIND_OBJECT_AND_LOG, &[Number(cache.0), Bytes(hash.as_bytes())]).await?;
+            row.map(|row| Ok((read_found(&row)?, row.column(15, "documents")?))).transpose()
         })
         .await
     }

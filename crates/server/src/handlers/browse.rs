@@ -17,13 +17,16 @@ use dormer_index::{Cache, NarKey};
 use dormer_nix::nar::{ListedNode, ListingSearch};
 use dormer_nix::{NarHash, NarInfo, StorePath, StorePathHash, with_causes};
 use futures::{Stream, StreamExt as _, TryStreamExt as _, future, stream};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use http::header::{
+    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, X_CONTENT_TYPE_OPTIONS,
+};
 use http::{HeaderValue, Response, StatusCode};
 
 use crate::app::App;
 use crate::body::{self, Body};
 use crate::call::Call;
 use crate::codec::Compression;
+use crate::conditions::{self, Wanted};
 use crate::decoder::Decoder;
 use crate::failure::Failure;
 use crate::handlers::checks::{bad_request, store_dir};
@@ -173,7 +176,8 @@ pub(crate) async fn list_objects(
     Ok(body::json(StatusCode::OK, &ListObjectsResponse { objects, next: after.map(write_place) }))
 }
 
-/// One file out of a path: the frames that hold it are read and decoded, and nothing before them.
+/// One file out of a path, or a range of it: the frames that hold it are read and decoded, and
+/// nothing before them.
 pub(crate) async fn get_file(
     app: &App,
     call: &Call,
@@ -192,21 +196,39 @@ pub(crate) async fn get_file(
         Some(ListedNode::Symlink(target)) => return Err(is_none(&format!("a link to {target}"))),
         None => return Err(Failure::NoSuchObject),
     };
+    // The bytes of a NAR never change, and a file lies in one place of it.
+    let etag = format!("\"{}-{start}\"", nar.to_nix32());
+    // Ranges are defined for GET only.
+    let wanted = if call.is_head() { Wanted::Whole } else { conditions::wanted(call.headers(), &etag, size) };
+    let part = match wanted {
+        Wanted::Whole => None,
+        Wanted::Part(part) => Some(part),
+        Wanted::Outside => return Err(Failure::RangeOutside { size }),
+    };
+    let Range { start: skipped, end } = part.clone().unwrap_or(0..size);
+    let length = end - skipped;
     let mut response = if call.is_head() || size == 0 {
         Response::new(if call.is_head() { Body::Unknown } else { Body::Full(None) })
     } else {
         let turn = app.file_turn(call).await?;
         let others_wait = turn.others_wait();
-        let pieces = file_pieces(app, turn, &cache, nar, start, size).await?;
+        let pieces = file_pieces(app, turn, &cache, nar, start + skipped, length).await?;
         let mut response = Response::new(Body::Stream(Box::pin(pieces)));
         response.extensions_mut().insert(others_wait);
         response
     };
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    headers.insert(CONTENT_LENGTH, HeaderValue::from(size));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(ETAG, HeaderValue::try_from(etag).expect("a hash and a number are fit for a header"));
     // A file holds whatever a build made, and no browser may take it for a page.
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if part.is_some() {
+        let value = HeaderValue::try_from(format!("bytes {skipped}-{}/{size}", end - 1));
+        headers.insert(CONTENT_RANGE, value.expect("digits are fit for a header"));
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    }
     Ok(response)
 }
 

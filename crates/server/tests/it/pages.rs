@@ -459,6 +459,30 @@ fn files_are_shown_as_text_and_downloaded_as_bytes() {
         assert_eq!(browse(&server, None, &format!("{files}{address}")).status, status, "{address}");
     }
     assert_eq!(browse(&server, None, &format!("{files}/{}", "a/".repeat(65))).status, 400);
+    let (length, head) =
+        (file.len().to_string(), server.request("HEAD", &format!("{files}/bin/hello"), &[BROWSER], b""));
+    assert!(head.status == 200 && head.header("content-length").is_none_or(|of| of == length), "{head:?}");
+    // A download that was cut short goes on.
+    let (all, part) = (&b"#!/bin/sh\necho \"hello\" && <b>\n"[..], format!("{files}/bin/hello?download=1"));
+    let whole = server.request("GET", &part, &[], b"");
+    let tag = whole.header("etag").unwrap().to_owned();
+    assert_eq!((whole.status, whole.header("accept-ranges")), (200, Some("bytes")));
+    for (range, condition, status, place) in [
+        ("bytes=2-8", tag.as_str(), 206, 2..9),
+        ("bytes=10-", tag.as_str(), 206, 10..all.len()),
+        ("bytes=-4", tag.as_str(), 206, all.len() - 4..all.len()),
+        ("bytes=10-", "\"another file\"", 200, 0..all.len()),
+        ("bytes=0-1,3-4", tag.as_str(), 200, 0..all.len()),
+    ] {
+        let reply = server.request("GET", &part, &[("Range", range), ("If-Range", condition)], b"");
+        assert_eq!((reply.status, &reply.body[..]), (status, &all[place.clone()]), "{range}: {reply:?}");
+        let told = format!("bytes {}-{}/{}", place.start, place.end - 1, all.len());
+        assert_eq!(reply.header("content-range"), (status == 206).then_some(told.as_str()), "{range}");
+    }
+    let outside = server.request("GET", &part, &[("Range", "bytes=99-")], b"");
+    assert_eq!((outside.status, outside.header("content-range")), (416, Some(format!("bytes */{}", all.len()).as_str())), "{outside:?}");
+    let other = server.request("GET", &format!("{files}/bin/zero?download=1"), &[], b"");
+    assert_ne!(other.header("etag"), Some(tag.as_str()), "another file of the same NAR");
     let bytes = browse(&server, None, &format!("{files}/bin/hello?download=1"));
     assert_eq!((bytes.status, &bytes.body[..9]), (200, &b"#!/bin/sh"[..]));
     for (name, value) in [
@@ -908,7 +932,26 @@ fn statements_max(address: &str) -> u64 {
 #[test]
 fn no_page_costs_more_than_its_bound_whatever_the_cache_holds() {
     let server = Server::start();
-    push(&server, "main", &path(1), &tree(), &json!({}));
+    let bin = Node::directory([(b"x".to_vec(), Node::file(b"a text".to_vec()))]);
+    let derivation = format!("{}-hello.drv", path(8).hash());
+    let tree = encode_tree(&Node::directory([(b"bin".to_vec(), bin)]));
+    push(
+        &server,
+        "main",
+        &path(1),
+        &tree,
+        &json!({ "deriver": derivation, "references": [path(9).to_string()] }),
+    );
+    let log = format!("/main/log/{derivation}");
+    assert_eq!(server.call(&admin(), "PUT", &log, &b"a line\n".repeat(200_000)).status, 200);
+    let main = server.block_on(server.engine.find_cache("main")).unwrap().unwrap();
+    let rules = dormer_engine::UpdateCache {
+        retention_seconds: Some(Some(86_400)),
+        quota_bytes: Some(Some(1 << 40)),
+        keep_latest: Some(Some(2)),
+        ..dormer_engine::UpdateCache::default()
+    };
+    server.block_on(server.engine.update_cache(&main, rules)).unwrap();
     // A chain: each refers to the one before it.
     for number in 2..=90 {
         push(
@@ -919,12 +962,25 @@ fn no_page_costs_more_than_its_bound_whatever_the_cache_holds() {
             &json!({ "references": [path(number - 1).to_string()] }),
         );
     }
+    for number in [1, 5] {
+        let pin = dormer_index::Pin {
+            name: format!("pin-{number}"),
+            path: path(number),
+            created_at: now(),
+            ends_at: None,
+        };
+        server.block_on(server.index.add_pin(main.id, &pin, None)).unwrap();
+    }
     let longest = format!("/main/{}/closure", path(90).hash());
     let reads = pages("main").into_iter().filter(|(method, _)| *method == "GET");
-    let reads: Vec<String> =
-        reads.map(|(_, address)| address).chain([longest.clone(), "/".to_owned()]).collect();
-    for session in [None, Some(admin())] {
+    let more = ["/", "/main/paths?q=package*", "/main/paths?q=pack", "/main/paths?q=*age"].map(str::to_owned);
+    let reads: Vec<String> = reads.map(|(_, address)| address).chain([longest.clone()]).chain(more).collect();
+    let owner = token(&json!({"main": {"r": 1, "cq": 1, "d": 1}}));
+    for session in [None, Some(owner), Some(admin())] {
         for address in &reads {
+            // As for the first visitor after a while: a change makes the server forget.
+            let no_change = dormer_engine::UpdateCache::default();
+            server.block_on(server.engine.update_cache(&main, no_change)).unwrap();
             let before = server.index.statement_count();
             let reply = browse(&server, session.as_deref(), address);
             let cost = server.index.statement_count() - before;
@@ -1061,6 +1117,29 @@ fn operators_see_jobs_publishing_and_the_audit_and_each_page_costs_four_statemen
             .status,
         405
     );
+}
+
+/// A server that has just begun remembers nothing.
+#[test]
+fn the_first_look_at_a_page_for_operators_costs_four_statements_too() {
+    for page in OPERATOR_PAGES {
+        let server = Server::start();
+        let main = server.block_on(server.engine.find_cache("main")).unwrap().unwrap().id;
+        server.block_on(async {
+            for name in ["edge", "far"] {
+                server.publish.open_target(name, "s3://bucket/edge").await.unwrap();
+            }
+            for kind in [dormer_index::JobKind::Recount, dormer_index::JobKind::Scrub] {
+                server.publish.open_job(kind, None, None, now()).await.unwrap();
+            }
+            server.index.remove_for_cause(main, &path(1).hash(), Some("ada"), false, now()).await.unwrap();
+        });
+        let before = server.index.statement_count();
+        let reply = browse(&server, Some(&admin()), &format!("/_dormer/{page}"));
+        let cost = server.index.statement_count() - before;
+        assert_eq!(reply.status, 200, "{page}: {reply:?}");
+        assert!((1..=4).contains(&cost), "{page:?} took {cost} statements");
+    }
 }
 
 /// An empty list would say that nothing is open and nothing was published.

@@ -889,6 +889,11 @@ pub(super) async fn look_ups_search_indexes(index: &SqlIndex) {
         (nars::LOOK_BY_HASH, format!("1, {bytes}, {bytes}"), &["nars_hash_key", "objects_cache_hash_key"]),
         (nars::LOOK_BY_ID, format!("1, 2, {bytes}"), &["nars_pkey", "objects_cache_hash_key"]),
         (objects::FIND_OBJECT, format!("1, {bytes}"), &["objects_cache_hash_key", "nars_pkey"]),
+        (
+            objects::FIND_OBJECT_AND_LOG,
+            format!("1, {bytes}"),
+            &["objects_cache_hash_key", "nars_pkey", "documents_by_name"],
+        ),
         (objects::PRESENT_OBJECTS, format!("1, {array}"), &["objects_cache_hash_key", "nars_pkey"]),
         (objects::TOUCH_OBJECTS, format!("1, {array}, 2, true"), &["objects_cache_hash_key", "objects_pkey"]),
         (objects::FIND_ALIAS, "1, 'x', 2".to_owned(), &["aliases_pkey", "nars_pkey"]),

@@ -759,6 +759,14 @@ pub(super) async fn look_ups_search_indexes(index: &SqlIndex) {
             ],
         ),
         (
+            objects::FIND_OBJECT_AND_LOG,
+            &[
+                "SEARCH o USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)",
+                "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
+                "SEARCH l USING COVERING INDEX documents_by_name (cache=? AND name=?)",
+            ],
+        ),
+        (
             objects::PRESENT_OBJECTS,
             &[
                 "SEARCH o USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)",

@@ -99,13 +99,19 @@ pub(super) async fn files(
             Found::File(FileView { bytes: size, is_executable: executable, content: FileContent::Read(text) })
         }
     };
+    let is_file = matches!(found, Found::File(_));
     let view = FilesView {
         cache: opened.cache.name.clone(),
         base_name: path.to_string(),
         names: names.to_vec(),
         found,
     };
-    Ok(page(view.render(&frame(app, call))))
+    let mut response = page(view.render(&frame(app, call)));
+    if call.is_head() && is_file {
+        // The text was not read, so its length is not known.
+        *response.body_mut() = Body::Unknown;
+    }
+    Ok(response)
 }
 
 /// Trying again later is of no use.

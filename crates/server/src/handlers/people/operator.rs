@@ -46,7 +46,7 @@ pub(super) async fn respond(
         (&Method::GET, OperatorPage::Overview) => overview(app, operations).await.render(&frame()),
         (&Method::GET, OperatorPage::Jobs) => jobs(app, call, operations).await?.render(&frame()),
         (&Method::GET, OperatorPage::Collection) => collection(operations).await?.render(&frame()),
-        (&Method::GET, OperatorPage::Publishing) => publishing(app).await.render(&frame()),
+        (&Method::GET, OperatorPage::Publishing) => publishing(app, call).await?.render(&frame()),
         (&Method::GET, OperatorPage::Damage) => damage(operations).await?.render(&frame()),
         (&Method::GET, OperatorPage::Audit) => audit(app, call).await?.render(&frame()),
         (_, OperatorPage::Collection) => {
@@ -218,11 +218,13 @@ fn collected(report: &CollectionReport) -> CollectionFigures {
     }
 }
 
-async fn publishing(app: &App) -> PublishingView {
+async fn publishing(app: &App, call: &Call) -> Result<PublishingView, Failure> {
+    let from = query(call, "from")?.map_or(Ok(0), |from| from.parse::<usize>()).map_err(bad_request)?;
     app.metrics.refresh().await;
     let targets = app.metrics.publishing();
     let now = app.engine.now();
-    PublishingView { targets: targets.map(|targets| targets.iter().map(|of| target(of, now)).collect()) }
+    let targets = targets.map(|targets| targets.iter().map(|of| target(of, now)).collect());
+    Ok(PublishingView { targets, from })
 }
 
 fn target(of: &TargetBacklog, now: i64) -> TargetView {

@@ -41,10 +41,10 @@ const PAGE_PINS: u32 = 36;
 /// Paths that the page of a cache names, of the largest and of the longest unused.
 const EXTREMES: u32 = 10;
 
-/// Paths that a search looks through for names that have a text anywhere: no index finds these, so
-/// a search goes on with another request. Three look-ups, behind one for names that begin with it.
-const SEARCHED_PATHS: u32 = 1_000;
-const SEARCHED_PAGES: usize = 3;
+/// Paths that a search looks through for names that have a text anywhere, with one look-up each: no
+/// index finds these, so a search goes on with another request. The first look is small, because a
+/// text that is in many names fills the page with it.
+const SEARCHED_PATHS: [u32; 2] = [1_000, 2_000];
 
 /// Referrers and pins of each kind that the page of a path is told: one more than it names.
 const KEEPERS: u32 = 17;
@@ -347,7 +347,8 @@ async fn search(
         SortedBy::Size => ObjectOrder::Size,
     };
     let pattern = if wanted.contains('*') { wanted.to_owned() } else { format!("*{wanted}*") };
-    let page = if wanted.is_empty() { 1 + u32::try_from(PAGE_PATHS).unwrap_or(0) } else { SEARCHED_PATHS };
+    let one_page = [1 + u32::try_from(PAGE_PATHS).unwrap_or(0)];
+    let looks = if wanted.is_empty() { &one_page[..] } else { &SEARCHED_PATHS };
     let (mut paths, mut looked_through) = (Vec::new(), 0);
     // `text*` fits the names that begin with `text`, and no others.
     let (prefix, is_all) = match wanted.split_once('*') {
@@ -374,9 +375,9 @@ async fn search(
         }
     }
     let begins = |name: &str| prefix.is_some_and(|prefix| name.starts_with(prefix));
-    for _ in 0..SEARCHED_PAGES {
-        let found = app.engine.index().list_objects(cache.id, order, after, page).await.map_err(index)?;
-        let is_last = found.len() < page as usize;
+    for limit in looks.iter().copied() {
+        let found = app.engine.index().list_objects(cache.id, order, after, limit).await.map_err(index)?;
+        let is_last = found.len() < limit as usize;
         looked_through += found.len() as u64;
         for object in found {
             if !name_fits(&pattern, object.path.name()) || begins(object.path.name()) {
@@ -454,13 +455,10 @@ pub(super) async fn path(
     hash: &StorePathHash,
 ) -> Result<Response<Body>, Failure> {
     let opened = open(app, call, name).await?;
-    let FoundObject { object, nar, last_used_at } = find(app, &opened, hash).await?;
     let cache = &opened.cache;
+    let found = app.engine.index().find_object_and_log(cache.id, hash).await.map_err(index)?;
+    let (FoundObject { object, nar, last_used_at }, has_log) = found.ok_or(Failure::NoSuchObject)?;
     let kept = keeping(app, &opened, hash).await?;
-    let has_log = match object.deriver.as_deref().and_then(log_name) {
-        Some(log) => app.engine.index().has_document(cache.id, &log).await.map_err(index)?,
-        None => false,
-    };
     let own_keys = key_names(&active_keys(cache));
     let view = PathView {
         cache: cache.name.clone(),
