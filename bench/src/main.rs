@@ -195,8 +195,8 @@ enum Command {
     },
     /// The database is lost and recovered from the store: wall time and CPU.
     Recover,
-    /// Pushes and pulls beside collections and beside pages, over a large index, and what the record
-    /// of uses costs.
+    /// Pushes and pulls beside collections and beside pages, over a large index, and what the
+    /// record of uses costs.
     Beside {
         /// Objects in the index, beside the corpus.
         #[arg(long, default_value_t = 1_000_000)]

@@ -34,11 +34,13 @@ impl NixConfig {
     }
 
     /// Reads what `nix config show --json` printed. The version is empty.
+    #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn parse(output: &[u8]) -> Result<Self> {
         Ok(Self { version: String::new(), settings: parse_settings(output)? })
     }
 
     /// The names of all settings.
+    #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.settings.as_object().into_iter().flat_map(|settings| settings.keys().map(String::as_str))
     }

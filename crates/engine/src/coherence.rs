@@ -23,9 +23,9 @@ use crate::Engine;
 /// How long the engine remembers settings of caches, narinfos and read plans.
 pub(crate) const REMEMBERED: Duration = Duration::from_millis(1_500);
 
-/// How long the engine remembers the plan of a large NAR after its last use. A client that resumes
-/// a download asks again within minutes. A collection keeps packs for longer than that after their
-/// chunks have moved.
+/// How long the engine remembers the plan of a large NAR. A client that resumes a download asks
+/// again within minutes. A collection keeps packs for longer than that, over an hour, after their
+/// chunks have moved: no remembered plan outlives the packs that it names.
 pub(crate) const LARGE_PLAN_REMEMBERED: Duration = Duration::from_mins(10);
 
 /// A result that took longer to read is not remembered.

@@ -203,7 +203,7 @@ impl Engine {
             large_plans: Remembered::builder()
                 .max_capacity(REMEMBERED_BYTES / 2)
                 .weigher(|_, plan: &Arc<ReadPlan>| plan.weight())
-                .time_to_idle(LARGE_PLAN_REMEMBERED)
+                .time_to_live(LARGE_PLAN_REMEMBERED)
                 .build(),
             proven_packs,
             block_cache: BlockCache::new(),

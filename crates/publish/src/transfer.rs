@@ -140,7 +140,8 @@ impl Sender {
             .await;
             match outcome {
                 Err(crate::Error::Target(error))
-                    if in_parts && error.may_pass() && attempt < UPLOAD_TRIES =>
+                    if (in_parts && error.may_pass() || error.is_worth_a_retry())
+                        && attempt < UPLOAD_TRIES =>
                 {
                     tracing::warn!(file.name = place.name, attempt, %error, "failed to send a NAR, trying again");
                     tokio::time::sleep(UPLOAD_PAUSE.pause(attempt, rand::random())).await;

@@ -77,7 +77,7 @@ impl OpenNar {
     }
 
     /// Starts to read all bytes, or a range of them. When this returns, the first read is verified,
-    /// and every pack is known to exist.
+    /// and every pack that the plan names is known to exist.
     pub async fn stream(self, range: Option<Range<u64>>) -> Result<NarStream> {
         let size = self.plan.file_size;
         let range = range.unwrap_or(0..size);
@@ -248,7 +248,12 @@ impl Engine {
         });
         let is_large = matches!(plan.chunks, Chunks::Windows(_));
         if is_large && self.change_counts().of_all() == change_count {
-            self.remembered_large_plans().insert((plan.nar, plan.tag), Arc::clone(&plan));
+            let key = (plan.nar, plan.tag);
+            self.remembered_large_plans().insert(key, Arc::clone(&plan));
+            // A notice between the two lines before forgot the plans that were there.
+            if self.change_counts().of_all() != change_count {
+                self.remembered_large_plans().invalidate(&key);
+            }
         }
         Ok(plan)
     }

@@ -16,8 +16,8 @@ use dormer_nix::{StorePath, StorePathHash};
 use super::fixtures::{NOW, Subject, nar_hash, new_cache, path_hash as pushed_hash, push_object};
 use crate::columns::{pack_references, pack_signatures};
 use crate::contract::{
-    CacheId, CacheIndex as _, ChunkIndex as _, NarId, NarIndex as _, NarKey, ObjectIndex as _, ObjectPlace,
-    OutboxIndex as _, OutboxPosition, PackNumber, SessionIndex, UnixSeconds,
+    CacheId, CacheIndex as _, NarId, NarKey, ObjectIndex as _, ObjectPlace, OutboxIndex as _, OutboxPosition,
+    PackNumber, SessionIndex, UnixSeconds,
 };
 use crate::sql::Argument::{Bytes, Number};
 use crate::sql::{Sql, both};
