@@ -223,7 +223,7 @@ pub(crate) async fn open_journal_beside(settings: &Settings, opened: &OpenIndex)
 
 /// How the journal is written over this store: a turn is stuck if it waits for twice as long as the
 /// longest call.
-pub(crate) fn journal_settings(settings: &Settings) -> JournalSettings {
+fn journal_settings(settings: &Settings) -> JournalSettings {
     let defaults = JournalSettings::default();
     JournalSettings { stuck_after: defaults.stuck_after.max(2 * longest_call(settings)), ..defaults }
 }

@@ -214,8 +214,8 @@ impl Recovery {
         for (key, state) in own.pins {
             pins.entry(key).or_insert(state);
         }
-        if let Some(cache) = own.cache {
-            self.caches.insert(label, cache);
+        if own.has_cache {
+            self.caches.insert(label, own.cache);
         }
     }
 
@@ -659,21 +659,23 @@ type PinStates = BTreeMap<(String, StorePathHash), Option<JournalPin>>;
 /// files.
 #[derive(Debug, Default)]
 struct CacheStates {
-    /// `None` if the file says something of its pins only.
-    cache: Option<Option<JournalCache>>,
+    /// Whether the file says what became of the cache, and not only of some pins.
+    has_cache: bool,
+    /// The cache without its pins; `None` also if it is gone.
+    cache: Option<JournalCache>,
     pins: PinStates,
 }
 
 impl CacheStates {
     fn of_cache(mut cache: JournalCache) -> Self {
         let pins = std::mem::take(&mut cache.pins);
-        let mut states = Self { cache: Some(Some(cache)), pins: PinStates::new() };
+        let mut states = Self { has_cache: true, cache: Some(cache), pins: PinStates::new() };
         states.add_pins(pins);
         states
     }
 
     fn of_gone() -> Self {
-        Self { cache: Some(None), pins: PinStates::new() }
+        Self { has_cache: true, ..Self::default() }
     }
 
     fn add_pins(&mut self, pins: Vec<JournalPin>) {

@@ -928,7 +928,6 @@ pub(super) async fn look_ups_search_indexes(index: &SqlIndex) {
             &["objects_cache_hash_key", "nars_pkey", "documents_by_owner", "documents_by_name"],
         ),
         (expire_cache::SUM_GRACES, format!("1, {bytes}, 3, 4"), &["graces_pkey", "nars_pkey"]),
-        (journal::FIND_PIN, format!("1, 'x', {bytes}"), &["pins_by_name"]),
         (retention::LIST_PINS, format!("1, 'x', {bytes}, 4, 5"), &["pins_by_name"]),
         (retention::LIST_PINS_OF_PATH, format!("1, {bytes}, 3, 4"), &["pins_by_path"]),
         (retention::FIND_REFERENCES, format!("1, {array}, 3"), &["objects_cache_hash_key"]),
