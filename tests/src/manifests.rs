@@ -16,7 +16,6 @@ pub fn problems(resources: &[Value]) -> Vec<String> {
         let mut report = |problem: String| found.push(format!("{}: {problem}", title(resource)));
         check_name(resource, &mut report);
         check_label_values(resource, &mut report);
-        check_pull_secrets(resource, resources, &mut report);
         match text(resource, "/kind") {
             "Service" => check_service(resource, resources, &mut report),
             "Ingress" => check_ingress(resource, resources, &mut report),
@@ -32,6 +31,13 @@ pub fn problems(resources: &[Value]) -> Vec<String> {
                 if !is_cron(schedule) {
                     report(format!("\"{schedule}\" is no schedule"));
                 }
+            }
+            // CloudNativePG's pods.
+            "Cluster" => {
+                check_pull_secrets(resource, "/spec/imagePullSecrets", resource, resources, &mut report);
+            }
+            "ServiceAccount" => {
+                check_pull_secrets(resource, "/imagePullSecrets", resource, resources, &mut report);
             }
             _ => {}
         }
@@ -303,6 +309,7 @@ fn check_pod(resource: &Value, pod: &Value, resources: &[Value], report: Report<
             report("a topologySpreadConstraint does not fit its own pods".to_owned());
         }
     }
+    check_pull_secrets(pod, "/spec/imagePullSecrets", resource, resources, report);
     let account = text(pod, "/spec/serviceAccountName");
     if !account.is_empty() && find(resources, "ServiceAccount", account, resource).is_none() {
         report(format!("there is no ServiceAccount {account}"));
@@ -390,12 +397,9 @@ fn check_container(container: &Value, resource: &Value, resources: &[Value], rep
     }
 }
 
-/// Those of a pod, of an account, and of the pods that CloudNativePG makes of a Cluster.
-fn check_pull_secrets(resource: &Value, resources: &[Value], report: Report<'_>) {
-    let of_pod = pod_template(resource).into_iter().flat_map(|pod| items(pod, "/spec/imagePullSecrets"));
-    let own = ["/imagePullSecrets", "/spec/imagePullSecrets"].map(|pointer| items(resource, pointer));
-    for secret in own.into_iter().flatten().chain(of_pod) {
-        check_secret(text(secret, "/name"), None, resource, resources, report);
+fn check_pull_secrets(holder: &Value, pointer: &str, of: &Value, resources: &[Value], report: Report<'_>) {
+    for secret in items(holder, pointer) {
+        check_secret(text(secret, "/name"), None, of, resources, report);
     }
 }
 
