@@ -34,7 +34,7 @@ pub fn problems(resources: &[Value]) -> Vec<String> {
             }
             // CloudNativePG's pods.
             "Cluster" => {
-                check_pull_secrets(resource, "/spec/imagePullSecrets", resource, resources, &mut report)
+                check_pull_secrets(resource, "/spec/imagePullSecrets", resource, resources, &mut report);
             }
             "ServiceAccount" => {
                 check_pull_secrets(resource, "/imagePullSecrets", resource, resources, &mut report);
