@@ -173,8 +173,7 @@ mod tests {
         let nar = NarFile { hash: dormer_nix::NarHash::from_bytes([1; 32]), tag: [2; 16] };
         let document =
             dormer_nix::DocumentName::Log("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-x.drv".parse().unwrap());
-        // A new kind of name does not compile here, and is absent from the list below until it is in
-        // the chain.
+        // A new kind of name does not compile here, and needs a place in the chain.
         let after = |key: &EdgeKey| match key {
             EdgeKey::Catalog => Some(EdgeKey::Lab),
             EdgeKey::Lab => Some(EdgeKey::State(cache())),

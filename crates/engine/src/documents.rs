@@ -62,8 +62,8 @@ impl Engine {
 
     /// A document as it is served: a log as text, a trace with a signature for each active key of
     /// the cache beside those that it came with, debug info as a link to a NAR of the cache. `None`
-    /// if the cache lacks it. A log may be long: the caller bounds how many are decoded at once, and
-    /// counts their memory while they are sent.
+    /// if the cache lacks it. A log may be long: the caller bounds how many are decoded at once,
+    /// and counts their memory while they are sent.
     pub async fn document(&self, cache: &Cache, name: &DocumentName) -> Result<Option<Bytes>> {
         if let DocumentName::DebugInfo(build_id) = name {
             let found = self.index().find_debug_nar(cache.id, build_id).await?;

@@ -23,11 +23,12 @@ use tokio::sync::OwnedSemaphorePermit;
 /// How long a request waits for memory to read its body into, or for its turn to be re-encoded.
 const TURN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Requests for a file out of a path, or for a listing in chunks. Each takes a MiB of the memory for
-/// reads while it lasts: at most half of what streams hold throughout.
+/// Requests for a file out of a path, or for a listing in chunks. Each takes a MiB of the memory
+/// for reads while it lasts: at most half of what streams hold throughout.
 const FILES_MAX: usize = 8;
 
-/// Requests that look through a listing or a closure, or decode a log. One caller looks through one at a time.
+/// Requests that look through a listing or a closure, or decode a log. One caller has one at a
+/// time.
 const SEARCHES_MAX: usize = 2;
 
 /// The parts that all requests share.

@@ -502,8 +502,8 @@ impl Store {
         }
     }
 
-    /// Closes what is below a name to other users of the machine, if the store is a folder. The user
-    /// and the group keep the rights that they have: of a folder that is made here, the user alone.
+    /// Closes what is below a name to other users of the machine, if the store is a folder. The
+    /// user and the group keep their rights. A folder that is made here is for the user alone.
     pub async fn close_to_others(&self, name: &str) -> Result<()> {
         let Medium::Folder { root, .. } = &self.parts.medium else { return Ok(()) };
         let (root, folder) = (Arc::clone(root), root.join(name));

@@ -16,9 +16,9 @@ use std::thread;
 use crate::binary::leaf_commands;
 use crate::test_home::TestHome;
 
-/// How a command that reads the server's settings, and ends by itself, is run with every value:
-/// `Some(true)`; or with one of some values, because it reads them as those do: `Some(false)`. A new
-/// command has to be told about here.
+/// How a command is run that reads the server's settings and ends by itself. With `true` it is run
+/// with every value, with `false` with some of them, in turns: it reads settings as the others do.
+/// A new command has to be told about here.
 fn try_of(name: &'static str) -> Option<(bool, Vec<&'static str>)> {
     let (always, more): (bool, &[&str]) = match name {
         "config show" | "jobs" | "migrate" => (true, &[]),
