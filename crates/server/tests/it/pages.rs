@@ -480,7 +480,11 @@ fn files_are_shown_as_text_and_downloaded_as_bytes() {
         assert_eq!(reply.header("content-range"), (status == 206).then_some(told.as_str()), "{range}");
     }
     let outside = server.request("GET", &part, &[("Range", "bytes=99-")], b"");
-    assert_eq!((outside.status, outside.header("content-range")), (416, Some(format!("bytes */{}", all.len()).as_str())), "{outside:?}");
+    assert_eq!(
+        (outside.status, outside.header("content-range")),
+        (416, Some(format!("bytes */{}", all.len()).as_str())),
+        "{outside:?}"
+    );
     let other = server.request("GET", &format!("{files}/bin/zero?download=1"), &[], b"");
     assert_ne!(other.header("etag"), Some(tag.as_str()), "another file of the same NAR");
     let bytes = browse(&server, None, &format!("{files}/bin/hello?download=1"));
