@@ -294,7 +294,9 @@ fn look_at_thousands_of_paths(mut lab: Lab) {
                 statements() - before
             });
             let cost = costs.min().unwrap();
-            assert!((1..=*most).contains(&cost), "{page} took {cost} statements");
+            // What targets wait for is remembered for two seconds, whatever changes.
+            let least = u64::from(!page.starts_with("/_dormer/"));
+            assert!((least..=*most).contains(&cost), "{page} took {cost} statements");
         }
     }
 
