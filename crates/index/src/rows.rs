@@ -2,7 +2,7 @@
 //! same order.
 
 use dormer_format::PackId;
-use dormer_nix::{NarHash, StorePathHash};
+use dormer_nix::StorePathHash;
 use sqlx::postgres::{PgRow, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteRow};
 use sqlx::{Decode, Row as _, Type};
@@ -147,19 +147,9 @@ pub(crate) fn read_chunk(row: &Row) -> Result<ChunkRow> {
     .read()
 }
 
-/// A chunk's number alone.
-pub(crate) fn read_chunk_number(row: &Row) -> Result<u64> {
-    unsigned("chunks", row.column(0, "chunks")?)
-}
-
 /// A pack's id alone.
 pub(crate) fn read_pack_id(row: &Row) -> Result<PackId> {
     Ok(PackId::from_bytes(array("packs", row.column(0, "packs")?)?))
-}
-
-/// A NAR's hash alone.
-pub(crate) fn read_nar_hash(row: &Row) -> Result<NarHash> {
-    nar_hash(row.column(0, "nars")?)
 }
 
 /// Rows of caches with their keys; those of one cache are neighbours.

@@ -7,8 +7,9 @@ use dormer_format::PackId;
 use dormer_nix::NarHash;
 
 use crate::Result;
+use crate::columns::{nar_hash, unsigned};
 use crate::contract::{ChunkRow, Nar};
-use crate::rows::{read_chunk, read_chunk_number, read_nar, read_nar_hash, read_pack_id};
+use crate::rows::{Row, read_chunk, read_nar, read_pack_id};
 use crate::sql::{Sql, both, damaged};
 use crate::sql_index::SqlIndex;
 
@@ -90,4 +91,12 @@ impl SqlIndex {
         })
         .await
     }
+}
+
+fn read_chunk_number(row: &Row) -> Result<u64> {
+    unsigned("chunks", row.column(0, "chunks")?)
+}
+
+fn read_nar_hash(row: &Row) -> Result<NarHash> {
+    nar_hash(row.column(0, "nars")?)
 }
