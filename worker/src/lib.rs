@@ -185,8 +185,8 @@ impl<'a> Host<'a> {
     }
 
     /// Whether answers are kept in the data centre's cache. Keeping an answer splits its body in
-    /// two, which costs CPU for every byte. On workers.dev that cost would be for nothing: the cache
-    /// keeps nothing there.
+    /// two, which costs CPU for every byte. On workers.dev that cost would be for nothing: the
+    /// cache keeps nothing there.
     fn remembers(&self) -> bool {
         !runtime::is_off(self.environment, "EDGE_CACHE") && !self.origin.ends_with(".workers.dev")
     }

@@ -85,7 +85,7 @@ impl Run<'_> {
             self.store().create(&mark.name, &mark.kind, content).await?;
             Ok(self.store().get(&mark.name).await?)
         };
-        match self.in_flight.one(there).await? {
+        match Box::pin(self.in_flight.one(there)).await? {
             Some(there) => self.publisher.check_mark(&there),
             None => Err(dormer_stores::Error::NotFound { key: mark.name }.into()),
         }

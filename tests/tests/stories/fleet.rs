@@ -17,9 +17,12 @@ use serde_json::{Value, json};
 
 use crate::deploy::{KUSTOMIZATIONS, folder, parse, render};
 
-/// Clusters by their labels, and what each gets: the bundle's name, its folder and its namespace.
+/// What a cluster gets: the bundle's name, its folder and its namespace.
 type Got = (&'static str, &'static str, &'static str);
-const CLUSTERS: [(&[(&str, &str)], &[Got]); 4] = [
+/// Labels of a cluster, and what it gets.
+type Cluster = (&'static [(&'static str, &'static str)], &'static [Got]);
+
+const CLUSTERS: [Cluster; 4] = [
     (&[], &[]),
     (&[("dormer", "elsewhere"), ("env", "lab")], &[]),
     (
