@@ -68,8 +68,8 @@ pub(crate) struct Beside {
     database: String,
     objects: u64,
     alone: Rates,
-    beside_collections: Rates,
-    beside_pages: Rates,
+    with_collections: Rates,
+    with_pages: Rates,
     /// Collections that ended during pushes and pulls, and the one that ended next.
     collections: Samples,
     /// Pages that were shown during pushes and pulls.
@@ -96,7 +96,7 @@ impl BesideAll {
         for one in &self.0 {
             let collections = format!("{:.0} collections", one.collections.median());
             let pages = format!("{:.0} pages", one.pages.median());
-            for (other, beside) in [(collections, &one.beside_collections), (pages, &one.beside_pages)] {
+            for (other, beside) in [(collections, &one.with_collections), (pages, &one.with_pages)] {
                 for (what, alone, beside) in
                     [("pushes", &one.alone.push, &beside.push), ("pulls", &one.alone.pull, &beside.pull)]
                 {
@@ -275,9 +275,9 @@ fn measure_on(
                 }
                 Other::Collections => {
                     result.collections.push(place.wait_for_collection(&server)? - collections);
-                    &mut result.beside_collections
+                    &mut result.with_collections
                 }
-                Other::Pages => &mut result.beside_pages,
+                Other::Pages => &mut result.with_pages,
             };
             rates.push.push(push);
             rates.pull.push(pull_seconds);
@@ -301,7 +301,7 @@ fn measure_on(
             let seconds = place.cpu_seconds(&server)? - cpu;
             if is_due { &mut result.narinfos_with_uses } else { &mut result.narinfos }.push(seconds);
         }
-        for (other, beside) in [("collections", &result.beside_collections), ("pages", &result.beside_pages)]
+        for (other, beside) in [("collections", &result.with_collections), ("pages", &result.with_pages)]
         {
             let (push, pull) =
                 (rate(&result.alone.push, &beside.push), rate(&result.alone.pull, &beside.pull));
