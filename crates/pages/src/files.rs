@@ -238,7 +238,9 @@ pub(crate) fn fitting(text: &str, bytes_max: usize) -> &str {
             '&' => 5,
             '<' | '>' => 4,
             '"' => 6,
-            '\n' | '\t' => 1,
+            '\n' => 1,
+            // Outside of preformatted texts, a tab is shown as an escape, too.
+            '\t' => 5,
             // The longest escape of a character that is not shown as it is.
             hidden if is_obeyed(hidden) => 8,
             other => other.len_utf8(),

@@ -3,10 +3,11 @@
 use maud::{Markup, html};
 
 use crate::cache::{below, way_below};
+use crate::files::fitting;
 use crate::frame::{Frame, file_address, path_address};
 use crate::parts::{Copied, and_more, copyable, exact_moment, exact_size, first, moment, path_link};
 use crate::stay::StayView;
-use crate::text::{counted, date, number, shortened};
+use crate::text::{CUT, counted, date, number, shortened};
 
 /// References, referrers, signatures and pins that a page shows. With the longest names, they stay
 /// below [`PAGE_BYTES_MAX`](crate::PAGE_BYTES_MAX) together.
@@ -15,8 +16,8 @@ const REFERRERS_SHOWN: usize = 16;
 const SIGNATURES_SHOWN: usize = 4;
 const PINS_SHOWN: usize = 8;
 
-/// Characters of a provenance that are shown: it has some hundred, and the narinfo has the rest.
-const PROVENANCE_CHARACTERS: usize = 1_000;
+/// Room for a provenance, in bytes of HTML: it has some hundred, and the narinfo has the rest.
+const PROVENANCE_BYTES_MAX: usize = 2_000;
 
 /// A store path.
 #[derive(Debug, Clone)]
@@ -217,7 +218,10 @@ impl PathView {
                     div { dt { "NAR" } dd { code { (shortened(&self.nar_hash, 100)) } } }
                     @if let Some(deriver) = &self.deriver { div { dt { "Built by" } dd { code { (shortened(deriver, 260)) } } } }
                     @if let Some(text) = &self.content_address { div { dt { "Content address" } dd { code { (shortened(text, 200)) } } } }
-                    @if let Some(text) = &self.provenance { div { dt { "Provenance, as its builder says" } dd { code { (shortened(text, PROVENANCE_CHARACTERS)) } } } }
+                    @if let Some(text) = &self.provenance {
+                        @let shown = fitting(text, PROVENANCE_BYTES_MAX);
+                        div { dt { "Provenance, as its builder says" } dd { code { (shown) @if shown.len() < text.len() { (CUT) } } } }
+                    }
                     @let (own_keys, left) = first(&self.own_keys, SIGNATURES_SHOWN);
                     @for name in own_keys {
                         div { dt { "Signed here with" } dd { code { (shortened(name, 100)) } } }
