@@ -301,8 +301,7 @@ fn measure_on(
             let seconds = place.cpu_seconds(&server)? - cpu;
             if is_due { &mut result.narinfos_with_uses } else { &mut result.narinfos }.push(seconds);
         }
-        for (other, beside) in [("collections", &result.with_collections), ("pages", &result.with_pages)]
-        {
+        for (other, beside) in [("collections", &result.with_collections), ("pages", &result.with_pages)] {
             let (push, pull) =
                 (rate(&result.alone.push, &beside.push), rate(&result.alone.pull, &beside.pull));
             note(&format!(
