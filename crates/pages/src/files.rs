@@ -235,11 +235,11 @@ pub(crate) fn fitting(text: &str, bytes_max: usize) -> &str {
     let mut length = 0;
     for (place, character) in text.char_indices() {
         length += match character {
+            // Outside of preformatted texts, a tab is shown as an escape.
             '&' | '\t' => 5,
             '<' | '>' => 4,
             '"' => 6,
             '\n' => 1,
-            // Outside of preformatted texts, a tab is shown as an escape, too.
             // The longest escape of a character that is not shown as it is.
             hidden if is_obeyed(hidden) => 8,
             other => other.len_utf8(),
