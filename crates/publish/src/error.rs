@@ -51,6 +51,19 @@ pub enum Error {
         /// The id of this one.
         own: String,
     },
+    /// Other users of the machine may read the folder of a private cache, and this one may not take
+    /// that away.
+    #[error(
+        "the cache '{cache}' is private, and its folder is open to all users of this machine; \
+         let its owner close it (chmod o-rwx)"
+    )]
+    OpenFolder {
+        /// The cache.
+        cache: String,
+        /// Why it cannot be closed.
+        #[source]
+        error: dormer_stores::Error,
+    },
     /// The mark of the lab that publishes there cannot be read.
     #[error("the mark of the lab that publishes to {location} cannot be read")]
     Mark {

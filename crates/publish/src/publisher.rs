@@ -159,10 +159,10 @@ impl Publisher {
                 run.compare_whole_caches().await?;
             }
             let mut outcomes = run.all_caches().await?;
-            let unknown = run.look_for_unknown(&mut outcomes).await?;
             if !place.is_known && !self.is_stopping() {
                 self.state.move_target(&self.renewed(&lease), &location, true).await?;
             }
+            let unknown = run.look_for_unknown(&mut outcomes).await?;
             Ok((outcomes, unknown))
         };
         let mut work = std::pin::pin!(work);

@@ -218,8 +218,14 @@ impl Run<'_> {
                 }
                 merge(outcomes, cache.id, turn.outcome);
             } else if !leaving.contains(&cache.name) {
-                if !cache.is_public {
-                    self.store().close_to_others(name.as_str()).await?;
+                if !cache.is_public
+                    && let Err(error) = self.store().close_to_others(name.as_str()).await
+                {
+                    // The other caches are published.
+                    let mut outcome = CacheOutcome::of(&cache.name);
+                    outcome.error = Some(Error::OpenFolder { cache: cache.name.clone(), error }.to_string());
+                    merge(outcomes, cache.id, outcome);
+                    continue;
                 }
                 in_line.push((cache, name));
             }

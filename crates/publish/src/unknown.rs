@@ -9,10 +9,10 @@ use std::collections::HashSet;
 use dormer_api::CacheName;
 use dormer_edge::EdgeKey;
 
-use crate::Result;
 use crate::documents;
 use crate::publisher::{Mode, Run};
 use crate::report::CacheOutcome;
+use crate::{Error, Result};
 
 /// Names listed together: as many as a store gives in one answer.
 const LISTED_PAGE: usize = 1_000;
@@ -24,7 +24,14 @@ impl Run<'_> {
         if self.mode != Mode::Reconcile || self.publisher.is_stopping() {
             return Ok(Vec::new());
         }
-        let mut unknown = self.unknown_caches().await?;
+        let mut unknown = match self.unknown_caches().await {
+            // Others may use the bucket, and this lab may not look at what they have there.
+            Err(Error::Target(error)) if self.publisher.unwanted.is_empty() => {
+                tracing::warn!(%error, "failed to look for unknown caches in the target");
+                return Ok(Vec::new());
+            }
+            unknown => unknown?,
+        };
         if self.publisher.is_stopping() {
             return Ok(unknown);
         }

@@ -27,9 +27,12 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(30);
 /// for reads while it lasts: at most half of what streams hold throughout.
 const FILES_MAX: usize = 8;
 
-/// Requests that look through a listing or a closure, or decode a log. One caller has one at a
-/// time.
+/// Requests that look through a listing or a closure. One caller has one at a time.
 const SEARCHES_MAX: usize = 2;
+
+/// Logs that are decoded at once: short work, each with memory for the whole log. One caller
+/// decodes three at a time.
+const DECODINGS_MAX: usize = 4;
 
 /// The parts that all requests share.
 #[derive(Debug)]
@@ -53,6 +56,7 @@ pub(crate) struct App {
     /// The part of the engine's memory for reads that long answers may hold.
     long_answers: Shares,
     searches: Shares,
+    decodings: Shares,
     pub(crate) next_request: AtomicU64,
 }
 
@@ -75,6 +79,7 @@ impl App {
             files: Shares::of_turns(FILES_MAX),
             long_answers: Shares::of_memory(engine.settings().read_memory_bytes / 4),
             searches: Shares::of_turns(SEARCHES_MAX),
+            decodings: Shares::of_turns(DECODINGS_MAX),
             // A random start, so that the ids of two runs or replicas differ in a shared log.
             next_request: AtomicU64::new(rand::random()),
             engine,
@@ -153,10 +158,16 @@ impl App {
         self.in_time("files", TURN_TIMEOUT, turn).await
     }
 
-    /// A turn to look through a listing, a closure or the names of a cache, or to decode a log.
+    /// A turn to look through a listing, a closure or the names of a cache.
     pub(crate) async fn search_turn(&self, call: &Call) -> Result<Share, Failure> {
         let turn = async { self.searches.take(&self.caller(call), 1).await };
         self.in_time("searches", TURN_TIMEOUT, turn).await
+    }
+
+    /// A turn to decode a log.
+    pub(crate) async fn decoding_turn(&self, call: &Call) -> Result<Share, Failure> {
+        let turn = async { self.decodings.take(&self.caller(call), 1).await };
+        self.in_time("logs", TURN_TIMEOUT, turn).await
     }
 
     /// Memory of a long answer while it is sent: of its caller's share, and of the engine.

@@ -3,7 +3,8 @@
 //!
 //! A reader that takes nothing keeps such a piece in memory. So each of them counts as memory for
 //! reads until it was sent: all together at most a quarter of that, and those of one caller three
-//! quarters of the quarter. Readers of NARs always have the rest.
+//! quarters of the quarter. One that is longer than its share counts as the whole share. Readers of
+//! NARs have the rest.
 //!
 //! Invariants
 //! - A reading request that waits for this memory holds no answer: the answer is made again when
@@ -61,7 +62,17 @@ impl App {
             Some(memory) => (memory?, answer),
             None if call.is_read() => {
                 drop(answer);
-                (self.long_answer_memory(call, bytes).await?, again().await?)
+                let memory = self.long_answer_memory(call, bytes).await?;
+                let answer = again().await?;
+                // It may have grown meanwhile.
+                match long_bytes(call, &answer).filter(|now| *now > bytes) {
+                    Some(now) => {
+                        drop(memory);
+                        let memory = self.long_answer_memory(call, now).now_or_never();
+                        (memory.ok_or(Failure::Busy("long answers"))??, answer)
+                    }
+                    None => (memory, answer),
+                }
             }
             None => (self.long_answer_memory(call, bytes).await?, answer),
         };

@@ -290,9 +290,8 @@ impl Bulk {
         self.index.open_job(JobKind::ExpireCache, Some(self.cache), None, NOW).await?;
         let lease = self.lease(JobKind::ExpireCache).await?;
         let step = async || self.index.expire_cache_step(&lease, &defaults, PAGE, at, at + 1).await;
-        self.run_steps(JobKind::ExpireCache, step).await?;
-        let left = self.index.cache_totals(self.cache).await?.object_count;
-        assert_eq!(left, self.count - EXPIRED);
+        // Rows of no generation are not counted when they go, either: the totals say nothing here.
+        assert_eq!(self.run_steps(JobKind::ExpireCache, step).await?, EXPIRED);
         Ok(())
     }
 

@@ -52,7 +52,7 @@ pub(crate) async fn find_listing(
     let cache = app.open_cache(call, name, Permission::Pull).await?;
     let open = async || app.engine.listing(&cache, hash).await?.ok_or(Failure::NoSuchObject);
     let mut listing = open().await?;
-    let length = listing.size;
+    let mut length = listing.size;
     if !call.is_head() && !listing.is_in_chunks {
         let json = listing.try_next().await?.unwrap_or_default();
         return Ok(body::document("application/json", json));
@@ -68,7 +68,9 @@ pub(crate) async fn find_listing(
         drop(listing);
         let turn = app.file_turn(call).await?;
         let others_wait = turn.others_wait();
-        let pieces = open().await?.inspect_err(log).map_err(io::Error::other).inspect(move |_| {
+        listing = open().await?;
+        length = listing.size;
+        let pieces = listing.inspect_err(log).map_err(io::Error::other).inspect(move |_| {
             // The turn lasts as long as the answer.
             let _ = &turn;
         });
@@ -91,7 +93,7 @@ pub(crate) async fn find_document(
     let cache = app.open_cache(call, cache, Permission::Pull).await?;
     let bytes = {
         let is_log = matches!(name, DocumentName::Log(_));
-        let _turn = if is_log { Some(app.search_turn(call).await?) } else { None };
+        let _turn = if is_log { Some(app.decoding_turn(call).await?) } else { None };
         app.engine.document(&cache, name).await?.ok_or(Failure::NoSuchObject)?
     };
     let mut response = body::document(document_type(name), bytes);
