@@ -252,7 +252,7 @@ impl Run<'_> {
             .partition(|hash| upstreams.contains(hash));
         // A referrer of an upstream's path finds that path elsewhere.
         let verdicts = PendingVerdicts { removed: absent, done: upstream, ..PendingVerdicts::default() };
-        // Before the rows go: a path that is still to be looked at ends the graces of what it named.
+        // Before the rows go: what is still to be looked at ends the graces of NARs that it named.
         self.settle(cache_id, &verdicts).await?;
         self.state().finish_removing(&self.lease(), cache_id, &removed).await?;
         for (hash, _) in &removed {
