@@ -189,7 +189,7 @@ async fn pauses_are_spread_over_the_whole_time_from_nothing() {
 async fn calls_wait_for_their_turn_for_longer_than_a_call_is_repeated() {
     let config = ThrottleConfig { wait_put_per_call: Duration::from_secs(10), ..ThrottleConfig::default() };
     let slow = Arc::new(ThrottledStore::new(InMemory::new(), config));
-    for (turn_wait, all_end) in [(Some(Duration::from_secs(60)), true), (None, false)] {
+    for (turn_wait, all_end) in [(Some(Duration::from_mins(1)), true), (None, false)] {
         let retries =
             RetryPolicy { tries_max: 1, time_max: Duration::from_secs(15), ..RetryPolicy::default() };
         let policy = CallPolicy { retries, requests_max: Some(1), turn_wait };
