@@ -81,11 +81,11 @@ impl Run<'_> {
         let Some(lab) = self.publisher.lab.clone() else { return Ok(()) };
         let mark = FilePlace::in_target(&EdgeKey::Lab, true);
         let content = LabMark::new(lab).to_json().into();
-        let there = async {
+        let there = Box::pin(async {
             self.store().create(&mark.name, &mark.kind, content).await?;
             Ok(self.store().get(&mark.name).await?)
-        };
-        match Box::pin(self.in_flight.one(there)).await? {
+        });
+        match self.in_flight.one(there).await? {
             Some(there) => self.publisher.check_mark(&there),
             None => Err(dormer_stores::Error::NotFound { key: mark.name }.into()),
         }

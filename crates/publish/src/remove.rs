@@ -240,10 +240,6 @@ impl Run<'_> {
             |row: &PublishedObject| served.contains(&row.nar.0) || (cache.is_some() && row.digest == FOUND);
         let gone_at = |row: &PublishedObject| if has_grace(row) { self.grace_end() } else { self.now() };
         let removed: Vec<_> = rows.iter().map(|row| (row.hash, gone_at(row))).collect();
-        self.state().finish_removing(&self.lease(), cache_id, &removed).await?;
-        for hash in &next {
-            self.publisher.reporter.path_removed(name.as_str(), hash);
-        }
         let count = next.len() as u64;
         // Those that are gone for good; those that were taken along are looked at again.
         let present = self.state().find_objects(cache_id, &next).await?;
@@ -256,7 +252,12 @@ impl Run<'_> {
             .partition(|hash| upstreams.contains(hash));
         // A referrer of an upstream's path finds that path elsewhere.
         let verdicts = PendingVerdicts { removed: absent, done: upstream, ..PendingVerdicts::default() };
+        // Before the rows go: what is still to be looked at ends the graces of NARs that it named.
         self.settle(cache_id, &verdicts).await?;
+        self.state().finish_removing(&self.lease(), cache_id, &removed).await?;
+        for (hash, _) in &removed {
+            self.publisher.reporter.path_removed(name.as_str(), hash);
+        }
         Ok(count)
     }
 
