@@ -124,6 +124,7 @@ impl Turn<'_> {
         while added < notes.len() && file.writer.bytes() < SEGMENT_BYTES {
             self.add_subject(&mut file, &notes[added].subject).await?;
             added += 1;
+            self.end_step();
         }
         notes.truncate(added);
         let bytes = self.store(file).await?;
@@ -157,6 +158,7 @@ impl Turn<'_> {
                 let hashes: Vec<StorePathHash> = hashes.into_iter().collect();
                 self.add_paths(file, cache, &hashes).await?;
             }
+            self.end_step();
         }
         Ok(cursor)
     }
