@@ -268,7 +268,7 @@ impl Budget {
 
     /// Whether more than half of the budget is free: enough for work that is useful but not needed.
     pub(crate) fn is_half_free(&self) -> bool {
-        self.permits.available_permits() > self.permits_max as usize / 2
+        self.free() > self.limit() / 2
     }
 }
 

@@ -188,6 +188,9 @@ struct RemovePathArgs {
 const PURGE_LOOK: Duration = Duration::from_secs(1);
 const PURGE_LOOK_MAX: Duration = Duration::from_secs(15);
 
+/// How long a wait goes on before a hint, and between hints. Most collections end within minutes.
+const PURGE_HINT: Duration = Duration::from_mins(10);
+
 /// List what is in a cache
 ///
 /// Needs the permission to configure the cache's retention, or to delete.
@@ -473,11 +476,16 @@ async fn wait_for_purges(
     context: &Context,
 ) -> Result<()> {
     let mut pause = PURGE_LOOK;
+    let mut hint_at = tokio::time::Instant::now() + PURGE_HINT;
     context.printer.say("waiting for a collection to remove the bytes from the store");
     let waiting = loop {
         let PurgesResponse { waiting, untried } = api.count_purges(&args.cache.cache).await?;
         if waiting == 0 || untried == 0 {
             break waiting;
+        }
+        if tokio::time::Instant::now() >= hint_at {
+            hint_at += PURGE_HINT;
+            context.printer.say("still waiting; on the server, `dormer jobs` shows why collections fail");
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PURGE_LOOK_MAX);

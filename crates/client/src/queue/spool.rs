@@ -38,6 +38,10 @@ use crate::error::{Error, Result};
 /// this many names takes a hook a millisecond.
 const SHARD_ENTRIES_MAX: usize = 4096;
 
+/// Dead letters that a start queues again: the rest waits for the next one, so that they leave room
+/// for new entries.
+const REVIVED_MAX: usize = 1_000;
+
 /// Most dead letters. The oldest make room.
 const DEAD_MAX: usize = 10_000;
 
@@ -284,23 +288,28 @@ impl Spool {
     }
 
     /// Queues again what an older version gave up because it could not read it, and what this one
-    /// can. Returns how many entries these are.
+    /// can, up to [`REVIVED_MAX`]. Returns how many entries these are. A dead letter that cannot be
+    /// read stays one, and stops no push.
     pub(crate) fn revive_unread(&self) -> Result<usize> {
         let _editing = self.edit()?;
+        let folder = self.folder.join("dead");
+        let names = dead_names(&folder).map_err(|source| Error::Queue {
+            attempt: "read the dead letters in",
+            path: folder.clone(),
+            source,
+        })?;
         let mut revived = 0;
-        for letter in self.dead()? {
+        for name in names {
             // The name of what was tried and given up also names the cache.
-            let Ok(id) = letter.name.parse::<EntryId>() else { continue };
-            if letter.entry.is_none() {
-                continue;
+            let Ok(id) = name.trim_end_matches(SUFFIX).parse::<EntryId>() else { continue };
+            let dead = folder.join(&name);
+            let is_readable = read_bounded(&dead).is_ok_and(|bytes| QueueEntry::decode(&bytes).is_ok());
+            if is_readable && fs::rename(&dead, self.path(&id)).is_ok() {
+                revived += 1;
             }
-            let (dead, path) = (self.dead_path(&letter), self.path(&id));
-            fs::rename(&dead, &path).map_err(|source| Error::Queue {
-                attempt: "queue again",
-                path: dead,
-                source,
-            })?;
-            revived += 1;
+            if revived == REVIVED_MAX {
+                break;
+            }
         }
         Ok(revived)
     }
@@ -716,9 +725,14 @@ mod tests {
         }
         let standing = Standing { tries: 8, not_before: 0, error: Some("damaged".to_owned()) };
         spool.bury(&tried, &"a@http://lab".parse().unwrap(), &standing).unwrap();
+        // The disk gives an error for one of them, which comes first.
+        let bad = spool.enqueue(&entry(&["a@http://lab"], "/2"), at(0)).unwrap();
+        fs::remove_file(spool.path(&bad)).unwrap();
+        fs::create_dir(spool.folder().join("dead").join(file_name(&bad))).unwrap();
         assert_eq!((spool.revive_unread().unwrap(), spool.revive_unread().unwrap()), (1, 0));
         assert_eq!(spool.ids().unwrap(), [unread]);
         assert_eq!(paths(&spool), ["/1"]);
+        fs::remove_dir(spool.folder().join("dead").join(file_name(&bad))).unwrap();
         assert_eq!(spool.dead().unwrap().len(), 2, "what nothing can read, and what was tried");
     }
 

@@ -13,7 +13,7 @@
 //!   sends the chunks again.
 //! - Memory: that of an upload, the manifest, and the reads in progress.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use dormer_format::{Decoder, HoleFill, NarManifest, RawChunk};
@@ -94,25 +94,42 @@ impl Engine {
                 };
                 rows.push(row);
             }
-            let mut rest = &rows[..];
-            while let Some((first, behind)) = rest.split_first() {
-                if let Some(kept) = self.decoded_chunks().take(session.id, first.id) {
-                    self.hand_on_kept(&mut ingest, first, kept, &mut fills).await?;
-                    rest = behind;
+            // What was read of the next rows that no part has left in memory.
+            let mut read: VecDeque<(usize, Bytes)> = VecDeque::new();
+            let mut place = 0;
+            while place < rows.len() {
+                if read.front().is_some_and(|(next, _)| *next == place) {
+                    let mut stored = Vec::new();
+                    let begin = place;
+                    while let Some((_, bytes)) = read.pop_front_if(|(next, _)| *next == place) {
+                        stored.push(bytes);
+                        place += 1;
+                    }
+                    let now = &rows[begin..place];
+                    decoding = self.hand_on(&mut ingest, decoding, now, stored, &mut fills).await?;
                     continue;
                 }
-                let is_kept = |row: &ChunkRow| self.decoded_chunks().has(session.id, row.id);
-                let count = 1 + behind.iter().position(is_kept).unwrap_or(behind.len());
-                let stored = match self.fetch_chunks(&rest[..count]).await {
+                if let Some(kept) = self.decoded_chunks().take(session.id, rows[place].id) {
+                    self.hand_on_kept(&mut ingest, &rows[place], kept, &mut fills).await?;
+                    place += 1;
+                    continue;
+                }
+                // Reads go on behind chunks in memory: a request for each gap would be slow. A
+                // chunk that was given up since is read alone.
+                let has = |row: &ChunkRow| self.decoded_chunks().has(session.id, row.id);
+                let end = if read.is_empty() { rows.len() } else { place + 1 };
+                let places: Vec<usize> = (place..end).filter(|at| *at == place || !has(&rows[*at])).collect();
+                let wanted: Vec<ChunkRow> = places.iter().map(|at| rows[*at].clone()).collect();
+                let stored = match self.fetch_chunks(&wanted).await {
                     Ok(stored) => stored,
                     Err(FetchFailure::Busy(error)) => return Err(error),
                     Err(FetchFailure::Read(failure)) => {
                         return self.missing_after(failure, &rows, window * READ_ROWS).await;
                     }
                 };
-                let (now, later) = rest.split_at(stored.len());
-                decoding = self.hand_on(&mut ingest, decoding, now, stored, &mut fills).await?;
-                rest = later;
+                for one in places.into_iter().zip(stored).rev() {
+                    read.push_front(one);
+                }
             }
         }
         let mut ingested = ingest.finish().await?;

@@ -72,6 +72,6 @@ pub trait ChunkIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn mark_damaged(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Result<()>;
     /// Forgets a NAR's listing that cannot be read, and marks those of its chunks that could not be
     /// read, so that they are not reused. The NAR itself stays readable, but counts as one that has
-    /// to be stored again: see `find_nar`, `present_objects` and [`NarSource::New`].
+    /// to be stored again: see `find_nar`, `present_objects` and [`NarSource::New`](crate::NarSource::New).
     async fn mark_listing_lost(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Result<()>;
 }

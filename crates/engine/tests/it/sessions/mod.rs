@@ -510,6 +510,29 @@ async fn what_a_session_sent_is_read_back_only_if_memory_was_wanted() {
     assert_eq!(decompress(&served(&engine, &main, &nars[1], None).await.unwrap().unwrap()), nars[1]);
 }
 
+/// Every second chunk is in memory, and the others were stored by a session before.
+#[tokio::test]
+async fn a_check_takes_chunks_from_memory_and_from_the_store_in_turns() {
+    let installation = Installation::new();
+    let engine = installation.engine().await;
+    let main = create_main(&engine).await;
+    let nar = &nars()[0];
+    let session = open(&engine, &main, 1).await;
+    push_chunks(&engine, &session, &all(), &path(0), nar).await.unwrap();
+    let chunked = cut(nar);
+    assert!(chunked.chunks.len() > 4, "{} chunks", chunked.chunks.len());
+    for sent_from in [0_u8, 1] {
+        let session = open(&engine, &main, 2 + sent_from).await;
+        let sent = chunked.stored(1).into_iter().skip(sent_from.into()).step_by(2);
+        let (digest, part) = part_of(sent);
+        engine.receive_part(&session, &all(), digest, part, ()).await.unwrap();
+        let path = entry(&path(1 + sent_from), nar, &chunked.manifest);
+        let outcome = commit_one(&engine, &session, &all(), path).await.unwrap();
+        assert!(matches!(outcome, PathOutcome::Committed(_)), "{outcome:?}");
+    }
+    assert_eq!(decompress(&served(&engine, &main, nar, None).await.unwrap().unwrap()), *nar);
+}
+
 #[tokio::test]
 async fn a_part_of_as_many_chunks_as_may_be_is_taken_and_its_memory_counted() {
     let installation = Installation::new();

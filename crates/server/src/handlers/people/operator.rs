@@ -229,7 +229,7 @@ async fn publishing(app: &App, call: &Call) -> Result<PublishingView, Failure> {
 
 fn target(of: &TargetBacklog, now: i64) -> TargetView {
     let mut caches: Vec<&PublishBacklog> = of.caches.iter().collect();
-    caches.sort_by_key(|cache| std::cmp::Reverse(cache.pending));
+    caches.sort_by_key(|cache| std::cmp::Reverse((cache.reason.is_some(), cache.pending)));
     let row = |cache: &PublishBacklog| PublishedCacheRow {
         name: cache.cache.clone(),
         published: cache.published,
