@@ -39,7 +39,7 @@ const SPLITS: &str = "splits a header at fixed signs and bounds the length of wh
 const HANDS_ON: &str = "takes a name, and hands bytes on unread";
 
 /// Parsers that no target names, and why.
-const WITHOUT_TARGET: [(&str, &str, &str); 31] = [
+const WITHOUT_TARGET: [(&str, &str, &str); 32] = [
     ("blobs", "BlobKey", OF_OPERATOR),
     ("blobs", "InstallationId", OF_OPERATOR),
     ("cli", "Raw", OF_USER),
@@ -54,6 +54,7 @@ const WITHOUT_TARGET: [(&str, &str, &str); 31] = [
     ("client", "NamePattern", OF_USER),
     ("client", "ServerName", OF_USER),
     ("client", "parse_size", OF_USER),
+    ("client", "retry_after", HEADERS),
     ("edge", "Query", IN_TARGET),
     ("edge-host", "Source", HANDS_ON),
     ("edge-host", "joined", HEADERS),
