@@ -293,11 +293,7 @@ impl Spool {
     pub(crate) fn revive_unread(&self) -> Result<usize> {
         let _editing = self.edit()?;
         let folder = self.folder.join("dead");
-        let names = dead_names(&folder).map_err(|source| Error::Queue {
-            attempt: "read the dead letters in",
-            path: folder.clone(),
-            source,
-        })?;
+        let names = self.dead_names()?;
         let mut revived = 0;
         for name in names {
             // The name of what was tried and given up also names the cache.
@@ -445,13 +441,18 @@ impl Spool {
         locked.map_err(|source| Error::Queue { attempt: "lock", path, source })
     }
 
+    fn dead_names(&self) -> Result<Vec<String>> {
+        let folder = self.folder.join("dead");
+        dead_names(&folder).map_err(|source| Error::Queue {
+            attempt: "read the dead letters in",
+            path: folder,
+            source,
+        })
+    }
+
     fn forget_oldest_dead(&self) -> Result<()> {
         let folder = self.folder.join("dead");
-        let names = dead_names(&folder).map_err(|source| Error::Queue {
-            attempt: "read the dead letters in",
-            path: folder.clone(),
-            source,
-        })?;
+        let names = self.dead_names()?;
         for name in names.iter().take(names.len().saturating_sub(DEAD_MAX)) {
             remove(&folder.join(name))?;
         }
