@@ -26,7 +26,8 @@ const PERMIT_BYTES: u64 = 64 * 1024;
 /// Largest listing that is published, in bytes.
 const LISTING_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// Tries of an upload in parts, which fails as a whole. The store repeats all other calls.
+/// Tries of an upload in parts, which fails as a whole, and of a call of a folder. A remote store
+/// has repeated all other calls itself.
 const UPLOAD_TRIES: u32 = 3;
 
 /// The pauses between these tries.

@@ -1040,7 +1040,7 @@ fn nothing_that_a_client_says_reaches_the_terminal_of_the_server() {
 }
 
 /// Whether a line runs a client with a token as an argument: other users of the machine see the
-/// words of a command. A variable that is set in front of a command is none of its words.
+/// words of a command. A variable in front of the command does not count.
 fn puts_a_token_on_a_command_line(line: &str) -> bool {
     let behind =
         ["dormer ", "attic login "].iter().filter_map(|name| line.split_once(name)).map(|(_, rest)| rest);

@@ -47,8 +47,11 @@ pub enum TraceOutcome {
 }
 
 /// Documents: what belongs to a cache beside its objects. A log belongs to the objects that name
-/// its derivation, a trace to the object that the output became. [`remove_object`](crate::ObjectIndex::remove_object) and
-/// [`remove_for_cause`](crate::RetentionIndex::remove_for_cause) forget what belonged to the removed object alone.
+/// its derivation, a trace to the object that the output became. [`remove_object`] and
+/// [`remove_for_cause`] forget what belonged to the removed object alone.
+///
+/// [`remove_object`]: crate::ObjectIndex::remove_object
+/// [`remove_for_cause`]: crate::RetentionIndex::remove_for_cause
 #[async_trait]
 pub trait DocumentIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Stores a document in the place of the one of the same name, with an outbox row for each
@@ -62,8 +65,8 @@ pub trait DocumentIndex: Send + Sync + std::fmt::Debug + 'static {
     /// now.
     async fn add_document(&self, cache: CacheId, document: &NewDocument, at: UnixSeconds) -> Result<bool>;
     /// Stores a build trace, or adds its signatures to the one of the same key and path, within the
-    /// limits for objects ([`known_keys`](crate::NarCommit::known_keys)). Where the cache has the key with another
-    /// path, the first stays, unless the cache has the new path and lacks the first. With an outbox
+    /// limits for objects ([`known_keys`](crate::NarCommit::known_keys)). Where the cache has the
+    /// key with another path, the first stays, unless the cache has the new path and lacks the first. With an outbox
     /// row for the object of the path, if anything changed.
     /// [`Error::CacheGone`](crate::Error::CacheGone) if the cache is not there.
     async fn merge_trace(
