@@ -66,8 +66,8 @@ pub trait DocumentIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn add_document(&self, cache: CacheId, document: &NewDocument, at: UnixSeconds) -> Result<bool>;
     /// Stores a build trace, or adds its signatures to the one of the same key and path, within the
     /// limits for objects ([`known_keys`](crate::NarCommit::known_keys)). Where the cache has the
-    /// key with another path, the first stays, unless the cache has the new path and lacks the first. With an outbox
-    /// row for the object of the path, if anything changed.
+    /// key with another path, the first stays, unless the cache has the new path and lacks the
+    /// first. With an outbox row for the object of the path, if anything changed.
     /// [`Error::CacheGone`](crate::Error::CacheGone) if the cache is not there.
     async fn merge_trace(
         &self,

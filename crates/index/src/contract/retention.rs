@@ -273,11 +273,12 @@ pub trait RetentionIndex: Send + Sync + std::fmt::Debug + 'static {
         limit: u32,
     ) -> Result<Vec<ListedObject>>;
     /// Removes an object as [`Removal::ForCause`](crate::Removal::ForCause) does, with an audit
-    /// entry in the same transaction, also if it was not there. If the path is a derivation, the logs of its builds
-    /// go too, with an outbox row for each object that names it. The same transaction notes the
-    /// object's NAR, and the NARs of its graces. With `purge`, the collector removes the bytes that
-    /// nothing else needs without their grace, and a collection is opened: bytes of these NARs, and
-    /// of those that an earlier removal of the same path noted and that are still in the store.
+    /// entry in the same transaction, also if it was not there. If the path is a derivation, the
+    /// logs of its builds go too, with an outbox row for each object that names it. The same
+    /// transaction notes the object's NAR, and the NARs of its graces. With `purge`, the collector
+    /// removes the bytes that nothing else needs without their grace, and a collection is opened:
+    /// bytes of these NARs, and of those that an earlier removal of the same path noted and that
+    /// are still in the store.
     async fn remove_for_cause(
         &self,
         cache: CacheId,
