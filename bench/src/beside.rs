@@ -2,12 +2,13 @@
 //! time, and beside people that look at its pages; and what the record of uses adds to reads.
 //!
 //! The database holds as many objects as a large cache, filled by the database itself, and the
-//! corpus beside them. Each run starts from a copy, so that every push is new.
+//! corpus beside them. Each run starts from a copy, so that every push is new. People come and go
+//! within a run, in slices (`slices.rs`): what they take is less than two runs differ by.
 
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, sleep};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
 use dormer_testkit::services::Postgres;
@@ -17,12 +18,15 @@ use sqlx::{AssertSqlSafe, Connection as _, raw_sql};
 use crate::corpus::Generation;
 use crate::error::{Context, Error, Result};
 use crate::gc::{Scale, runtime};
+use crate::http::Connection;
 use crate::measure::{Samples, tree_cpu_seconds, wall_of};
+use crate::memory;
 use crate::push::{self, in_parallel};
 use crate::reads::{fetch, nar_url, pull};
 use crate::replicas::Replicas;
 use crate::report::{Table, note};
 use crate::server::CACHE;
+use crate::slices::{self, Slices};
 
 /// Connections of pushes and pulls.
 const CONNECTIONS: usize = 5;
@@ -40,13 +44,14 @@ const NARINFOS: usize = 50_000;
 /// four seconds for sixteen people.
 const PAGE_PAUSE: Duration = Duration::from_millis(250);
 
-/// What runs beside pushes and pulls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Other {
-    Nothing,
-    Collections,
-    Pages,
-}
+/// Pairs of slices for each run.
+const PAIRS_PER_RUN: usize = 10;
+
+/// A path that is pushed beside pages: 256 KiB, half of it text.
+const PUSHED_BLOCKS: u64 = 4;
+
+/// The largest NAR that is pulled beside pages: a slice sees hundreds of them.
+const PULLED_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Wall seconds of the same work.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -69,11 +74,12 @@ pub(crate) struct Beside {
     objects: u64,
     alone: Rates,
     with_collections: Rates,
-    with_pages: Rates,
     /// Collections that ended during pushes and pulls, and the one that ended next.
     collections: Samples,
-    /// Pages that were shown during pushes and pulls.
-    pages: Samples,
+    /// Paths pushed a second, in slices with and without people that look at pages.
+    pushes_with_pages: Slices,
+    /// Bytes pulled a second, in slices with and without people that look at pages.
+    pulls_with_pages: Slices,
     /// CPU seconds of the server for all narinfos, without a use to record.
     narinfos: Samples,
     /// The same with a use to record for each.
@@ -91,25 +97,33 @@ pub(crate) struct BesideAll(Vec<Beside>);
 impl BesideAll {
     pub(crate) fn markdown(&self) -> String {
         let mut rates = Table::new(&["database", "objects", "what", "beside", "alone s", "beside s", "rate"]);
+        let mut pages = Table::new(&["database", "objects", "what", "pages", "slices", "rate"]);
         let mut uses =
             Table::new(&["database", "narinfo, no use due, µs", "use due, µs", "a path pulled, µs", "share"]);
         for one in &self.0 {
-            let collections = format!("{:.0} collections", one.collections.median());
-            let pages = format!("{:.0} pages", one.pages.median());
-            for (other, beside) in [(collections, &one.with_collections), (pages, &one.with_pages)] {
-                for (what, alone, beside) in
-                    [("pushes", &one.alone.push, &beside.push), ("pulls", &one.alone.pull, &beside.pull)]
-                {
-                    rates.row(&[
-                        one.database.clone(),
-                        one.objects.to_string(),
-                        what.to_owned(),
-                        other.clone(),
-                        alone.spread(2),
-                        beside.spread(2),
-                        rate(alone, beside),
-                    ]);
-                }
+            let (alone, beside) = (&one.alone, &one.with_collections);
+            for (what, alone, beside) in
+                [("pushes", &alone.push, &beside.push), ("pulls", &alone.pull, &beside.pull)]
+            {
+                rates.row(&[
+                    one.database.clone(),
+                    one.objects.to_string(),
+                    what.to_owned(),
+                    format!("{:.0} collections", one.collections.median()),
+                    alone.spread(2),
+                    beside.spread(2),
+                    rate(alone, beside),
+                ]);
+            }
+            for (what, slices) in [("pushes", &one.pushes_with_pages), ("pulls", &one.pulls_with_pages)] {
+                pages.row(&[
+                    one.database.clone(),
+                    one.objects.to_string(),
+                    what.to_owned(),
+                    slices.beside_count.to_string(),
+                    slices.count().to_string(),
+                    slices.rate(),
+                ]);
             }
             let each = |seconds: f64, count: usize| seconds * 1e6 / count as f64;
             let (without, with) = (one.narinfos.median(), one.narinfos_with_uses.median());
@@ -123,7 +137,7 @@ impl BesideAll {
                 format!("{:.2} %", 100.0 * added / path),
             ]);
         }
-        rates.finish() + &uses.finish()
+        rates.finish() + &pages.finish() + &uses.finish()
     }
 }
 
@@ -245,42 +259,25 @@ fn measure_on(
     let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
     for run in 0..runs {
         // No side is always the first: what a run leaves to be written slows the next one.
-        let mut others = [Other::Nothing, Other::Collections, Other::Pages];
-        others.rotate_left(run % 3);
-        for other in others {
-            let interval = if other == Other::Collections { "1s" } else { "0s" };
+        for collects in if run % 2 == 0 { [false, true] } else { [true, false] } {
+            let interval = if collects { "1s" } else { "0s" };
             let server = place.start(binary, interval, "SELECT 1")?;
-            let collections =
-                if other == Other::Collections { place.wait_for_collection(&server)? } else { 0.0 };
+            let collections = if collects { place.wait_for_collection(&server)? } else { 0.0 };
             let connect = |number| server.connect(number);
-            let work = || {
-                let (push, ()) = wall_of(|| push::generation_over(&connect, second, CONNECTIONS))?;
-                let cpu = place.cpu_seconds(&server)?;
-                let nars = nars_of(&server, first)?;
-                let (pull, _) = wall_of(|| pull(&connect, &nars, PASSES, CONNECTIONS))?;
-                // One pass of the NARs has its share of the CPU of all passes.
-                Ok::<_, Error>((push, pull, (place.cpu_seconds(&server)? - cpu) / PASSES as f64))
-            };
-            let (push, pull_seconds, pull_cpu) = if other == Other::Pages {
-                let (done, shown) = beside_pages(&server, work)?;
-                result.pages.push(shown);
-                done
+            let (push, ()) = wall_of(|| push::generation_over(&connect, second, CONNECTIONS))?;
+            let cpu = place.cpu_seconds(&server)?;
+            let nars = nars_of(&server, first, u64::MAX)?;
+            let (pull, _) = wall_of(|| pull(&connect, &nars, PASSES, CONNECTIONS))?;
+            let rates = if collects {
+                result.collections.push(place.wait_for_collection(&server)? - collections);
+                &mut result.with_collections
             } else {
-                work()?
-            };
-            let rates = match other {
-                Other::Nothing => {
-                    result.pull_cpu.push(pull_cpu);
-                    &mut result.alone
-                }
-                Other::Collections => {
-                    result.collections.push(place.wait_for_collection(&server)? - collections);
-                    &mut result.with_collections
-                }
-                Other::Pages => &mut result.with_pages,
+                // One pass of the NARs has its share of the CPU of all passes.
+                result.pull_cpu.push((place.cpu_seconds(&server)? - cpu) / PASSES as f64);
+                &mut result.alone
             };
             rates.push.push(push);
-            rates.pull.push(pull_seconds);
+            rates.pull.push(pull);
         }
         for is_due in [false, true] {
             let last_use = if is_due { now - 86_400 } else { now };
@@ -301,54 +298,64 @@ fn measure_on(
             let seconds = place.cpu_seconds(&server)? - cpu;
             if is_due { &mut result.narinfos_with_uses } else { &mut result.narinfos }.push(seconds);
         }
-        for (other, beside) in [("collections", &result.with_collections), ("pages", &result.with_pages)] {
-            let (push, pull) =
-                (rate(&result.alone.push, &beside.push), rate(&result.alone.pull, &beside.pull));
-            note(&format!(
-                "{database}, run {} of {runs}, beside {other}: pushes {push}, pulls {pull} of the rate alone",
-                run + 1
-            ));
-        }
+        note(&format!(
+            "{database}, run {} of {runs}, beside collections: pushes {}, pulls {} of the rate alone",
+            run + 1,
+            rate(&result.alone.push, &result.with_collections.push),
+            rate(&result.alone.pull, &result.with_collections.pull)
+        ));
     }
+    beside_pages(&place, binary, first, PAIRS_PER_RUN * runs, &mut result)?;
     Ok(result)
 }
 
-/// Does work while somebody looks at pages of the cache, one after the other, and returns how many
-/// were shown.
-fn beside_pages<T>(server: &Replicas, work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
+/// Pushes and pulls while people look at pages of the cache, and while they do not.
+fn beside_pages(
+    place: &Place<'_>,
+    binary: &Path,
+    generation: &Generation,
+    pairs: usize,
+    result: &mut Beside,
+) -> Result<()> {
+    let server = place.start(binary, "0s", "SELECT 1")?;
     let hash = Scale::path_hash(1);
     let addresses =
         ["/".to_owned(), format!("/{CACHE}/"), format!("/{CACHE}/paths"), format!("/{CACHE}/{hash}")];
-    let mut connection = server.connect(0)?;
-    let is_over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let visitor = scope.spawn(|| {
-            let mut shown = 0;
-            for address in addresses.iter().cycle() {
-                if is_over.load(Ordering::Relaxed) {
-                    break;
-                }
-                let (status, _) = connection.get_page(address)?;
-                if status != 200 {
-                    return Err(Error::new(format!("{address} is answered with {status}")));
-                }
-                shown += 1;
-                sleep(PAGE_PAUSE);
-            }
-            Ok(f64::from(shown))
-        });
-        let done = work();
-        is_over.store(true, Ordering::Relaxed);
-        let shown = visitor.join().map_err(|_| Error::new("the visitor of pages panicked"))??;
-        Ok((done?, shown))
-    })
+    let visit = |number: usize| {
+        let address = &addresses[number % addresses.len()];
+        let (status, _) = server.connect(0)?.get_page(address)?;
+        if status == 200 { Ok(()) } else { Err(Error::new(format!("{address} is answered with {status}"))) }
+    };
+    let next = AtomicUsize::new(0);
+    let push_next = |connection: &mut Connection| {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        memory::upload_generated(connection, number, PUSHED_BLOCKS).map(|()| 1)
+    };
+    let connect = |number| server.connect(number);
+    result.pushes_with_pages = slices::measure(&connect, CONNECTIONS, &push_next, PAGE_PAUSE, &visit, pairs)?;
+    let nars = nars_of(&server, generation, PULLED_BYTES_MAX)?;
+    let pull_next = |connection: &mut Connection| {
+        let nar = &nars[next.fetch_add(1, Ordering::Relaxed) % nars.len()];
+        match connection.get_discarding(nar)? {
+            (200, bytes) => Ok(bytes),
+            (status, _) => Err(Error::new(format!("GET {nar} was answered {status}"))),
+        }
+    };
+    result.pulls_with_pages = slices::measure(&connect, CONNECTIONS, &pull_next, PAGE_PAUSE, &visit, pairs)?;
+    note(&format!(
+        "{}, beside pages: pushes {}, pulls {} of the rate alone",
+        result.database,
+        result.pushes_with_pages.rate(),
+        result.pulls_with_pages.rate()
+    ));
+    Ok(())
 }
 
-/// The addresses of all NARs of a generation.
-fn nars_of(server: &Replicas, generation: &Generation) -> Result<Vec<String>> {
+/// The addresses of the NARs of a generation with at most this many bytes.
+fn nars_of(server: &Replicas, generation: &Generation, bytes_max: u64) -> Result<Vec<String>> {
     let mut connection = server.connect(0)?;
     let mut urls = Vec::new();
-    for entry in &generation.entries {
+    for entry in generation.entries.iter().filter(|entry| entry.nar_size <= bytes_max) {
         let narinfo_url = format!("/{CACHE}/{}.narinfo", entry.hash);
         urls.push(nar_url(&narinfo_url, &fetch(&mut connection, &narinfo_url)?)?);
     }

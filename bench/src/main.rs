@@ -30,6 +30,7 @@ mod recover;
 mod replicas;
 mod report;
 mod server;
+mod slices;
 mod tables;
 mod worker;
 

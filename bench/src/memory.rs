@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::chunks::push_from;
 use crate::corpus::Entry;
 use crate::error::{Context, Error, Result};
+use crate::http::Connection;
 use crate::link::{Link, LinkKind};
 use crate::local_store::LocalStore;
 use crate::measure::wall_of;
@@ -152,6 +153,11 @@ fn describe(number: usize, blocks: u64) -> Result<Entry> {
         nar_size,
         references: Vec::new(),
     })
+}
+
+/// Generates the NAR of this number and uploads it.
+pub(crate) fn upload_generated(connection: &mut Connection, number: usize, blocks: u64) -> Result<()> {
+    upload(connection, &describe(number, blocks)?, &mut Generated::new(seed(number), blocks))
 }
 
 fn seed(number: usize) -> u64 {

@@ -78,7 +78,7 @@ impl Replicas {
 
     fn launch(&mut self, count: usize) -> Result<()> {
         for number in 0..count {
-            let (address, metrics) = (free_address()?, free_address()?);
+            let (address, metrics) = (free_address(), free_address());
             let log_path = self.folder.join(format!("replica-{number}.log"));
             let log = File::create(&log_path).context(|| format!("make {}", log_path.display()))?;
             let errors = log.try_clone().context(|| "share the log".to_owned())?;

@@ -1,12 +1,13 @@
 //! A real `dormer serve` of the release build, with its own data folder.
 
 use std::fs::{self, File};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use dormer_testkit::services::free_port;
 use serde::Deserialize;
 
 use crate::error::{Context, Error, Result};
@@ -39,11 +40,9 @@ pub(crate) struct Stored {
     pub(crate) listing_bytes: u64,
 }
 
-/// A port that was free a moment ago.
-pub(crate) fn free_address() -> Result<SocketAddr> {
-    TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .context(|| "find a free port".to_owned())
+/// An address that nobody listens on.
+pub(crate) fn free_address() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], free_port()))
 }
 
 /// Asks a child to end, and waits for it.
@@ -74,7 +73,7 @@ impl Server {
             fs::remove_dir_all(data).context(|| format!("empty {}", data.display()))?;
         }
         fs::create_dir_all(data).context(|| format!("make {}", data.display()))?;
-        let address = free_address()?;
+        let address = free_address();
         let log_path = data.with_extension("log");
         let log = File::create(&log_path).context(|| format!("make {}", log_path.display()))?;
         let errors = log.try_clone().context(|| "share the log".to_owned())?;

@@ -10,7 +10,7 @@
 //!   new ones are fewer bytes.
 //! - Every pack remembers the level that its chunks were compressed at, also one that a new pack
 //!   would not make smaller. So no pack is recompressed twice at one level.
-//! - One thread works, and pauses for as long as it worked.
+//! - One thread works, and pauses four times as long.
 
 use bytes::Bytes;
 use dormer_format::{Decoder, Encoder, RawChunk, StoredChunk};

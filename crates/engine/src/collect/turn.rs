@@ -1,5 +1,5 @@
 //! The lease of a run, and the size of its steps: a run renews its lease between two steps, and
-//! pauses for as long as each one took.
+//! pauses after each one.
 
 use std::time::{Duration, Instant};
 
@@ -45,8 +45,7 @@ impl Turn<'_> {
         self.store_failures >= REWRITE_FAILURES_MAX
     }
 
-    /// Ends a step of some rows: renews the lease if that is due, and pauses for as long as the
-    /// step took.
+    /// Ends a step of some rows: renews the lease if that is due, and pauses.
     pub(super) async fn step(&mut self, begun: Instant, rows: u64) -> Result<()> {
         self.rows += rows;
         let took = begun.elapsed();

@@ -19,7 +19,8 @@
 //!   each page of NARs, so a crash repeats one of them at most.
 //! - Memory: one pack, its rows, and one decoded chunk; or a window of rows and the bytes of one
 //!   fetch.
-//! - At least half of the time belongs to others, and no more bytes are read than the limit allows.
+//! - At least four fifths of the time belong to others, and no more bytes are read than the limit
+//!   allows.
 
 mod check;
 mod metrics;
