@@ -97,10 +97,26 @@ pub(crate) struct BesideAll(Vec<Beside>);
 impl BesideAll {
     pub(crate) fn markdown(&self) -> String {
         let mut rates = Table::new(&["database", "objects", "what", "beside", "alone s", "beside s", "rate"]);
-        let mut pages = Table::new(&["database", "objects", "what", "pages", "slices", "rate"]);
+        let mut pages =
+            Table::new(&["database", "objects", "what", "pages", "slices", "rate", "rate by CPU"]);
         let mut uses =
             Table::new(&["database", "narinfo, no use due, µs", "use due, µs", "a path pulled, µs", "share"]);
         for one in &self.0 {
+            for (what, slices) in [("pushes", &one.pushes_with_pages), ("pulls", &one.pulls_with_pages)] {
+                pages.row(&[
+                    one.database.clone(),
+                    one.objects.to_string(),
+                    what.to_owned(),
+                    slices.beside_count.to_string(),
+                    slices.count().to_string(),
+                    slices.rate(),
+                    slices.rate_by_cpu(),
+                ]);
+            }
+            if one.alone.push.count() == 0 {
+                // Only pages were measured.
+                continue;
+            }
             let (alone, beside) = (&one.alone, &one.with_collections);
             for (what, alone, beside) in
                 [("pushes", &alone.push, &beside.push), ("pulls", &alone.pull, &beside.pull)]
@@ -113,16 +129,6 @@ impl BesideAll {
                     alone.spread(2),
                     beside.spread(2),
                     rate(alone, beside),
-                ]);
-            }
-            for (what, slices) in [("pushes", &one.pushes_with_pages), ("pulls", &one.pulls_with_pages)] {
-                pages.row(&[
-                    one.database.clone(),
-                    one.objects.to_string(),
-                    what.to_owned(),
-                    slices.beside_count.to_string(),
-                    slices.count().to_string(),
-                    slices.rate(),
                 ]);
             }
             let each = |seconds: f64, count: usize| seconds * 1e6 / count as f64;
@@ -206,6 +212,14 @@ impl Place<'_> {
     }
 }
 
+/// How much is measured.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    objects: u64,
+    runs: usize,
+    only_pages: bool,
+}
+
 /// Fills an index on each database, and measures.
 pub(crate) fn measure(
     binary: &Path,
@@ -213,16 +227,18 @@ pub(crate) fn measure(
     generations: &[Generation],
     objects: u64,
     on_postgres: bool,
+    only_pages: bool,
     runs: usize,
 ) -> Result<BesideAll> {
     let work = work.join("beside");
     let _ = fs::remove_dir_all(&work);
     let mut all = BesideAll::default();
-    all.0.push(measure_on("SQLite", None, binary, &work.join("sqlite"), generations, objects, runs)?);
+    let sizes = Sizes { objects, runs, only_pages };
+    all.0.push(measure_on("SQLite", None, binary, &work.join("sqlite"), generations, sizes)?);
     if on_postgres {
         let server = Postgres::start_with(&["max_wal_size=4GB", "shared_buffers=256MB"]);
         let folder = work.join("postgresql");
-        all.0.push(measure_on("PostgreSQL", Some(&server), binary, &folder, generations, objects, runs)?);
+        all.0.push(measure_on("PostgreSQL", Some(&server), binary, &folder, generations, sizes)?);
     }
     fs::remove_dir_all(&work).context(|| format!("remove {}", work.display()))?;
     Ok(all)
@@ -234,8 +250,7 @@ fn measure_on(
     binary: &Path,
     work: &Path,
     generations: &[Generation],
-    objects: u64,
-    runs: usize,
+    Sizes { objects, runs, only_pages }: Sizes,
 ) -> Result<Beside> {
     let [first, second, ..] = generations else { return Err(Error::new("two generations are needed")) };
     let folder = work.join("template");
@@ -257,7 +272,7 @@ fn measure_on(
     let mut result =
         Beside { database: database.to_owned(), objects, paths: first.entries.len(), ..Beside::default() };
     let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
-    for run in 0..runs {
+    for run in 0..if only_pages { 0 } else { runs } {
         // No side is always the first: what a run leaves to be written slows the next one.
         for collects in if run % 2 == 0 { [false, true] } else { [true, false] } {
             let interval = if collects { "1s" } else { "0s" };
@@ -332,7 +347,11 @@ fn beside_pages(
         memory::upload_generated(connection, number, PUSHED_BLOCKS).map(|()| 1)
     };
     let connect = |number| server.connect(number);
-    result.pushes_with_pages = slices::measure(&connect, CONNECTIONS, &push_next, PAGE_PAUSE, &visit, pairs)?;
+    let cpu = || place.cpu_seconds(&server);
+    let measure = |load: &(dyn Fn(&mut Connection) -> Result<u64> + Sync)| {
+        slices::measure(&connect, CONNECTIONS, load, PAGE_PAUSE, &visit, &cpu, pairs)
+    };
+    result.pushes_with_pages = measure(&push_next)?;
     let nars = nars_of(&server, generation, PULLED_BYTES_MAX)?;
     let pull_next = |connection: &mut Connection| {
         let nar = &nars[next.fetch_add(1, Ordering::Relaxed) % nars.len()];
@@ -341,12 +360,14 @@ fn beside_pages(
             (status, _) => Err(Error::new(format!("GET {nar} was answered {status}"))),
         }
     };
-    result.pulls_with_pages = slices::measure(&connect, CONNECTIONS, &pull_next, PAGE_PAUSE, &visit, pairs)?;
+    result.pulls_with_pages = measure(&pull_next)?;
     note(&format!(
-        "{}, beside pages: pushes {}, pulls {} of the rate alone",
+        "{}, beside pages: pushes {} ({} by CPU), pulls {} ({} by CPU) of the rate alone",
         result.database,
         result.pushes_with_pages.rate(),
-        result.pulls_with_pages.rate()
+        result.pushes_with_pages.rate_by_cpu(),
+        result.pulls_with_pages.rate(),
+        result.pulls_with_pages.rate_by_cpu()
     ));
     Ok(())
 }

@@ -202,6 +202,9 @@ enum Command {
         /// Objects in the index, beside the corpus.
         #[arg(long, default_value_t = 1_000_000)]
         objects: u64,
+        /// Only what pages take: ten pairs of slices for each run.
+        #[arg(long)]
+        only_pages: bool,
         /// SQLite only.
         #[arg(long)]
         no_postgres: bool,
@@ -317,7 +320,7 @@ fn run(cli: &Cli) -> Result<()> {
             save(&common.results(), "recover", &recovery)?;
             print(&recovery.markdown())
         }
-        Command::Beside { objects, no_postgres } => {
+        Command::Beside { objects, only_pages, no_postgres } => {
             let generations = Generation::load_all(&common.corpus(), common.quick)?;
             let objects = if common.quick { objects / 100 } else { *objects };
             let beside = beside::measure(
@@ -326,9 +329,10 @@ fn run(cli: &Cli) -> Result<()> {
                 &generations,
                 objects,
                 !no_postgres,
+                *only_pages,
                 common.runs,
             )?;
-            save(&common.results(), "beside", &beside)?;
+            save(&common.results(), if *only_pages { "beside-pages" } else { "beside" }, &beside)?;
             print(&beside.markdown())
         }
         Command::Report => print(&tables::all(&common.results())?),

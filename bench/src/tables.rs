@@ -62,9 +62,11 @@ pub(crate) fn all(results: &Path) -> Result<String> {
         text += "## Memory\n\n";
         text += &memory.markdown();
     }
-    if let Some(beside) = load::<BesideAll>(results, "beside")? {
-        text += "## Beside collections and pages\n\n";
-        text += &beside.markdown();
+    for name in ["beside", "beside-pages"] {
+        if let Some(beside) = load::<BesideAll>(results, name)? {
+            text += "## Beside collections and pages\n\n";
+            text += &beside.markdown();
+        }
     }
     for name in ["client-memory", "client-memory-slow"] {
         if let Some(memory) = load::<ClientMemory>(results, name)? {
