@@ -520,6 +520,7 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
         ),
         Client::OtherServer { endpoint, .. } => vec![
             format!("log in to it, under any name: dormer login NAME {endpoint} --token-file FILE"),
+            format!("or set DORMER_TOKEN and push: dormer queue drain --endpoint {endpoint}"),
             "if it moved, push to the server that has the name now: dormer queue retry --all --to-present-server; a hook \
              keeps the address that it was installed with: run `dormer install-hook` again"
                 .to_owned(),

@@ -15,7 +15,7 @@ use dormer_client::{
 
 use super::hook::chosen_caches;
 use super::nix_settings::{conf_for_additions, read_if_there, refuse_managed, show, write_whole};
-use crate::context::Context;
+use crate::context::{Context, EndpointArgs};
 use crate::error::{Error, Result};
 use crate::nix_files::{MarkedFile, changes, find_nix_setting};
 use crate::queue_place::QueueDirArgs;
@@ -71,6 +71,8 @@ pub(crate) struct InstallHookArgs {
     service_manager: Manager,
     #[command(flatten)]
     queue: QueueDirArgs,
+    #[command(flatten)]
+    pub(super) server: EndpointArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -127,8 +129,8 @@ pub(super) async fn run(args: &InstallHookArgs, context: &Context) -> Result<()>
     }
     let caches = chosen_caches(&args.caches)?;
     // Neither the daemon of Nix nor the service has the variables of this user.
-    let queued: Vec<QueuedCache> =
-        caches.iter().map(|cache| Context::queued_cache_if_known(cache, &process_variables)).collect();
+    let with_server = |cache| Context::queued_cache_if_known(cache, &args.server, &process_variables);
+    let queued: Vec<QueuedCache> = caches.iter().map(with_server).collect();
     let folder = args.queue.folder(&process_variables)?;
     let before = read_if_there(&places.conf)?.unwrap_or_default();
     refuse_other_hook(&places, &before, args.system).await?;

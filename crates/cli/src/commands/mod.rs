@@ -187,10 +187,16 @@ pub(crate) enum ConfigCommand {
 }
 
 impl Command {
-    /// The address of `--endpoint`.
+    /// The address of `--endpoint`. Every command must say here whether it talks to a server, or
+    /// queues builds for one.
     pub(crate) fn endpoint(&self) -> Option<Endpoint> {
         let server = match self {
             Self::Push(args) => &args.server,
+            Self::Watch(args) => &args.server,
+            Self::Exec(args) => &args.server,
+            Self::Hook(args) => &args.server,
+            Self::InstallHook(args) => &args.server,
+            Self::Queue(command) => command.server()?,
             Self::Use(args) => &args.server,
             Self::Cache(args) => &args.server,
             Self::Cat(args) => &args.server,
@@ -198,7 +204,31 @@ impl Command {
             Self::Pin(args) => &args.server,
             Self::Stats(args) => &args.endpoint,
             Self::Top(args) => &args.endpoint,
-            _ => return None,
+            Self::Doctor(args) => &args.server,
+            // `login` has the address as an argument. The others talk to no server, or are parts of
+            // one.
+            Self::Login(_)
+            | Self::Unuse(_)
+            | Self::Token(_)
+            | Self::MakeToken(_)
+            | Self::Config(_)
+            | Self::Secrets(_)
+            | Self::Serve(_)
+            | Self::Publish(_)
+            | Self::Export(_)
+            | Self::Edge(_)
+            | Self::Jobs(_)
+            | Self::Gc(_)
+            | Self::Backup(_)
+            | Self::Restore(_)
+            | Self::Recover(_)
+            | Self::Adopt(_)
+            | Self::Scrub(_)
+            | Self::Rekey(_)
+            | Self::Migrate(_)
+            | Self::Check(_)
+            | Self::Completions(_)
+            | Self::Man(_) => return None,
         };
         server.endpoint.clone()
     }

@@ -9,7 +9,7 @@ use dormer_client::{CacheRef, process_variables};
 
 use super::hook::chosen_caches;
 use super::serve::stop_signal;
-use crate::context::Context;
+use crate::context::{Context, EndpointArgs};
 use crate::error::Result;
 use crate::queue_drain::{Queue, QueuePushArgs};
 use crate::queue_place::QueueDirArgs;
@@ -37,6 +37,8 @@ pub(crate) struct WatchArgs {
     push: QueuePushArgs,
     #[command(flatten)]
     queue: QueueDirArgs,
+    #[command(flatten)]
+    pub(super) server: EndpointArgs,
 }
 
 pub(super) async fn run(args: WatchArgs, context: &Context) -> Result<ExitCode> {

@@ -5,7 +5,7 @@ use std::fs;
 use std::time::{Duration, SystemTime};
 
 use dormer_api::{CacheConfig, RedactedUrl, Secret};
-use dormer_client::{NixConfig, ServerName, host_of, netrc_password};
+use dormer_client::{NixConfig, host_of, netrc_password};
 use dormer_nix::{CacheInfo, NarInfo, PublicKey, Signature, StoreDir, StorePath};
 
 use super::PROBE_TIMEOUT;
@@ -33,17 +33,8 @@ pub(super) enum Known {
 }
 
 /// Everything that this machine uses, according to its files.
-pub(super) fn known(files: &Files, _context: &Context) -> Result<Vec<Known>> {
-    let mut known = Vec::new();
-    known.extend(Context::server_of_environment()?.map(|server| Known::Server(Box::new(server))));
-    let settings = Context::client_settings()?;
-    let servers: Vec<&ServerName> = settings.settings.servers.keys().collect();
-    for name in servers {
-        known.push(match settings.resolve_server(Some(name), &dormer_client::process_variables) {
-            Ok(server) => Known::Server(Box::new(server)),
-            Err(error) => Known::Broken(Finding::error(SERVER, &Error::from(error))),
-        });
-    }
+pub(super) fn known(files: &Files, context: &Context) -> Result<Vec<Known>> {
+    let mut known = known_servers(context)?;
     for place in &files.all {
         for name in place.conf.names() {
             let lines = place.conf.lines_of(name);
@@ -72,6 +63,23 @@ pub(super) fn known(files: &Files, _context: &Context) -> Result<Vec<Known>> {
             "this machine uses no cache of Dormer",
             ["dormer login NAME URL --token-file FILE, then dormer use CACHE"],
         )));
+    }
+    Ok(known)
+}
+
+/// The server of the command line, else those of the variables and the settings.
+fn known_servers(context: &Context) -> Result<Vec<Known>> {
+    let one = |server| Known::Server(Box::new(server));
+    if let Some(server) = context.server_of_command_line(None) {
+        return Ok(vec![one(server)]);
+    }
+    let mut known: Vec<Known> = Context::server_of_environment()?.map(one).into_iter().collect();
+    let settings = Context::client_settings()?;
+    for name in settings.settings.servers.keys() {
+        known.push(match settings.resolve_server(Some(name), &dormer_client::process_variables) {
+            Ok(server) => one(server),
+            Err(error) => Known::Broken(Finding::error(SERVER, &Error::from(error))),
+        });
     }
     Ok(known)
 }
