@@ -35,6 +35,7 @@ pub(crate) use self::store::{
 };
 use self::store::{StoreRole, open_store, open_unproven_store, packs_without_index};
 use crate::error::{Error, Result};
+use crate::holder::holder;
 use crate::settings::{Settings, SigningKey};
 use crate::{secret_file, tokens};
 
@@ -135,7 +136,7 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
         Arc::clone(&blobs),
         files,
         Arc::new(SystemClock),
-        crate::commands::holder(),
+        holder(),
         journal_settings,
     );
     let master_key = master_key(settings, &*index, observer).await?;
@@ -215,7 +216,7 @@ pub(crate) async fn open_journal_beside(settings: &Settings, opened: &OpenIndex)
     let OpenStore { blobs, files } =
         open_store(settings, &*index, StoreRole::Beside, &mut Vec::new()).await?;
     let (memory, clock) = (Arc::clone(&opened.journal), Arc::new(SystemClock));
-    let holder = crate::commands::holder();
+    let holder = holder();
     let journal =
         Journal::new(index, memory, blobs, files.clone(), clock, holder, journal_settings(settings));
     Ok((journal, files))

@@ -14,13 +14,12 @@ use dormer_engine::{Clock as _, SystemClock};
 use dormer_nix::{StoreDir, StorePathHash};
 use serde_json::json;
 
-use super::publish::ago;
 use super::token_create::parse_period;
 use crate::chart::Bar;
 use crate::context::{Context, EXIT_CODES_OF_CLIENT, EndpointArgs};
 use crate::error::{Error, Result};
 use crate::installation::{DEFAULT_PRIORITY, DEFAULT_UPSTREAM_KEY};
-use crate::settings::units;
+use crate::settings::units::{self, ago};
 
 #[derive(Debug, Args)]
 pub(crate) struct CacheArgs {

@@ -13,7 +13,6 @@ use dormer_publish::{ExportOutcome, ExportSettings, Reporter, export};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::serve::stop_signal;
 use crate::context::{Context, SettingsArgs};
 use crate::error::EXIT_INTERRUPTED;
 use crate::error::{self, Error, Result};
@@ -21,6 +20,7 @@ use crate::installation::open_beside;
 use crate::printer::Printer;
 use crate::settings::Settings;
 use crate::settings::units::{human_duration, human_size};
+use crate::signals::stop_signal;
 use crate::static_place::StaticPlace;
 
 const EXIT_CODES: &str = "\

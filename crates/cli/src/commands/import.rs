@@ -22,12 +22,12 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::serve::stop_signal;
 use crate::context::{Context, EndpointArgs, retry_line};
 use crate::error::EXIT_INTERRUPTED;
 use crate::error::{self, Error, Result};
 use crate::printer::Printer;
 use crate::settings::units::{human_duration, human_size};
+use crate::signals::stop_signal;
 use crate::static_place::StaticPlace;
 
 const EXIT_CODES: &str = "\

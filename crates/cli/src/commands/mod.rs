@@ -26,7 +26,6 @@ mod nix_settings;
 mod pin;
 mod publish;
 mod push;
-mod push_transfer;
 mod queue;
 mod recover;
 #[cfg(test)]
@@ -41,15 +40,14 @@ mod top;
 mod top_screen;
 mod use_cache;
 mod watch;
+mod watched_server;
 
 use std::process::ExitCode;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand};
 use dormer_client::Endpoint;
 
 pub(crate) use self::hook::{is_early, run_early};
-pub(crate) use self::publish::holder;
-pub(crate) use self::push_transfer::TransferArgs;
 use crate::context::Context;
 use crate::error::Result;
 use crate::printer::{Level, Printer};
@@ -346,8 +344,8 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Top(args) => top::run(&args, context).await?,
         Command::Scrub(args) => return scrub::run(args, context).await,
         Command::Migrate(args) => migrate::run(args, context).await?,
-        Command::Completions(args) => completions::run(&args, context)?,
-        Command::Man(args) => man::run(&args, context)?,
+        Command::Completions(args) => completions::run(&args, CommandLine::command(), context)?,
+        Command::Man(args) => man::run(&args, CommandLine::command(), context)?,
         Command::Use(args) => use_cache::run_use(*args, context).await?,
         Command::Unuse(args) => use_cache::run_unuse(&args, context).await?,
         Command::Cache(args) => cache::run(args, context).await?,
@@ -367,8 +365,6 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

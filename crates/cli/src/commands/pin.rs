@@ -12,11 +12,10 @@ use dormer_nix::StorePath;
 use serde_json::json;
 
 use super::cache::hash_of;
-use super::publish::ago;
 use super::token_create::parse_period;
 use crate::context::{Context, EXIT_CODES_OF_CLIENT, EndpointArgs};
 use crate::error::{Error, Result};
-use crate::settings::units::human_duration;
+use crate::settings::units::{ago, human_duration};
 
 #[derive(Debug, Args)]
 pub(crate) struct PinArgs {

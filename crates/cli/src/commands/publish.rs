@@ -15,14 +15,15 @@ use dormer_stores::{CallPolicy, RetryPolicy, Store};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::serve::stop_signal;
 use crate::context::{Context, SettingsArgs};
 use crate::error::{self, Error, Result};
+use crate::holder::holder;
 use crate::installation::{Follower, open_beside};
 use crate::printer::Printer;
 use crate::service_manager::{State, notify, stopping_after};
-use crate::settings::units::{human_duration, human_size};
+use crate::settings::units::{ago, human_duration, human_size};
 use crate::settings::{EdgePlace, EdgeTarget, Settings};
+use crate::signals::stop_signal;
 
 /// Bring caches to edge targets: buckets or folders that anything can serve to Nix
 ///
@@ -308,12 +309,6 @@ fn policy(concurrency: usize, request_timeout: Duration, retries: &RetryPolicy) 
     CallPolicy { retries: retries.clone(), requests_max: Some(concurrency), turn_wait }
 }
 
-/// Names this process, for others that find the target or the job taken.
-pub(crate) fn holder() -> String {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("process {} on {host}", std::process::id())
-}
-
 async fn preview(publisher: &Publisher, name: &str, printer: &Printer) -> Result<()> {
     for preview in publisher.preview().await? {
         printer.message(&json!({
@@ -488,10 +483,6 @@ async fn status(args: PublishStatusArgs, context: &Context) -> Result<()> {
         printer.say("nothing was published yet");
     }
     Ok(())
-}
-
-pub(super) fn ago(now: i64, at: i64) -> String {
-    format!("{} ago", dormer_pages::span((now - at).max(0)))
 }
 
 /// One line that counts, on a terminal; with `-v`, a line for each path.

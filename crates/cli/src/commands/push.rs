@@ -19,11 +19,11 @@ use futures::StreamExt as _;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::push_transfer::{TransferArgs, no_path, split_targets};
 use crate::context::{Context, EndpointArgs};
 use crate::error::{self, Error, Result};
 use crate::printer::Printer;
 use crate::progress::PushProgress;
+use crate::push_transfer::{TransferArgs, no_path, split_targets};
 use crate::settings::units::{human_duration, human_size};
 
 const EXIT_CODES: &str = "\

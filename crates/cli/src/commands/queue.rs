@@ -13,12 +13,12 @@ use dormer_client::{
 use dormer_nix::StorePath;
 use serde_json::json;
 
-use super::serve::stop_signal;
 use crate::context::{Context, EndpointArgs};
 use crate::error::{Error, Result};
 use crate::queue_drain::{Queue, QueuePushArgs, outcome};
 use crate::queue_place::QueueDirArgs;
 use crate::settings::units::parse_duration;
+use crate::signals::stop_signal;
 
 const EXIT_CODES: &str = "\
 Exit codes:

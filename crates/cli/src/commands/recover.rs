@@ -15,15 +15,16 @@ use dormer_nix::with_causes;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::publish::ago;
 use crate::context::{Context, SettingsArgs};
 use crate::error::{Error, Result};
+use crate::holder::holder;
 use crate::installation::{
     FIRST_START_SETTING, INSTALLATION_SETTING, RECOVERY_BEGUN, RECOVERY_ENDED, adopt_store, check_master_key,
     for_recovery, is_recovery_unfinished, open_claims, open_for_recovery, open_index_beside,
     open_journal_beside, read_id,
 };
 use crate::settings::Settings;
+use crate::settings::units::ago;
 
 /// Make a lost database anew from the store
 ///
@@ -271,7 +272,7 @@ async fn write_snapshot(opened: &OpenIndex, store: Store, context: &Context) {
         Arc::new(StoreBlobs::new(store.clone())),
         store,
         Arc::new(SystemClock),
-        super::holder(),
+        holder(),
         JournalSettings::default(),
     )
     .of_recovered();

@@ -13,14 +13,15 @@ use dormer_index::CounterIndex;
 use dormer_server::{
     Authenticator, Operations, Server, ServerSettings, TokenBounds, TokenKey, TokenVerifier,
 };
-use tokio::signal::unix::{SignalKind, signal};
 
-use super::publish::holder;
 use crate::context::{Context, SettingsArgs};
 use crate::error::{Error, Result};
+use crate::holder::holder;
 use crate::installation::{FIRST_CACHE, Installation, Made, prepare};
-use crate::service_manager::{State, notify, passed_listener, stopping_after};
+use crate::listening::{listen, listen_for_clients, listening_line, local_address};
+use crate::service_manager::{State, notify, stopping_after};
 use crate::settings::{Settings, SigningKey, keys};
+use crate::signals::stop_signal;
 use crate::{open_files, telemetry};
 
 /// Run the server
@@ -181,31 +182,6 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// The socket that the service manager passed, else a new one at this address.
-pub(super) async fn listen_for_clients(address: &ListenAddress) -> Result<Listener> {
-    match passed_listener()? {
-        Some(listener) => Ok(listener),
-        None => listen(address).await,
-    }
-}
-
-async fn listen(address: &ListenAddress) -> Result<Listener> {
-    let failed = |source| Error::Io { attempt: format!("listen on {address}"), source };
-    Listener::bind(address).await.map_err(failed)
-}
-
-pub(super) fn local_address(listener: &Listener) -> Result<ListenAddress> {
-    let failed = |source| Error::Io { attempt: "find the port".to_owned(), source };
-    listener.local_address().map_err(failed)
-}
-
-pub(super) fn listening_line(address: &ListenAddress) -> String {
-    match address {
-        ListenAddress::Tcp(address) => format!("listening on http://{address}"),
-        ListenAddress::Unix(_) => format!("listening on {address}"),
-    }
-}
-
 /// A default address is not worth failing for: two servers on one machine would compete for it.
 async fn listen_for_metrics(settings: &Settings, voice: &Voice<'_>) -> Result<Option<Listener>> {
     let Some(address) = &settings.metrics_listen else { return Ok(None) };
@@ -279,57 +255,6 @@ pub(super) fn authenticator(settings: &Settings, key: &SigningKey) -> Result<Aut
         audiences: settings.jwt.bound_audiences.clone(),
     };
     Ok(Authenticator::new(TokenVerifier::new(&key, bounds)?))
-}
-
-/// Resolves at the first SIGTERM, SIGINT or SIGHUP. A SIGTERM or SIGINT after it ends the process
-/// at once.
-///
-/// SIGHUP comes when the terminal or the session goes away; the requests in flight finish then,
-/// too. A process that was started to survive this (`nohup`) ignores SIGHUP, and goes on to do so.
-pub(super) fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
-    let failed = |source| Error::Io { attempt: "wait for signals".to_owned(), source };
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut hangup =
-        if ignores_hangup() { None } else { Some(signal(SignalKind::hangup()).map_err(failed)?) };
-    let (stop, stopped) = tokio::sync::oneshot::channel();
-    tokio::spawn(async move {
-        let hung_up = async {
-            match &mut hangup {
-                Some(hangup) => hangup.recv().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = hung_up => {}
-        }
-        // The receiver is gone only if the server is gone.
-        let _ = stop.send(());
-        // A closing terminal sends SIGHUP twice, from the kernel and from the shell.
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        std::process::exit(130);
-    });
-    Ok(async move {
-        // An error means that the task above ended, which is also a reason to stop.
-        let _ = stopped.await;
-    })
-}
-
-/// Whether the process was started with SIGHUP ignored. Only Linux tells.
-fn ignores_hangup() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    ignored_signals(&status).is_some_and(|signals| signals & 1 != 0)
-}
-
-/// The ignored signals of `/proc/self/status`: the lowest bit is signal 1, SIGHUP.
-fn ignored_signals(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
-    u64::from_str_radix(line.trim(), 16).ok()
 }
 
 /// Messages to people: text beside text log lines, or log lines if those are JSON for a collector.

@@ -8,9 +8,9 @@ use dormer_api::{CacheConfig, RedactedUrl, Secret};
 use dormer_client::{NixConfig, host_of, netrc_password};
 use dormer_nix::{CacheInfo, NarInfo, PublicKey, Signature, StoreDir, StorePath};
 
-use super::PROBE_TIMEOUT;
 use super::finding::Finding;
 use super::nix::Files;
+use super::probe_timeout::PROBE_TIMEOUT;
 use crate::commands::use_cache::lost_setting;
 use crate::context::Context;
 use crate::error::{Error, Result};

@@ -14,6 +14,7 @@ mod journal;
 mod keys;
 mod nix;
 mod packs;
+mod probe_timeout;
 mod store;
 
 use std::process::ExitCode;
@@ -30,8 +31,6 @@ use crate::settings::{Environment, Settings};
 
 /// Time limit of a check. Longer than any single answer of a healthy part takes.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
-/// Time limit of a request to one address.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Check an installation and say what to do
 ///
