@@ -23,6 +23,7 @@ mod login;
 mod man;
 mod migrate;
 mod nix_settings;
+mod path_argument;
 mod pin;
 mod publish;
 mod push;
