@@ -7,8 +7,8 @@
 //! - `installation`: what `dormer serve` finds or makes before it listens.
 //! - `listening`, `signals`, `service_manager`: how a server begins and ends.
 //! - `telemetry`: log lines and traces. `open_files`: the limit of open files.
-//! - `push_transfer`: the flags of pushes. `queue_drain`, `queue_place`: what the commands around the
-//!   queue share.
+//! - `push_transfer`: the flags of pushes.
+//! - `queue_drain`, `queue_folder`: what the commands around the queue share.
 //! - `printer`: decides what is printed. `terminal_text`: what a terminal must not obey.
 //!   `progress`: draws a push. `chart`: bars behind the data, on a terminal.
 //! - `error`: exit codes and hints.
@@ -33,7 +33,7 @@ mod printer;
 mod progress;
 mod push_transfer;
 mod queue_drain;
-mod queue_place;
+mod queue_folder;
 mod secret_file;
 mod service_manager;
 mod settings;

@@ -24,7 +24,7 @@ use super::queue::parse_time;
 use crate::context::{Context, EndpointArgs};
 use crate::error::{Error, Result};
 use crate::queue_drain::{Queue, QueuePushArgs, outcome};
-use crate::queue_place::QueueDirArgs;
+use crate::queue_folder::QueueDirArgs;
 
 const EXIT_CODES: &str = "\
 Exit codes:

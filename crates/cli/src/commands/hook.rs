@@ -20,7 +20,7 @@ use dormer_nix::StorePath;
 use crate::context::{Context, EndpointArgs};
 use crate::error::{Error, Result};
 use crate::printer::{Level, Printer};
-use crate::queue_place::QueueDirArgs;
+use crate::queue_folder::QueueDirArgs;
 
 /// Queue what Nix has built, as its post-build hook
 ///

@@ -128,7 +128,7 @@ async fn publish(
                 continue;
             }
         };
-        let progress = Arc::new(Progress::new(printer, &target.target.name));
+        let progress = Arc::new(PublishProgress::new(printer, &target.target.name));
         let publisher = Publisher::new(
             follower.engine.clone(),
             Arc::clone(&follower.publish),
@@ -216,7 +216,7 @@ impl Failures<'_> {
 /// Runs again and again. After a failure, prints it and waits longer.
 async fn watch(
     publisher: &Publisher,
-    progress: &Progress,
+    progress: &PublishProgress,
     name: &str,
     printer: &Printer,
     mut stopping: tokio::sync::watch::Receiver<bool>,
@@ -486,7 +486,7 @@ async fn status(args: PublishStatusArgs, context: &Context) -> Result<()> {
 }
 
 /// One line that counts, on a terminal; with `-v`, a line for each path.
-struct Progress {
+struct PublishProgress {
     printer: Printer,
     target: String,
     bar: Mutex<Option<ProgressBar>>,
@@ -498,7 +498,7 @@ struct Progress {
     bytes: AtomicU64,
 }
 
-impl Progress {
+impl PublishProgress {
     fn new(printer: &Printer, target: &str) -> Self {
         Self {
             printer: printer.clone(),
@@ -549,7 +549,7 @@ impl Progress {
     }
 }
 
-impl Reporter for Progress {
+impl Reporter for PublishProgress {
     fn backlog(&self, _cache: &str, pending: u64) {
         self.backlog.store(self.published.load(Ordering::Relaxed) + pending, Ordering::Relaxed);
         self.draw();

@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::context::{Context, EndpointArgs};
 use crate::error::{Error, Result};
 use crate::queue_drain::{Queue, QueuePushArgs, outcome};
-use crate::queue_place::QueueDirArgs;
+use crate::queue_folder::QueueDirArgs;
 use crate::settings::units::parse_duration;
 use crate::signals::stop_signal;
 

@@ -11,7 +11,7 @@ use super::hook::chosen_caches;
 use crate::context::{Context, EndpointArgs};
 use crate::error::Result;
 use crate::queue_drain::{Queue, QueuePushArgs};
-use crate::queue_place::QueueDirArgs;
+use crate::queue_folder::QueueDirArgs;
 use crate::signals::stop_signal;
 
 /// Push every new path of the local store

@@ -131,10 +131,10 @@ async fn check_client(doctor: &mut Doctor<'_>) -> Result<()> {
     let context = doctor.context;
     let mut nix = None;
     doctor.within("nix", nix::check(context, &mut nix)).await?;
-    let files = nix::Files::read(context, nix.as_ref())?;
+    let files = nix::ClientFiles::read(context, nix.as_ref())?;
     doctor.within("netrc", async { files.check_netrc(nix.as_ref()) }).await?;
-    for cache in caches::known(&files, context)? {
-        doctor.within("cache", caches::check(&cache, &files, nix.as_ref())).await?;
+    for target in caches::check_targets(&files, context)? {
+        doctor.within("cache", caches::check(&target, &files, nix.as_ref())).await?;
     }
     Ok(())
 }
