@@ -213,13 +213,13 @@ fn machine_hints(error: &Error) -> Vec<String> {
     let hint = |text: &str| vec![text.to_owned()];
     match error {
         Error::Io { attempt, source }
-            if source.kind() == std::io::ErrorKind::AddrInUse && attempt.starts_with("listen") =>
+            if source.kind() == io::ErrorKind::AddrInUse && attempt.starts_with("listen") =>
         {
             hint(
                 "something else listens there: another `dormer serve`? Choose another address (--listen, metrics.listen)",
             )
         }
-        Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+        Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
             hint("the disk is full: free some space and run the command again")
         }
         Error::ReportedAddress { may_allow, .. } => {

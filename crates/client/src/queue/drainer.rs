@@ -3,7 +3,7 @@
 //! All due entries of a cache are pushed as one plan, so that their closures are looked at once. A
 //! failure of the server or of Nix makes the cache wait, and changes no entry: hours without a
 //! server cost nothing. A failure of a path is noted in the entry, which rests and is tried again,
-//! and becomes a dead letter after [`DrainerOptions::tries_max`] tries.
+//! and becomes a dead letter after the tries of [`DrainerOptions::entry_retry`].
 //!
 //! Invariants
 //! - An entry is settled only after every path of it is in the cache, or is one that the cache's
