@@ -44,6 +44,12 @@ impl Context {
         Ok(LoadedSettings::load(&SettingsPaths::from_variables(&process_variables))?)
     }
 
+    /// The server of `--endpoint`, if it is given. Its token comes from the variables only.
+    pub(crate) fn server_of_command_line(&self, name: Option<&ServerName>) -> Option<ResolvedServer> {
+        let endpoint = self.endpoint.clone()?;
+        Some(ResolvedServer::at(endpoint, name, &process_variables))
+    }
+
     /// The server of `DORMER_ENDPOINT`, if it is set.
     pub(crate) fn server_of_environment() -> Result<Option<ResolvedServer>> {
         let Some(address) = process_variables(ENDPOINT_VARIABLE) else { return Ok(None) };
@@ -53,8 +59,8 @@ impl Context {
     /// A server by name, or the default one. An address on the command line comes first, and needs
     /// no settings. `DORMER_ENDPOINT` stands for the default server.
     pub(crate) fn server(&self, name: Option<&ServerName>) -> Result<ResolvedServer> {
-        if let Some(endpoint) = &self.endpoint {
-            return Ok(ResolvedServer::at(endpoint.clone(), name, &process_variables));
+        if let Some(server) = self.server_of_command_line(name) {
+            return Ok(server);
         }
         if name.is_none()
             && let Some(server) = Self::server_of_environment()?
@@ -88,41 +94,55 @@ impl Context {
         caches.iter().map(queued).collect()
     }
 
-    /// A cache with its address, if these variables and their settings say it. Reads no token, and
-    /// nothing is checked.
-    pub(crate) fn queued_cache_if_known(cache: &CacheRef, variables: Variables<'_>) -> QueuedCache {
-        let endpoint = match variables(ENDPOINT_VARIABLE).filter(|_| cache.server.is_none()) {
+    /// A cache with its address, if the command line, these variables or their settings say it.
+    /// Reads no token, and nothing is checked.
+    pub(crate) fn queued_cache_if_known(
+        cache: &CacheRef,
+        server: &EndpointArgs,
+        variables: Variables<'_>,
+    ) -> QueuedCache {
+        let of_variables = || match variables(ENDPOINT_VARIABLE).filter(|_| cache.server.is_none()) {
             Some(address) => address.parse().ok(),
             None => LoadedSettings::load(&SettingsPaths::from_variables(variables))
                 .and_then(|loaded| loaded.endpoint_of(cache.server.as_ref()))
                 .ok(),
         };
-        QueuedCache { cache: cache.clone(), endpoint }
+        QueuedCache { cache: cache.clone(), endpoint: server.endpoint.clone().or_else(of_variables) }
     }
 
     /// The server that builds were queued for. The name may stand for another server by now, which
     /// must not get them: then a login for the right one is looked for.
     pub(crate) fn queued_server(&self, queued: &QueuedCache) -> Result<ResolvedServer> {
-        let named = self.server(queued.cache.server.as_ref());
-        let Some(endpoint) = &queued.endpoint else { return named };
-        let present = match named {
-            Ok(server) if server.endpoint == *endpoint => return Ok(server),
+        let name = queued.cache.server.as_ref();
+        let endpoint = match (&queued.endpoint, &self.endpoint, name) {
+            (Some(endpoint), ..) => endpoint.clone(),
+            // The command line names a server, and not for this entry: a name means the settings.
+            (None, Some(_), Some(_)) => Self::client_settings()?.endpoint_of(name)?,
+            (None, ..) => return self.server(name),
+        };
+        let present = match self.server(name) {
+            Ok(server) if server.endpoint == endpoint => return Ok(server),
             Ok(server) => Some(server.endpoint.to_string()),
             Err(_) => None,
         };
-        if let Some(server) = Self::server_of_environment()?.filter(|server| server.endpoint == *endpoint) {
+        // The variables hold the token of one server, which is that of the command line.
+        let of_environment = if self.endpoint.is_none() { Self::server_of_environment()? } else { None };
+        if let Some(server) = of_environment.filter(|server| server.endpoint == endpoint) {
             return Ok(server);
         }
-        let (cache, endpoint_text) = (queued.cache.to_string(), endpoint.to_string());
-        let found = Self::client_settings()?.server_at(endpoint, &process_variables)?;
-        Ok(found.ok_or(ClientError::OtherServer { cache, endpoint: endpoint_text, present })?)
+        let found = Self::client_settings()?.server_at(&endpoint, &process_variables)?;
+        let (cache, endpoint) = (queued.cache.to_string(), endpoint.to_string());
+        Ok(found.ok_or(ClientError::OtherServer { cache, endpoint, present })?)
     }
 
     /// The filter that the settings have for a cache. An address in place of the settings has none.
     pub(crate) fn push_filter(&self, cache: &CacheRef, server: &ResolvedServer) -> Result<PushFilter> {
-        let is_of_environment = cache.server.is_none()
-            && Self::server_of_environment()?.is_some_and(|other| other.endpoint == server.endpoint);
-        if self.endpoint.is_some() || is_of_environment {
+        let in_place_of_settings = match &self.endpoint {
+            Some(endpoint) => Some(endpoint.clone()),
+            None if cache.server.is_some() => None,
+            None => Self::server_of_environment()?.map(|server| server.endpoint),
+        };
+        if in_place_of_settings.is_some_and(|endpoint| endpoint == server.endpoint) {
             return Ok(PushFilter::default());
         }
         Ok(Self::client_settings()?.settings.push.filter_for(&server.name, &cache.cache))
@@ -172,8 +192,8 @@ impl Context {
     }
 }
 
-/// The address of a server without settings, for all commands that talk to one server. `login` has
-/// it as an argument, `doctor` asks all servers, and an entry of the queue names its own.
+/// The address of a server without settings, for all commands that talk to a server, or queue
+/// builds for one. `login` has it as an argument.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct EndpointArgs {
     /// The server's address, in place of the settings; the token comes from DORMER_TOKEN [env:

@@ -5,9 +5,10 @@
 //! - `context`: what every command needs.
 //! - `settings`: the server's settings, from one table of keys.
 //! - `installation`: what `dormer serve` finds or makes before it listens.
-//! - `service_manager`: sockets of systemd, and what it is told.
+//! - `listening`, `signals`, `service_manager`: how a server begins and ends.
 //! - `telemetry`: log lines and traces. `open_files`: the limit of open files.
-//! - `queue_drain`, `queue_place`: what the commands around the queue share.
+//! - `push_transfer`: the flags of pushes.
+//! - `queue_drain`, `queue_folder`: what the commands around the queue share.
 //! - `printer`: decides what is printed. `terminal_text`: what a terminal must not obey.
 //!   `progress`: draws a push. `chart`: bars behind the data, on a terminal.
 //! - `error`: exit codes and hints.
@@ -22,17 +23,21 @@ mod chart;
 mod commands;
 mod context;
 mod error;
+mod holder;
 mod installation;
+mod listening;
 mod nix_files;
 mod nix_version;
 mod open_files;
 mod printer;
 mod progress;
+mod push_transfer;
 mod queue_drain;
-mod queue_place;
+mod queue_folder;
 mod secret_file;
 mod service_manager;
 mod settings;
+mod signals;
 mod static_place;
 mod telemetry;
 mod terminal;

@@ -32,11 +32,11 @@ pub(crate) struct PushProgress {
     /// How many of these the cache did not take, because it keeps what it has.
     kept: AtomicUsize,
     /// This lock guards everything on the terminal, so that nothing is drawn after the end.
-    screen: Mutex<Screen>,
+    screen: Mutex<Bars>,
 }
 
 #[derive(Debug)]
-struct Screen {
+struct Bars {
     drawn: Option<Drawn>,
     transfers: HashMap<TransferId, Transfer>,
     bytes_sent: u64,
@@ -75,7 +75,7 @@ impl PushProgress {
             status.enable_steady_tick(Duration::from_millis(200));
             Drawn { all, status, silent_keys }
         });
-        let screen = Screen {
+        let screen = Bars {
             drawn,
             transfers: HashMap::new(),
             bytes_sent: 0,
@@ -106,7 +106,7 @@ impl PushProgress {
         });
     }
 
-    fn on_screen(&self, draw: impl FnOnce(&mut Screen)) {
+    fn on_screen(&self, draw: impl FnOnce(&mut Bars)) {
         // A panic under the lock leaves at worst a bar in a wrong place.
         let mut screen = self.screen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if !screen.finished {
@@ -115,7 +115,7 @@ impl PushProgress {
     }
 }
 
-impl Screen {
+impl Bars {
     /// Prints a message above the bars.
     fn above(&self, say: impl FnOnce()) {
         match &self.drawn {

@@ -20,11 +20,11 @@ use dormer_nix::{StoreDir, StorePath};
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::commands::TransferArgs;
 use crate::context::{Context, retry_line};
 use crate::error::{Error, Result};
 use crate::printer::Printer;
 use crate::progress::fallback_line;
+use crate::push_transfer::TransferArgs;
 use crate::settings::units::human_duration;
 
 /// How often a process looks whether another one still drains.

@@ -17,7 +17,7 @@
 //!   if the caller asked for unsigned paths. The server signs what it serves with the cache's own
 //!   key: without this check, an import would make anybody's path a trusted one.
 //! - One bad path stops only the paths that refer to it.
-//! - Memory is bounded by the closure of [`ROOTS_PER_BATCH`] paths, and [`STANDINGS_MAX`] hashes.
+//! - Memory is bounded by the closure of [`ROOTS_PER_BATCH`] paths, and [`PATH_STATES_MAX`] hashes.
 
 mod documents;
 
@@ -47,9 +47,9 @@ use crate::static_cache::StaticCache;
 /// Paths of a listing that are handled together, with their closures.
 const ROOTS_PER_BATCH: usize = 1_000;
 
-/// Most hashes whose standing is remembered: some 100 MB. A path that is forgotten is asked for
+/// Most hashes whose state is remembered: some 100 MB. A path that is forgotten is asked for
 /// again.
-const STANDINGS_MAX: usize = 2_000_000;
+const PATH_STATES_MAX: usize = 2_000_000;
 
 /// Most failures that a summary names.
 const FAILURES_NAMED_MAX: usize = 10_000;
@@ -198,7 +198,7 @@ pub async fn import(
         upstream_key_names,
         options,
         reporter,
-        standings: HashMap::new(),
+        path_states: HashMap::new(),
         summary: ImportSummary::default(),
     };
     let mut flow = Flow::GoesOn;
@@ -262,7 +262,7 @@ async fn check_cache_info(
 
 /// What became of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
+enum PathState {
     /// The cache has it.
     InCache,
     /// An upstream has it, or nobody that is known here.
@@ -303,7 +303,7 @@ struct Import<'a> {
     upstream_key_names: Vec<String>,
     options: ImportOptions,
     reporter: Arc<dyn ImportReporter>,
-    standings: HashMap<StorePathHash, Standing>,
+    path_states: HashMap<StorePathHash, PathState>,
     summary: ImportSummary,
 }
 
@@ -311,15 +311,15 @@ impl Import<'_> {
     /// Imports these paths and what they refer to. `are_wanted`: the caller named them, so each of
     /// them has to be in the source or in the cache.
     async fn batch(&mut self, roots: &[StorePathHash], are_wanted: bool) -> Result<Flow> {
-        if self.standings.len() > STANDINGS_MAX {
-            self.standings.clear();
+        if self.path_states.len() > PATH_STATES_MAX {
+            self.path_states.clear();
         }
         let planned = self.look_at(roots, are_wanted).await?;
         let planned = self.without_broken_closures(planned);
         if self.options.dry_run {
             for planned in &planned {
                 self.reporter.path_planned(&planned.info.path, planned.info.nar_size);
-                self.standings.insert(planned.info.path.hash(), Standing::InCache);
+                self.path_states.insert(planned.info.path.hash(), PathState::InCache);
             }
             self.summary.imported += planned.len() as u64;
             return Ok(Flow::GoesOn);
@@ -329,7 +329,7 @@ impl Import<'_> {
         if flow.is_stopped() {
             return Ok(flow);
         }
-        derivers.retain(|hash, _| self.standings.get(hash) == Some(&Standing::InCache));
+        derivers.retain(|hash, _| self.path_states.get(hash) == Some(&PathState::InCache));
         let derivations: HashSet<StorePath> = derivers.into_values().collect();
         Ok(self.import_logs(derivations.into_iter().collect()).await)
     }
@@ -341,7 +341,7 @@ impl Import<'_> {
         let mut seen: HashSet<StorePathHash> = HashSet::new();
         let mut next: Vec<StorePathHash> = roots.to_vec();
         loop {
-            next.retain(|hash| !self.standings.contains_key(hash) && seen.insert(*hash));
+            next.retain(|hash| !self.path_states.contains_key(hash) && seen.insert(*hash));
             if next.is_empty() {
                 return Ok(planned);
             }
@@ -350,9 +350,9 @@ impl Import<'_> {
                 lacking.extend(self.api.get_missing_paths(self.cache, hashes.to_vec()).await?);
             }
             let present = next.iter().filter(|hash| !lacking.contains(*hash));
-            let before = self.standings.len();
-            self.standings.extend(present.map(|hash| (*hash, Standing::InCache)));
-            let present = (self.standings.len() - before) as u64;
+            let before = self.path_states.len();
+            self.path_states.extend(present.map(|hash| (*hash, PathState::InCache)));
+            let present = (self.path_states.len() - before) as u64;
             self.summary.present += present;
             self.reporter.paths_skipped(present);
             next.retain(|hash| lacking.contains(hash));
@@ -371,7 +371,7 @@ impl Import<'_> {
                         self.refuse(hash, hash.to_string(), &FetchError::Missing { name });
                     }
                     Ok(None) => {
-                        self.standings.insert(hash, Standing::Elsewhere);
+                        self.path_states.insert(hash, PathState::Elsewhere);
                     }
                     Err(error) => self.refuse(hash, hash.to_string(), &error),
                     Ok(Some(narinfo)) => {
@@ -386,7 +386,7 @@ impl Import<'_> {
     }
 
     fn refuse(&mut self, hash: StorePathHash, path: String, error: &FetchError) {
-        self.standings.insert(hash, Standing::Failed);
+        self.path_states.insert(hash, PathState::Failed);
         self.reporter.path_refused(&path, error);
         self.summary.unsigned += u64::from(matches!(error, FetchError::Unsigned));
         self.summary.fail(path, dormer_nix::with_causes(error), false);
@@ -413,7 +413,7 @@ impl Import<'_> {
         };
         let hash = info.path.hash();
         if info.is_signed_by(&self.upstream_key_names) {
-            self.standings.insert(hash, Standing::Elsewhere);
+            self.path_states.insert(hash, PathState::Elsewhere);
             self.summary.upstream += 1;
             self.reporter.paths_skipped(1);
             return None;
@@ -438,7 +438,8 @@ impl Import<'_> {
             for reference in one.info.references.iter().map(StorePath::hash) {
                 if let Some(&other) = places.get(&reference) {
                     referrers[other].push(place);
-                } else if self.standings.get(&reference) == Some(&Standing::Failed) && broken[place].is_none()
+                } else if self.path_states.get(&reference) == Some(&PathState::Failed)
+                    && broken[place].is_none()
                 {
                     broken[place] = Some(reference);
                     to_visit.push(place);
@@ -459,7 +460,7 @@ impl Import<'_> {
                 whole.push(one);
                 continue;
             };
-            self.standings.insert(one.info.path.hash(), Standing::Failed);
+            self.path_states.insert(one.info.path.hash(), PathState::Failed);
             let reason = format!("it refers to {reference}, which could not be imported");
             self.summary.fail(one.info.absolute_path(), reason, true);
         }
@@ -508,10 +509,10 @@ impl Import<'_> {
         self.summary.bytes_sent += pushed.bytes_sent;
         self.summary.bytes_saved += pushed.bytes_saved;
         let done = pushed.pushed.iter().chain(&pushed.kept);
-        self.standings.extend(done.map(|done| (done.path.hash(), Standing::InCache)));
+        self.path_states.extend(done.map(|done| (done.path.hash(), PathState::InCache)));
         let mut flow = Flow::GoesOn;
         for failed in pushed.failed {
-            self.standings.insert(failed.path.hash(), Standing::Failed);
+            self.path_states.insert(failed.path.hash(), PathState::Failed);
             let reason = dormer_nix::with_causes(&failed.error);
             self.summary.fail(failed.path.to_absolute(&self.store_dir), reason, false);
             if failed.error.is_fatal_for_push() {
@@ -520,7 +521,7 @@ impl Import<'_> {
             }
         }
         for skipped in pushed.not_tried {
-            self.standings.insert(skipped.path.hash(), Standing::Failed);
+            self.path_states.insert(skipped.path.hash(), PathState::Failed);
             let reason = match skipped.failed_reference {
                 Some(reference) => format!("it refers to {reference}, which could not be imported"),
                 None => "the import ended before it".to_owned(),

@@ -1,9 +1,8 @@
 //! `dormer completions`: what a shell needs to complete a command line.
 
-use clap::{Args, CommandFactory as _, ValueEnum};
+use clap::{Args, Command, ValueEnum};
 use clap_complete::aot::{Shell, generate};
 
-use super::CommandLine;
 use crate::context::Context;
 use crate::error::Result;
 
@@ -40,9 +39,9 @@ impl From<CompletedShell> for Shell {
     }
 }
 
-pub(super) fn run(args: &CompletionsArgs, context: &Context) -> Result<()> {
+pub(super) fn run(args: &CompletionsArgs, mut commands: Command, context: &Context) -> Result<()> {
     let mut script = Vec::new();
-    generate(Shell::from(args.shell), &mut CommandLine::command(), "dormer", &mut script);
+    generate(Shell::from(args.shell), &mut commands, "dormer", &mut script);
     // A help text cannot hold anything else: it is a literal of ours.
     let script = String::from_utf8(script).expect("help texts are UTF-8");
     context.printer.data_lines(&script)

@@ -12,11 +12,12 @@ use dormer_edge_host::{
 };
 use dormer_http_host::ListenAddress;
 
-use super::serve::{listen_for_clients, listening_line, local_address, stop_signal};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::listening::{listen_for_clients, listening_line, local_address};
 use crate::service_manager::{State, notify, stopping_after};
 use crate::settings::units::parse_size;
+use crate::signals::stop_signal;
 
 /// Serve published caches, read-only, from a folder or a bucket
 ///

@@ -21,10 +21,10 @@ use super::hook::chosen_caches;
 use super::install_hook::hook_script;
 use super::nix_settings::write_whole;
 use super::queue::parse_time;
-use crate::context::Context;
+use crate::context::{Context, EndpointArgs};
 use crate::error::{Error, Result};
 use crate::queue_drain::{Queue, QueuePushArgs, outcome};
-use crate::queue_place::QueueDirArgs;
+use crate::queue_folder::QueueDirArgs;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -65,6 +65,8 @@ pub(crate) struct ExecArgs {
     push: QueuePushArgs,
     #[command(flatten)]
     queue: QueueDirArgs,
+    #[command(flatten)]
+    pub(super) server: EndpointArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

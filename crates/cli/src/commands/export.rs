@@ -13,7 +13,6 @@ use dormer_publish::{ExportOutcome, ExportSettings, Reporter, export};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::serve::stop_signal;
 use crate::context::{Context, SettingsArgs};
 use crate::error::EXIT_INTERRUPTED;
 use crate::error::{self, Error, Result};
@@ -21,6 +20,7 @@ use crate::installation::open_beside;
 use crate::printer::Printer;
 use crate::settings::Settings;
 use crate::settings::units::{human_duration, human_size};
+use crate::signals::stop_signal;
 use crate::static_place::StaticPlace;
 
 const EXIT_CODES: &str = "\
@@ -100,7 +100,7 @@ pub(super) async fn run(args: ExportArgs, context: &Context) -> Result<ExitCode>
         concurrency: args.jobs.into(),
         ..ExportSettings::default()
     };
-    let progress = Progress::new(&context.printer, args.cache.as_str());
+    let progress = ExportProgress::new(&context.printer, args.cache.as_str());
     let work = export(&follower.engine, &*follower.publish, &store, &cache, &export_settings, &progress);
     let outcome = tokio::select! {
         outcome = work => outcome,
@@ -164,14 +164,14 @@ fn last_line(outcome: &ExportOutcome, elapsed: Duration) -> String {
 }
 
 /// One line that counts, on a terminal; with `-v`, a line for each path.
-struct Progress {
+struct ExportProgress {
     printer: Printer,
     bar: Mutex<Option<ProgressBar>>,
     exported: AtomicU64,
     bytes: AtomicU64,
 }
 
-impl Progress {
+impl ExportProgress {
     fn new(printer: &Printer, cache: &str) -> Self {
         let bar = printer.progress_target().map(|target| {
             let bar = ProgressBar::with_draw_target(None, target);
@@ -204,7 +204,7 @@ impl Progress {
     }
 }
 
-impl Reporter for Progress {
+impl Reporter for ExportProgress {
     fn nar_uploaded(&self, _cache: &str, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.draw();

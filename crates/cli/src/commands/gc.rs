@@ -11,10 +11,10 @@ use dormer_index::{JobId, JobKind};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::publish::holder;
 use crate::chart::Bar;
 use crate::context::{Context, SettingsArgs};
 use crate::error::{Error, Result};
+use crate::holder::holder;
 use crate::installation::{Collection, open_collection};
 use crate::settings::{Settings, units::human_size};
 

@@ -17,10 +17,10 @@ use dormer_client::queue::{QueueEntry, QueuedCache, Spool};
 use dormer_client::{CacheRef, Variables, process_variables};
 use dormer_nix::StorePath;
 
-use crate::context::Context;
+use crate::context::{Context, EndpointArgs};
 use crate::error::{Error, Result};
 use crate::printer::{Level, Printer};
-use crate::queue_place::QueueDirArgs;
+use crate::queue_folder::QueueDirArgs;
 
 /// Queue what Nix has built, as its post-build hook
 ///
@@ -42,6 +42,8 @@ pub(crate) struct HookArgs {
     caches: Vec<QueuedCache>,
     #[command(flatten)]
     queue: QueueDirArgs,
+    #[command(flatten)]
+    pub(super) server: EndpointArgs,
 }
 
 /// The command line of the hook alone: the whole one takes longer to build than the hook may take.
@@ -92,9 +94,10 @@ fn enqueue(args: &HookArgs, variables: Variables<'_>) -> Result<()> {
     // The names of another user may mean other servers here.
     let is_own =
         fs::metadata(&folder).is_ok_and(|folder| folder.uid() == rustix::process::geteuid().as_raw());
-    let with_server = |cache: &CacheRef| Context::queued_cache_if_known(cache, variables);
+    let is_told = is_own || args.server.endpoint.is_some();
+    let with_server = |cache: &CacheRef| Context::queued_cache_if_known(cache, &args.server, variables);
     let caches = named.iter().map(|cache| match cache.endpoint {
-        None if is_own => with_server(&cache.cache),
+        None if is_told => with_server(&cache.cache),
         _ => cache.clone(),
     });
     let caches: Vec<QueuedCache> = caches.chain(chosen.iter().map(with_server)).collect();
@@ -225,6 +228,11 @@ mod tests {
             ("main two:team", &[home][..], "main@http://lab/ two:team@http://two/"),
             ("main two:team", &[home, variable], "main@http://here:8080/ two:team@http://two/"),
             ("main@http://there", &[home, variable], "main@http://there/"),
+            (
+                "main two:team other@http://there --endpoint http://flag",
+                &[home, variable],
+                "main@http://flag/ other@http://there/ two:team@http://flag/",
+            ),
             // The drainer may know more.
             ("other:main", &[home], "other:main"),
             ("main", &[("XDG_CONFIG_HOME", "/nowhere")], "main"),

@@ -22,12 +22,12 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::serve::stop_signal;
 use crate::context::{Context, EndpointArgs, retry_line};
 use crate::error::EXIT_INTERRUPTED;
 use crate::error::{self, Error, Result};
 use crate::printer::Printer;
 use crate::settings::units::{human_duration, human_size};
+use crate::signals::stop_signal;
 use crate::static_place::StaticPlace;
 
 const EXIT_CODES: &str = "\
@@ -143,7 +143,7 @@ pub(super) async fn run(args: ImportArgs, context: &Context) -> Result<ExitCode>
         context.printer.detail("build traces stay behind: a cache on the web does not list them");
     }
     let has_keys = !options.trusted_keys.is_empty();
-    let progress = Arc::new(Progress::new(&context.printer));
+    let progress = Arc::new(ImportProgress::new(&context.printer));
     let reporter = Arc::clone(&progress) as Arc<dyn ImportReporter>;
     let work = import(&api, source, &args.cache.cache, &config, paths, options, reporter);
     let summary = tokio::select! {
@@ -333,7 +333,7 @@ fn last_line(summary: &ImportSummary, is_dry: bool) -> String {
 }
 
 /// One line that counts, on a terminal; with `-v`, a line for each path.
-struct Progress {
+struct ImportProgress {
     printer: Printer,
     bar: Mutex<Option<ProgressBar>>,
     done: AtomicU64,
@@ -342,7 +342,7 @@ struct Progress {
     bytes: AtomicU64,
 }
 
-impl Progress {
+impl ImportProgress {
     fn new(printer: &Printer) -> Self {
         let bar = printer.progress_target().map(|target| {
             let bar = ProgressBar::with_draw_target(None, target);
@@ -394,7 +394,7 @@ impl Progress {
     }
 }
 
-impl PushReporter for Progress {
+impl PushReporter for ImportProgress {
     fn path_progress(&self, _id: TransferId, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.draw();
@@ -422,7 +422,7 @@ impl PushReporter for Progress {
     }
 }
 
-impl ImportReporter for Progress {
+impl ImportReporter for ImportProgress {
     fn path_planned(&self, path: &StorePath, nar_size: u64) {
         let message = json!({
             "message_type": "path", "path": path.to_string(), "state": "missing", "nar_size": nar_size,

@@ -15,10 +15,10 @@ use dormer_client::{
 
 use super::hook::chosen_caches;
 use super::nix_settings::{conf_for_additions, read_if_there, refuse_managed, show, write_whole};
-use crate::context::Context;
+use crate::context::{Context, EndpointArgs};
 use crate::error::{Error, Result};
 use crate::nix_files::{MarkedFile, changes, find_nix_setting};
-use crate::queue_place::QueueDirArgs;
+use crate::queue_folder::QueueDirArgs;
 
 /// In each file that is wholly ours.
 const MARK: &str = "Made by `dormer install-hook`; `dormer install-hook --undo` removes it.";
@@ -71,6 +71,8 @@ pub(crate) struct InstallHookArgs {
     service_manager: Manager,
     #[command(flatten)]
     queue: QueueDirArgs,
+    #[command(flatten)]
+    pub(super) server: EndpointArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -88,13 +90,13 @@ impl Manager {
 }
 
 /// Where the files go.
-struct Places {
+struct HookFiles {
     conf: PathBuf,
     script: PathBuf,
     unit: Option<PathBuf>,
 }
 
-impl Places {
+impl HookFiles {
     fn of(args: &InstallHookArgs, context: &Context) -> Result<Self> {
         let environment = &context.environment;
         let home = environment.path("HOME").filter(|path| path.is_absolute());
@@ -121,21 +123,21 @@ impl Places {
 }
 
 pub(super) async fn run(args: &InstallHookArgs, context: &Context) -> Result<()> {
-    let places = Places::of(args, context)?;
+    let hook_files = HookFiles::of(args, context)?;
     if args.undo {
-        return undo(args, &places, context);
+        return undo(args, &hook_files, context);
     }
     let caches = chosen_caches(&args.caches)?;
     // Neither the daemon of Nix nor the service has the variables of this user.
-    let queued: Vec<QueuedCache> =
-        caches.iter().map(|cache| Context::queued_cache_if_known(cache, &process_variables)).collect();
+    let with_server = |cache| Context::queued_cache_if_known(cache, &args.server, &process_variables);
+    let queued: Vec<QueuedCache> = caches.iter().map(with_server).collect();
     let folder = args.queue.folder(&process_variables)?;
-    let before = read_if_there(&places.conf)?.unwrap_or_default();
-    refuse_other_hook(&places, &before, args.system).await?;
+    let before = read_if_there(&hook_files.conf)?.unwrap_or_default();
+    refuse_other_hook(&hook_files, &before, args.system).await?;
     let mut conf = MarkedFile::of_command("install-hook", before.clone());
-    conf.set(BLOCK, &[format!("{SETTING} = {}", places.script.display())]);
-    let mut files = vec![(&places.script, hook_script(&folder, &queued)?, 0o755)];
-    if let Some(unit) = &places.unit {
+    conf.set(BLOCK, &[format!("{SETTING} = {}", hook_files.script.display())]);
+    let mut files = vec![(&hook_files.script, hook_script(&folder, &queued)?, 0o755)];
+    if let Some(unit) = &hook_files.unit {
         let text = match args.service_manager {
             Manager::Launchd => launchd_job(&folder, args.system)?,
             Manager::Systemd | Manager::None => systemd_unit(&folder, args.system)?,
@@ -158,7 +160,7 @@ pub(super) async fn run(args: &InstallHookArgs, context: &Context) -> Result<()>
         Spool::open(&folder)?;
     }
     // Last: Nix must find the script.
-    changed |= change(&places.conf, &before, conf.text(), 0o644, args.dry_run, context)?;
+    changed |= change(&hook_files.conf, &before, conf.text(), 0o644, args.dry_run, context)?;
     let names: Vec<String> = caches.iter().map(ToString::to_string).collect();
     let names = names.join(", ");
     let what = if is_obeyed { "every build" } else { "every build of a trusted user" };
@@ -184,13 +186,13 @@ pub(super) async fn run(args: &InstallHookArgs, context: &Context) -> Result<()>
     Ok(())
 }
 
-fn undo(args: &InstallHookArgs, places: &Places, context: &Context) -> Result<()> {
-    let before = read_if_there(&places.conf)?.unwrap_or_default();
+fn undo(args: &InstallHookArgs, hook_files: &HookFiles, context: &Context) -> Result<()> {
+    let before = read_if_there(&hook_files.conf)?.unwrap_or_default();
     let mut conf = MarkedFile::of_command("install-hook", before.clone());
     conf.remove(BLOCK);
     // First: Nix must not look for a script that is gone.
-    let mut changed = change(&places.conf, &before, conf.text(), 0o644, args.dry_run, context)?;
-    for (path, left) in [(Some(&places.script), STUB), (places.unit.as_ref(), "")] {
+    let mut changed = change(&hook_files.conf, &before, conf.text(), 0o644, args.dry_run, context)?;
+    for (path, left) in [(Some(&hook_files.script), STUB), (hook_files.unit.as_ref(), "")] {
         let Some(path) = path else { continue };
         if let Some(text) = read_if_there(path)?.filter(|text| is_ours(text)) {
             changed |= change(path, &text, left, 0o755, args.dry_run, context)?;
@@ -209,7 +211,7 @@ fn undo(args: &InstallHookArgs, places: &Places, context: &Context) -> Result<()
         };
         context.printer.hint(&format!(
             "{until} Nix calls {}, which does nothing any more; after that you may remove it",
-            places.script.display()
+            hook_files.script.display()
         ));
     }
     if changed && !args.dry_run && args.service_manager == Manager::Systemd {
@@ -284,11 +286,11 @@ async fn is_trusted() -> Result<bool> {
 }
 
 /// Nix has one hook. One that Nix names in another file counts as well.
-async fn refuse_other_hook(places: &Places, conf: &str, system: bool) -> Result<()> {
+async fn refuse_other_hook(hook_files: &HookFiles, conf: &str, system: bool) -> Result<()> {
     let conf = MarkedFile::of_command("install-hook", conf);
-    let ours = places.script.display().to_string();
+    let ours = hook_files.script.display().to_string();
     if let Some(hook) = find_nix_setting(&conf, SETTING).filter(|hook| !hook.is_empty()) {
-        return Err(Error::OtherHook { path: places.conf.clone(), hook: hook.to_owned() });
+        return Err(Error::OtherHook { path: hook_files.conf.clone(), hook: hook.to_owned() });
     }
     let program = nix_program(&process_variables);
     let config =

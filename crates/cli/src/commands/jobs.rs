@@ -5,11 +5,11 @@ use dormer_engine::{Clock as _, SystemClock};
 use dormer_index::Job;
 use serde_json::json;
 
-use super::publish::ago;
 use crate::context::{Context, SettingsArgs};
 use crate::error::Result;
 use crate::installation::open_index_beside;
 use crate::settings::Settings;
+use crate::settings::units::ago;
 
 /// List the work over whole caches that is not done yet
 ///

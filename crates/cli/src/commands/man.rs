@@ -3,9 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory as _};
+use clap::{Args, Command};
 
-use super::CommandLine;
 use crate::context::Context;
 use crate::error::{Error, Result};
 
@@ -25,10 +24,9 @@ pub(crate) struct ManArgs {
     to: PathBuf,
 }
 
-pub(super) fn run(args: &ManArgs, context: &Context) -> Result<()> {
+pub(super) fn run(args: &ManArgs, commands: Command, context: &Context) -> Result<()> {
     fs::create_dir_all(&args.to).map_err(Error::io("create", &args.to))?;
-    clap_mangen::generate_to(CommandLine::command(), &args.to)
-        .map_err(Error::io("write pages to", &args.to))?;
+    clap_mangen::generate_to(commands, &args.to).map_err(Error::io("write pages to", &args.to))?;
     context.printer.say(&format!("wrote the manual pages to {}", args.to.display()));
     Ok(())
 }

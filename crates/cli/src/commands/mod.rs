@@ -23,10 +23,10 @@ mod login;
 mod man;
 mod migrate;
 mod nix_settings;
+mod path_argument;
 mod pin;
 mod publish;
 mod push;
-mod push_transfer;
 mod queue;
 mod recover;
 #[cfg(test)]
@@ -41,15 +41,14 @@ mod top;
 mod top_screen;
 mod use_cache;
 mod watch;
+mod watched_server;
 
 use std::process::ExitCode;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand};
 use dormer_client::Endpoint;
 
 pub(crate) use self::hook::{is_early, run_early};
-pub(crate) use self::publish::holder;
-pub(crate) use self::push_transfer::TransferArgs;
 use crate::context::Context;
 use crate::error::Result;
 use crate::printer::{Level, Printer};
@@ -187,10 +186,16 @@ pub(crate) enum ConfigCommand {
 }
 
 impl Command {
-    /// The address of `--endpoint`.
+    /// The address of `--endpoint`. Every command must say here whether it talks to a server, or
+    /// queues builds for one.
     pub(crate) fn endpoint(&self) -> Option<Endpoint> {
         let server = match self {
             Self::Push(args) => &args.server,
+            Self::Watch(args) => &args.server,
+            Self::Exec(args) => &args.server,
+            Self::Hook(args) => &args.server,
+            Self::InstallHook(args) => &args.server,
+            Self::Queue(command) => command.server()?,
             Self::Use(args) => &args.server,
             Self::Cache(args) => &args.server,
             Self::Cat(args) => &args.server,
@@ -198,7 +203,31 @@ impl Command {
             Self::Pin(args) => &args.server,
             Self::Stats(args) => &args.endpoint,
             Self::Top(args) => &args.endpoint,
-            _ => return None,
+            Self::Doctor(args) => &args.server,
+            // `login` has the address as an argument. The others talk to no server, or are parts of
+            // one.
+            Self::Login(_)
+            | Self::Unuse(_)
+            | Self::Token(_)
+            | Self::MakeToken(_)
+            | Self::Config(_)
+            | Self::Secrets(_)
+            | Self::Serve(_)
+            | Self::Publish(_)
+            | Self::Export(_)
+            | Self::Edge(_)
+            | Self::Jobs(_)
+            | Self::Gc(_)
+            | Self::Backup(_)
+            | Self::Restore(_)
+            | Self::Recover(_)
+            | Self::Adopt(_)
+            | Self::Scrub(_)
+            | Self::Rekey(_)
+            | Self::Migrate(_)
+            | Self::Check(_)
+            | Self::Completions(_)
+            | Self::Man(_) => return None,
         };
         server.endpoint.clone()
     }
@@ -316,8 +345,8 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Top(args) => top::run(&args, context).await?,
         Command::Scrub(args) => return scrub::run(args, context).await,
         Command::Migrate(args) => migrate::run(args, context).await?,
-        Command::Completions(args) => completions::run(&args, context)?,
-        Command::Man(args) => man::run(&args, context)?,
+        Command::Completions(args) => completions::run(&args, CommandLine::command(), context)?,
+        Command::Man(args) => man::run(&args, CommandLine::command(), context)?,
         Command::Use(args) => use_cache::run_use(*args, context).await?,
         Command::Unuse(args) => use_cache::run_unuse(&args, context).await?,
         Command::Cache(args) => cache::run(args, context).await?,
@@ -337,8 +366,6 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

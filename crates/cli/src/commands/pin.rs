@@ -8,15 +8,13 @@ use dormer_api::PinName;
 use dormer_api::v2::{AddPinRequest, AddPinResponse, ListPinsRequest};
 use dormer_client::{ApiClient, CacheRef, NixStore, PageGuard};
 use dormer_engine::{Clock as _, SystemClock};
-use dormer_nix::StorePath;
 use serde_json::json;
 
-use super::cache::hash_of;
-use super::publish::ago;
+use super::path_argument::{hash_of, store_path};
 use super::token_create::parse_period;
 use crate::context::{Context, EXIT_CODES_OF_CLIENT, EndpointArgs};
 use crate::error::{Error, Result};
-use crate::settings::units::human_duration;
+use crate::settings::units::{ago, human_duration};
 
 #[derive(Debug, Args)]
 pub(crate) struct PinArgs {
@@ -96,16 +94,6 @@ async fn add(args: AddArgs, context: &Context) -> Result<()> {
     let (_, api) = context.connect_to_cache(&args.cache)?;
     let request = AddPinRequest { store_path: path.to_string(), keep_for_seconds, keep: args.keep };
     pin(&api, &args.cache, &args.name, &request, context).await
-}
-
-/// Accepts `<hash>-<name>`, a store path that is no longer valid here, or anything that leads to a
-/// valid store path.
-fn store_path(store: &NixStore, path: &std::path::Path) -> Result<StorePath> {
-    let text = path.to_str().unwrap_or_default();
-    match text.parse::<StorePath>().or_else(|_| StorePath::parse_absolute(store.store_dir(), text)) {
-        Ok(path) => Ok(path),
-        Err(_) => Ok(store.resolve(path)?),
-    }
 }
 
 /// Adds a pin, and says what the cache lacks of its closure.

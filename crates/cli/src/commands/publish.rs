@@ -15,14 +15,15 @@ use dormer_stores::{CallPolicy, RetryPolicy, Store};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::serve::stop_signal;
 use crate::context::{Context, SettingsArgs};
 use crate::error::{self, Error, Result};
+use crate::holder::holder;
 use crate::installation::{Follower, open_beside};
 use crate::printer::Printer;
 use crate::service_manager::{State, notify, stopping_after};
-use crate::settings::units::{human_duration, human_size};
+use crate::settings::units::{ago, human_duration, human_size};
 use crate::settings::{EdgePlace, EdgeTarget, Settings};
+use crate::signals::stop_signal;
 
 /// Bring caches to edge targets: buckets or folders that anything can serve to Nix
 ///
@@ -127,7 +128,7 @@ async fn publish(
                 continue;
             }
         };
-        let progress = Arc::new(Progress::new(printer, &target.target.name));
+        let progress = Arc::new(PublishProgress::new(printer, &target.target.name));
         let publisher = Publisher::new(
             follower.engine.clone(),
             Arc::clone(&follower.publish),
@@ -215,7 +216,7 @@ impl Failures<'_> {
 /// Runs again and again. After a failure, prints it and waits longer.
 async fn watch(
     publisher: &Publisher,
-    progress: &Progress,
+    progress: &PublishProgress,
     name: &str,
     printer: &Printer,
     mut stopping: tokio::sync::watch::Receiver<bool>,
@@ -306,12 +307,6 @@ fn policy(concurrency: usize, request_timeout: Duration, retries: &RetryPolicy) 
     let turn_wait = Some(request_timeout.saturating_mul(requests));
     // Fewer at once when the line or the store does not bear as many.
     CallPolicy { retries: retries.clone(), requests_max: Some(concurrency), turn_wait }
-}
-
-/// Names this process, for others that find the target or the job taken.
-pub(crate) fn holder() -> String {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("process {} on {host}", std::process::id())
 }
 
 async fn preview(publisher: &Publisher, name: &str, printer: &Printer) -> Result<()> {
@@ -490,12 +485,8 @@ async fn status(args: PublishStatusArgs, context: &Context) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn ago(now: i64, at: i64) -> String {
-    format!("{} ago", dormer_pages::span((now - at).max(0)))
-}
-
 /// One line that counts, on a terminal; with `-v`, a line for each path.
-struct Progress {
+struct PublishProgress {
     printer: Printer,
     target: String,
     bar: Mutex<Option<ProgressBar>>,
@@ -507,7 +498,7 @@ struct Progress {
     bytes: AtomicU64,
 }
 
-impl Progress {
+impl PublishProgress {
     fn new(printer: &Printer, target: &str) -> Self {
         Self {
             printer: printer.clone(),
@@ -558,7 +549,7 @@ impl Progress {
     }
 }
 
-impl Reporter for Progress {
+impl Reporter for PublishProgress {
     fn backlog(&self, _cache: &str, pending: u64) {
         self.backlog.store(self.published.load(Ordering::Relaxed) + pending, Ordering::Relaxed);
         self.draw();

@@ -13,12 +13,12 @@ use dormer_client::{
 use dormer_nix::StorePath;
 use serde_json::json;
 
-use super::serve::stop_signal;
-use crate::context::Context;
+use crate::context::{Context, EndpointArgs};
 use crate::error::{Error, Result};
 use crate::queue_drain::{Queue, QueuePushArgs, outcome};
-use crate::queue_place::QueueDirArgs;
+use crate::queue_folder::QueueDirArgs;
 use crate::settings::units::parse_duration;
+use crate::signals::stop_signal;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -113,6 +113,9 @@ impl ChosenArgs {
 /// Ends when nothing is left that can be pushed now. If another process drains the queue, waits
 /// until what was queued is gone. With --watch, goes on for ever, as a service does; `dormer
 /// install-hook` makes one.
+///
+/// Each entry goes to the server that it was queued for. --endpoint lets the token of the variables
+/// count for its server, and stands for the default server where an entry names none.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXIT_CODES)]
 pub(crate) struct DrainArgs {
@@ -126,6 +129,8 @@ pub(crate) struct DrainArgs {
     push: QueuePushArgs,
     #[command(flatten)]
     queue: QueueDirArgs,
+    #[command(flatten)]
+    server: EndpointArgs,
 }
 
 /// Wait until paths are in the cache
@@ -148,6 +153,19 @@ pub(crate) struct WaitForArgs {
     timeout: Duration,
     #[command(flatten)]
     queue: QueueDirArgs,
+    #[command(flatten)]
+    server: EndpointArgs,
+}
+
+impl QueueCommand {
+    /// The server of the command line. Only pushes and questions need one.
+    pub(super) fn server(&self) -> Option<&EndpointArgs> {
+        match self {
+            Self::List(_) | Self::Retry(_) | Self::Drop(_) => None,
+            Self::Drain(args) => Some(&args.server),
+            Self::WaitFor(args) => Some(&args.server),
+        }
+    }
 }
 
 pub(super) fn parse_time(text: &str) -> Result<Duration, String> {

@@ -15,15 +15,16 @@ use dormer_nix::with_causes;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::publish::ago;
 use crate::context::{Context, SettingsArgs};
 use crate::error::{Error, Result};
+use crate::holder::holder;
 use crate::installation::{
     FIRST_START_SETTING, INSTALLATION_SETTING, RECOVERY_BEGUN, RECOVERY_ENDED, adopt_store, check_master_key,
     for_recovery, is_recovery_unfinished, open_claims, open_for_recovery, open_index_beside,
     open_journal_beside, read_id,
 };
 use crate::settings::Settings;
+use crate::settings::units::ago;
 
 /// Make a lost database anew from the store
 ///
@@ -99,11 +100,11 @@ pub(super) async fn run(args: RecoverArgs, context: &Context) -> Result<()> {
         printer.warn("the journal has no whole snapshot: what changed before its first file is missing");
     }
     warn_of_ignored(recovery.report(), args.lineage.is_some(), context);
-    let recovered = Source { lineage: recovery.lineage(), generations: recovery.generations() };
+    let recovered = RecoveredJournal { lineage: recovery.lineage(), generations: recovery.generations() };
     let is_whole = recovery.is_snapshot_whole();
     check_master_key(&settings, recovery.setting(MASTER_KEY_PROOF))?;
     index.create_setting(RECOVERY_BEGUN, b"yes").await?;
-    let progress = Progress::new(context);
+    let progress = RecoverProgress::new(context);
     let report = recovery.run(&for_recovery(&opened), &SystemClock, &|event| progress.tell(event)).await?;
     progress.bar.finish_and_clear();
     let has_losses = report.has_losses() || !is_whole;
@@ -134,7 +135,7 @@ pub(super) async fn run(args: RecoverArgs, context: &Context) -> Result<()> {
 }
 
 /// What a recovery read.
-struct Source {
+struct RecoveredJournal {
     lineage: Option<u64>,
     generations: Option<(u64, u64)>,
 }
@@ -165,7 +166,7 @@ async fn choose_lineage(store: &Store, wanted: Option<u64>) -> Result<Option<u64
 
 /// Marks what only another journal than that of the new database says: the one that was recovered,
 /// if not all of it came back, and those that others wrote.
-async fn keep_others(store: &Store, recovered: &Source, has_losses: bool) -> Result<()> {
+async fn keep_others(store: &Store, recovered: &RecoveredJournal, has_losses: bool) -> Result<()> {
     let now = SystemClock.now();
     if let (true, Some((first, through))) = (has_losses, recovered.generations) {
         keep_journal(store, first, through, now).await?;
@@ -271,7 +272,7 @@ async fn write_snapshot(opened: &OpenIndex, store: Store, context: &Context) {
         Arc::new(StoreBlobs::new(store.clone())),
         store,
         Arc::new(SystemClock),
-        super::holder(),
+        holder(),
         JournalSettings::default(),
     )
     .of_recovered();
@@ -314,14 +315,14 @@ fn conclude(report: &Recovered, is_scrubbed: bool, context: &Context) {
 }
 
 /// A line that changes on a terminal, and one now and then elsewhere.
-struct Progress<'a> {
+struct RecoverProgress<'a> {
     context: &'a Context,
     bar: ProgressBar,
     has_terminal: bool,
     said_at: Mutex<Instant>,
 }
 
-impl<'a> Progress<'a> {
+impl<'a> RecoverProgress<'a> {
     fn new(context: &'a Context) -> Self {
         let target = context.printer.progress_target();
         let has_terminal = target.is_some();

@@ -9,9 +9,9 @@ use dormer_index::JobId;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::publish::holder;
 use crate::context::{Context, SettingsArgs};
 use crate::error::{Error, Result};
+use crate::holder::holder;
 use crate::installation::{OpenScrub, open_scrub};
 use crate::settings::Settings;
 use crate::settings::units::{human_size, parse_size};

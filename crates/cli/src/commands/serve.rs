@@ -7,20 +7,21 @@ use std::time::Duration;
 
 use clap::Args;
 use dormer_api::RedactedUrl;
-use dormer_engine::{ExpirySchedule, JobRunner, JobSettings, OutboxLimits, SystemClock};
+use dormer_engine::{ExpirySchedule, JobRunner, JobSettings, Journal, OutboxLimits, SystemClock};
 use dormer_http_host::{ListenAddress, Listener};
 use dormer_index::CounterIndex;
 use dormer_server::{
     Authenticator, Operations, Server, ServerSettings, TokenBounds, TokenKey, TokenVerifier,
 };
-use tokio::signal::unix::{SignalKind, signal};
 
-use super::publish::holder;
 use crate::context::{Context, SettingsArgs};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::holder::holder;
 use crate::installation::{FIRST_CACHE, Installation, Made, prepare};
-use crate::service_manager::{State, notify, passed_listener, stopping_after};
+use crate::listening::{listen, listen_for_clients, listening_line, local_address};
+use crate::service_manager::{State, notify, stopping_after};
 use crate::settings::{Settings, SigningKey, keys};
+use crate::signals::stop_signal;
 use crate::{open_files, telemetry};
 
 /// Run the server
@@ -58,61 +59,121 @@ pub(crate) struct ServeArgs {
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
-    let mut flags = args.settings.to_flags();
-    flags.values.extend(args.listen.map(|text| (keys::LISTEN, text)));
-    flags.values.extend(args.log_format.map(|text| (keys::LOG_FORMAT, text)));
-    let (settings, _) = Settings::load(&context.environment, &flags)?;
+    let settings = load_settings(args, context)?;
     let traces = telemetry::start(&settings.log, context)?;
-    let voice = Voice { context, json: settings.log.json };
+    let messages = OperatorMessages { context, json: settings.log.json };
     for note in &settings.notes {
-        voice.warn(note);
+        messages.warn(note);
     }
 
     // Stops also while the server waits for another replica that upgrades the schema. As the first
     // process of a container, nothing else would end it.
     let mut shutdown = Box::pin(stop_signal()?);
+    let Some((installation, made)) = prepare_until(&mut shutdown, &settings).await? else {
+        messages.say("stopped before it was ready");
+        return Ok(());
+    };
+    for warning in &installation.warnings {
+        messages.warn(warning);
+    }
+    let authenticator = authenticator(&settings, &installation.token_key)?;
+    let listener = listen_for_clients(&settings.listen).await?;
+    let address = local_address(&listener)?;
+    let metrics_listener = listen_for_metrics(&settings, &messages).await?;
+    let connections_max = connections_within_limit(&settings, &messages);
+    introduce(&settings, &installation, &made, &address, &messages);
+
+    let server_settings =
+        ServerSettings { connections_max, traces: traces.is_on(), ..server_settings(&settings) };
+    let index = Arc::clone(&installation.index);
+    let parts = assemble(installation, authenticator, server_settings, job_settings(&settings));
+    if let Some(listener) = metrics_listener {
+        messages.say(&metrics_line(&local_address(&listener)?));
+        tokio::spawn(parts.server.serve_metrics(listener));
+    }
+    messages.say(&listening_line(&address));
+    notify(State::Ready);
+    parts.run(listener, shutdown, &messages).await;
+    match tokio::time::timeout(CLOSE_TIMEOUT, index.close()).await {
+        Ok(closed) => closed?,
+        Err(_) => {
+            messages.warn("statements of aborted requests still run in the database, which will end them");
+        }
+    }
+    traces.finish().await;
+    messages.say("stopped");
+    Ok(())
+}
+
+fn load_settings(args: ServeArgs, context: &Context) -> Result<Settings> {
+    let mut flags = args.settings.to_flags();
+    flags.values.extend(args.listen.map(|text| (keys::LISTEN, text)));
+    flags.values.extend(args.log_format.map(|text| (keys::LOG_FORMAT, text)));
+    Ok(Settings::load(&context.environment, &flags)?.0)
+}
+
+/// The installation, and what this start made of it. `None` if `stop` was ready first.
+async fn prepare_until(
+    stop: &mut (impl Future<Output = ()> + Unpin),
+    settings: &Settings,
+) -> Result<Option<(Installation, Vec<Made>)>> {
     let mut made = Vec::new();
     let mut observer = |item: &Made| {
         made.push(item.clone());
         Ok(())
     };
     let installation = tokio::select! {
-        installation = prepare(&settings, &mut observer) => installation?,
-        () = &mut shutdown => {
-            voice.say("stopped before it was ready");
-            return Ok(());
-        }
+        installation = prepare(settings, &mut observer) => installation?,
+        () = stop => return Ok(None),
     };
-    for warning in &installation.warnings {
-        voice.warn(warning);
-    }
-    let authenticator = authenticator(&settings, &installation.token_key)?;
-    let listener = listen_for_clients(&settings.listen).await?;
-    let address = local_address(&listener)?;
-    let metrics_listener = listen_for_metrics(&settings, &voice).await?;
+    Ok(Some((installation, made)))
+}
+
+/// As many connections as the settings and the limit of open files allow.
+fn connections_within_limit(settings: &Settings, messages: &OperatorMessages<'_>) -> usize {
     let connections_max = open_files::connections_within_limit(settings.connections_max);
     if connections_max < settings.connections_max {
-        voice.warn(&format!(
+        messages.warn(&format!(
             "limits.connections is {}, but only {connections_max} are taken: the limit of open files (ulimit -n, \
              LimitNOFILE) is too low for more",
             settings.connections_max
         ));
     }
-    voice.say(&introduction(&settings, &installation, &made, &address));
+    connections_max
+}
+
+fn introduce(
+    settings: &Settings,
+    installation: &Installation,
+    made: &[Made],
+    address: &ListenAddress,
+    messages: &OperatorMessages<'_>,
+) {
+    messages.say(&introduction(settings, installation, made, address));
     if !address.is_local()
         && settings.api_endpoint.as_ref().is_none_or(|url| url.expose().starts_with("http:"))
     {
-        voice.hint("without TLS, tokens travel unencrypted; put a proxy with TLS in front and set api-endpoint to its https:// address");
+        messages.hint("without TLS, tokens travel unencrypted; put a proxy with TLS in front and set api-endpoint to its https:// address");
     }
+}
 
+/// What runs until the server stops.
+struct ServerParts {
+    server: Server,
+    runner: JobRunner,
+    journal: Journal,
+}
+
+/// Puts the server together, with the work beside it and the metrics of all parts.
+fn assemble(
+    installation: Installation,
+    authenticator: Authenticator,
+    server_settings: ServerSettings,
+    job_settings: JobSettings,
+) -> ServerParts {
     let Installation { engine, index, publish, jobs, collector, scrubber, journal, .. } = installation;
-    let server_settings =
-        ServerSettings { connections_max, traces: traces.is_on(), ..server_settings(&settings) };
     let activity = engine.activity();
     let server = Server::new(engine, authenticator, server_settings);
-    let collect_metrics = collector.metrics();
-    let scrub_metrics = scrubber.metrics();
-    let journal_metrics = journal.metrics();
     server.watch_publishing(publish).expect("publishing is counted only once");
     server.watch_operations(Operations::new(
         holder(),
@@ -120,100 +181,78 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
         collector.clone(),
         scrubber.clone(),
     ));
-    let runner = JobRunner::new(jobs, Arc::new(SystemClock), holder(), job_settings(&settings));
-    let runner = runner
+    let metrics = server.metrics();
+    metrics.register(Box::new(collector.metrics())).expect("collections are counted only once");
+    metrics.register(Box::new(scrubber.metrics())).expect("scrubs are counted only once");
+    metrics.register(Box::new(journal.metrics())).expect("the journal is counted only once");
+    let runner = JobRunner::new(jobs, Arc::new(SystemClock), holder(), job_settings)
         .with_collector(collector)
         .with_scrubber(scrubber)
-        .with_counters(Arc::clone(&index) as Arc<dyn CounterIndex>)
+        .with_counters(index as Arc<dyn CounterIndex>)
         .with_history(activity);
-    if let Some(listener) = metrics_listener {
-        server.metrics().register(Box::new(runner.metrics())).expect("jobs are counted only once");
-        server.metrics().register(Box::new(collect_metrics)).expect("collections are counted only once");
-        server
-            .metrics()
-            .register(Box::new(runner.stored_metrics()))
-            .expect("what is stored is counted only once");
-        server.metrics().register(Box::new(scrub_metrics)).expect("scrubs are counted only once");
-        server.metrics().register(Box::new(journal_metrics)).expect("the journal is counted only once");
-        let address = local_address(&listener)?;
-        voice.say(&match &address {
-            ListenAddress::Tcp(address) => format!("metrics on http://{address}/metrics"),
-            ListenAddress::Unix(_) => format!("metrics on {address}, /metrics"),
+    metrics.register(Box::new(runner.metrics())).expect("jobs are counted only once");
+    metrics.register(Box::new(runner.stored_metrics())).expect("what is stored is counted only once");
+    ServerParts { server, runner, journal }
+}
+
+impl ServerParts {
+    /// Serves until `shutdown` is ready. The jobs end then, and the journal after the last request,
+    /// so that what was acknowledged last is in the journal too.
+    async fn run(
+        self,
+        listener: Listener,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+        messages: &OperatorMessages<'_>,
+    ) {
+        let Self { server, runner, journal } = self;
+        // The senders are dropped when a stop is asked for, which is the signal.
+        let (stop_jobs, jobs_stopped) = tokio::sync::oneshot::channel::<()>();
+        let running_jobs = tokio::spawn(async move {
+            runner.run(async { drop(jobs_stopped.await) }).await;
+            runner
         });
-        tokio::spawn(server.serve_metrics(listener));
-    }
-    voice.say(&listening_line(&address));
-    notify(State::Ready);
-    let (stop_jobs, jobs_stopped) = tokio::sync::oneshot::channel::<()>();
-    // The sender is dropped when the stop is asked for, which is the signal.
-    let running_jobs = tokio::spawn(async move {
-        runner.run(async { drop(jobs_stopped.await) }).await;
-        runner
-    });
-    let shutdown = async move {
-        stopping_after(shutdown).await;
-        drop(stop_jobs);
-    };
-    // Ends after the last request, so that what was acknowledged last is in the journal too.
-    let (stop_journal, journal_stopped) = tokio::sync::oneshot::channel::<()>();
-    let running_journal =
-        tokio::spawn(async move { journal.run(async { drop(journal_stopped.await) }).await });
-    let served = server.run(listener, Box::pin(shutdown)).await;
-    drop(stop_journal);
-    if let Err(error) = running_journal.await {
-        voice.warn(&format!("the journal ended badly: {error}"));
-    }
-    match running_jobs.await {
-        // The jobs ended before the last requests did.
-        Ok(runner) => runner.finish().await,
-        Err(error) => voice.warn(&format!("the job runner ended badly: {error}")),
-    }
-    if let Err(error) = served {
-        // The end was requested. The aborted requests were not acknowledged.
-        voice.warn(&error.to_string());
-    }
-    match tokio::time::timeout(CLOSE_TIMEOUT, index.close()).await {
-        Ok(closed) => closed?,
-        Err(_) => voice.warn("statements of aborted requests still run in the database, which will end them"),
-    }
-    traces.finish().await;
-    voice.say("stopped");
-    Ok(())
-}
-
-/// The socket that the service manager passed, else a new one at this address.
-pub(super) async fn listen_for_clients(address: &ListenAddress) -> Result<Listener> {
-    match passed_listener()? {
-        Some(listener) => Ok(listener),
-        None => listen(address).await,
+        let shutdown = async move {
+            stopping_after(shutdown).await;
+            drop(stop_jobs);
+        };
+        let (stop_journal, journal_stopped) = tokio::sync::oneshot::channel::<()>();
+        let running_journal =
+            tokio::spawn(async move { journal.run(async { drop(journal_stopped.await) }).await });
+        let served = server.run(listener, Box::pin(shutdown)).await;
+        drop(stop_journal);
+        if let Err(error) = running_journal.await {
+            messages.warn(&format!("the journal ended badly: {error}"));
+        }
+        match running_jobs.await {
+            // The jobs ended before the last requests did.
+            Ok(runner) => runner.finish().await,
+            Err(error) => messages.warn(&format!("the job runner ended badly: {error}")),
+        }
+        if let Err(error) = served {
+            // The end was requested. The aborted requests were not acknowledged.
+            messages.warn(&error.to_string());
+        }
     }
 }
 
-async fn listen(address: &ListenAddress) -> Result<Listener> {
-    let failed = |source| Error::Io { attempt: format!("listen on {address}"), source };
-    Listener::bind(address).await.map_err(failed)
-}
-
-pub(super) fn local_address(listener: &Listener) -> Result<ListenAddress> {
-    let failed = |source| Error::Io { attempt: "find the port".to_owned(), source };
-    listener.local_address().map_err(failed)
-}
-
-pub(super) fn listening_line(address: &ListenAddress) -> String {
+fn metrics_line(address: &ListenAddress) -> String {
     match address {
-        ListenAddress::Tcp(address) => format!("listening on http://{address}"),
-        ListenAddress::Unix(_) => format!("listening on {address}"),
+        ListenAddress::Tcp(address) => format!("metrics on http://{address}/metrics"),
+        ListenAddress::Unix(_) => format!("metrics on {address}, /metrics"),
     }
 }
 
 /// A default address is not worth failing for: two servers on one machine would compete for it.
-async fn listen_for_metrics(settings: &Settings, voice: &Voice<'_>) -> Result<Option<Listener>> {
+async fn listen_for_metrics(
+    settings: &Settings,
+    messages: &OperatorMessages<'_>,
+) -> Result<Option<Listener>> {
     let Some(address) = &settings.metrics_listen else { return Ok(None) };
     match listen(address).await {
         Ok(listener) => Ok(Some(listener)),
         Err(error) if settings.metrics_listen_was_set => Err(error),
         Err(error) => {
-            voice.warn(&format!(
+            messages.warn(&format!(
                 "no metrics: {}; metrics.listen takes another address, or off",
                 error.chain()
             ));
@@ -281,64 +320,13 @@ pub(super) fn authenticator(settings: &Settings, key: &SigningKey) -> Result<Aut
     Ok(Authenticator::new(TokenVerifier::new(&key, bounds)?))
 }
 
-/// Resolves at the first SIGTERM, SIGINT or SIGHUP. A SIGTERM or SIGINT after it ends the process
-/// at once.
-///
-/// SIGHUP comes when the terminal or the session goes away; the requests in flight finish then,
-/// too. A process that was started to survive this (`nohup`) ignores SIGHUP, and goes on to do so.
-pub(super) fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
-    let failed = |source| Error::Io { attempt: "wait for signals".to_owned(), source };
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut hangup =
-        if ignores_hangup() { None } else { Some(signal(SignalKind::hangup()).map_err(failed)?) };
-    let (stop, stopped) = tokio::sync::oneshot::channel();
-    tokio::spawn(async move {
-        let hung_up = async {
-            match &mut hangup {
-                Some(hangup) => hangup.recv().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = hung_up => {}
-        }
-        // The receiver is gone only if the server is gone.
-        let _ = stop.send(());
-        // A closing terminal sends SIGHUP twice, from the kernel and from the shell.
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        std::process::exit(130);
-    });
-    Ok(async move {
-        // An error means that the task above ended, which is also a reason to stop.
-        let _ = stopped.await;
-    })
-}
-
-/// Whether the process was started with SIGHUP ignored. Only Linux tells.
-fn ignores_hangup() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    ignored_signals(&status).is_some_and(|signals| signals & 1 != 0)
-}
-
-/// The ignored signals of `/proc/self/status`: the lowest bit is signal 1, SIGHUP.
-fn ignored_signals(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
-    u64::from_str_radix(line.trim(), 16).ok()
-}
-
 /// Messages to people: text beside text log lines, or log lines if those are JSON for a collector.
-struct Voice<'a> {
+struct OperatorMessages<'a> {
     context: &'a Context,
     json: bool,
 }
 
-impl Voice<'_> {
+impl OperatorMessages<'_> {
     fn say(&self, text: &str) {
         if self.json {
             text.lines().filter(|line| !line.is_empty()).for_each(|line| tracing::info!("{line}"));

@@ -6,11 +6,10 @@ use dormer_client::{CacheRef, ServerName};
 use dormer_engine::{Clock as _, SystemClock};
 use serde_json::json;
 
-use super::publish::ago;
 use crate::chart::{Bar, columns_of};
 use crate::context::{Context, EXIT_CODES_OF_CLIENT, EndpointArgs};
 use crate::error::Result;
-use crate::settings::units::{counted, human_size};
+use crate::settings::units::{ago, counted, human_size};
 
 /// Days of the history that are asked for: a column of text for each.
 const HISTORY_DAYS: u32 = 30;

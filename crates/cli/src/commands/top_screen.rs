@@ -19,9 +19,8 @@ use ratatui::widgets::{Block, Paragraph, Row, Sparkline, Table};
 use ratatui::{DefaultTerminal, Frame};
 use tokio::sync::mpsc;
 
-use super::publish::ago;
-use super::top::{Rates, Watched, whole};
-use crate::settings::units::{counted, human_duration, human_size};
+use super::watched_server::{Rates, WatchedServer, human_rate};
+use crate::settings::units::{ago, counted, human_duration, human_size};
 use crate::terminal_text::shown;
 
 /// How often the thread that reads keys looks whether the screen is gone.
@@ -55,7 +54,7 @@ impl Screen {
         Ok(Self { terminal, told, is_gone })
     }
 
-    pub(super) fn draw(&mut self, watched: &Watched) -> io::Result<()> {
+    pub(super) fn draw(&mut self, watched: &WatchedServer) -> io::Result<()> {
         self.terminal.draw(|frame| paint(frame, watched)).map(drop)
     }
 
@@ -104,7 +103,7 @@ const BOLD: Style = Style::new().add_modifier(Modifier::BOLD);
 const DIM: Style = Style::new().add_modifier(Modifier::DIM);
 const REVERSED: Style = Style::new().add_modifier(Modifier::REVERSED);
 
-fn paint(frame: &mut Frame<'_>, watched: &Watched) {
+fn paint(frame: &mut Frame<'_>, watched: &WatchedServer) {
     let Some(status) = &watched.status else { return };
     let tables = |rows: usize| u16::try_from(rows).unwrap_or(u16::MAX).saturating_add(2);
     let queues: Vec<&QueueStatus> = busy(&status.queues);
@@ -125,7 +124,7 @@ fn paint(frame: &mut Frame<'_>, watched: &Watched) {
     frame.render_widget(Line::styled("q quits", DIM), foot);
 }
 
-fn paint_head(frame: &mut Frame<'_>, area: Rect, watched: &Watched, status: &StatusResponse) {
+fn paint_head(frame: &mut Frame<'_>, area: Rect, watched: &WatchedServer, status: &StatusResponse) {
     let up = Duration::from_secs((status.now - status.started_at).max(0).unsigned_abs());
     let first = format!(
         "{}: {}, version {}, up {}",
@@ -154,16 +153,21 @@ fn paint_head(frame: &mut Frame<'_>, area: Rect, watched: &Watched, status: &Sta
     frame.render_widget(Paragraph::new(lines), area);
 }
 
-fn paint_rates(frame: &mut Frame<'_>, area: Rect, watched: &Watched) {
+fn paint_rates(frame: &mut Frame<'_>, area: Rect, watched: &WatchedServer) {
     let [left, right] = Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).areas(area);
     let (reads, pushes) = match watched.now {
         Some(rates) => (
-            format!("reads {:.1}/s, NARs {:.1}/s, {}/s", rates.narinfos, rates.nars, whole(rates.sent_bytes)),
+            format!(
+                "reads {:.1}/s, NARs {:.1}/s, {}/s",
+                rates.narinfos,
+                rates.nars,
+                human_rate(rates.sent_bytes)
+            ),
             format!(
                 "pushes {:.1}/s, {}/s, new {}/s",
                 rates.pushes,
-                whole(rates.pushed_bytes),
-                whole(rates.new_bytes)
+                human_rate(rates.pushed_bytes),
+                human_rate(rates.new_bytes)
             ),
         ),
         None => ("reads".to_owned(), "pushes".to_owned()),
@@ -173,7 +177,13 @@ fn paint_rates(frame: &mut Frame<'_>, area: Rect, watched: &Watched) {
 }
 
 /// The newest rates that fit, the last at the right edge.
-fn paint_picture(frame: &mut Frame<'_>, area: Rect, title: String, watched: &Watched, of: fn(&Rates) -> f64) {
+fn paint_picture(
+    frame: &mut Frame<'_>,
+    area: Rect,
+    title: String,
+    watched: &WatchedServer,
+    of: fn(&Rates) -> f64,
+) {
     let block = Block::bordered().title(title);
     let columns = usize::from(block.inner(area).width);
     let skipped = watched.rates.len().saturating_sub(columns);
@@ -306,9 +316,9 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     use super::*;
-    use crate::commands::top::tests::{later, status, without_database};
+    use crate::commands::watched_server::tests::{later, status, without_database};
 
-    fn painted(watched: &Watched, width: u16, height: u16) -> String {
+    fn painted(watched: &WatchedServer, width: u16, height: u16) -> String {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         terminal.draw(|frame| paint(frame, watched)).unwrap();
         let buffer = terminal.backend().buffer();
@@ -319,8 +329,8 @@ mod tests {
         text.collect::<Vec<_>>().join("\n")
     }
 
-    fn watched() -> Watched {
-        let mut watched = Watched::new("lab".to_owned());
+    fn watched() -> WatchedServer {
+        let mut watched = WatchedServer::new("lab".to_owned());
         let begin = Instant::now();
         watched.answer(status(), begin);
         watched.answer(later(), begin + Duration::from_secs(10));

@@ -150,7 +150,7 @@ struct NixFilesArgs {
 }
 
 /// A cache, with everything that Nix needs to use and trust it.
-struct Source {
+struct UsedCache {
     /// Name of the lines in nix.conf.
     name: String,
     url: String,
@@ -166,7 +166,7 @@ pub(super) async fn run_use(args: UseArgs, context: &Context) -> Result<()> {
         Some(edge) => at_edge(edge, &args, context).await?,
         None => at_lab(&args, context).await?,
     };
-    let Source { name, url, key, token, netrc_name } = source;
+    let UsedCache { name, url, key, token, netrc_name } = source;
     let config = settings_of_nix(args.nix_files.system).await;
     args.memory.check(config.as_ref())?;
     let mut files = NixFiles::read(context, args.nix_files.system, config.as_ref())?;
@@ -281,7 +281,7 @@ async fn check_effect(files: &NixFiles, system: bool, url: &str, key: &PublicKey
 }
 
 /// The cache as the lab serves it.
-async fn at_lab(args: &UseArgs, context: &Context) -> Result<Source> {
+async fn at_lab(args: &UseArgs, context: &Context) -> Result<UsedCache> {
     let (server, api) = context.connect_to_cache(&args.cache)?;
     let cache = &args.cache.cache;
     let config = api.get_cache_config(cache).await?;
@@ -297,7 +297,7 @@ async fn at_lab(args: &UseArgs, context: &Context) -> Result<Source> {
         Err(error) => own_address(&server, token.as_ref(), args, error, context).await?,
     };
     let name = block_name(&server.name, &args.cache);
-    Ok(Source { name, url, key, token, netrc_name: server.name.to_string() })
+    Ok(UsedCache { name, url, key, token, netrc_name: server.name.to_string() })
 }
 
 /// The address that the server reports, if it is nothing but an address.
@@ -377,7 +377,7 @@ async fn check_answer(url: &str, token: Option<&Secret>, cache: &str) -> Result<
 
 /// The copy at an edge. An edge is only a file host, so the lab or the user decides which key to
 /// trust.
-async fn at_edge(edge: &Endpoint, args: &UseArgs, context: &Context) -> Result<Source> {
+async fn at_edge(edge: &Endpoint, args: &UseArgs, context: &Context) -> Result<UsedCache> {
     let cache = &args.cache.cache;
     let base = match edge.split_cache() {
         Some((base, last)) if last == *cache => base,
@@ -412,7 +412,7 @@ async fn at_edge(edge: &Endpoint, args: &UseArgs, context: &Context) -> Result<S
     }
     let server = server.unwrap_or_else(|| "edge".to_owned());
     let netrc_name = format!("{EDGE_NETRC}{}", host_of(&url));
-    Ok(Source { name: format!("{server}:{cache}"), url, key, token, netrc_name })
+    Ok(UsedCache { name: format!("{server}:{cache}"), url, key, token, netrc_name })
 }
 
 fn token_of(server: &ResolvedServer, cache: &CacheRef) -> Result<Secret> {

@@ -8,11 +8,11 @@ use dormer_client::queue::StoreWatch;
 use dormer_client::{CacheRef, process_variables};
 
 use super::hook::chosen_caches;
-use super::serve::stop_signal;
-use crate::context::Context;
+use crate::context::{Context, EndpointArgs};
 use crate::error::Result;
 use crate::queue_drain::{Queue, QueuePushArgs};
-use crate::queue_place::QueueDirArgs;
+use crate::queue_folder::QueueDirArgs;
+use crate::signals::stop_signal;
 
 /// Push every new path of the local store
 ///
@@ -37,6 +37,8 @@ pub(crate) struct WatchArgs {
     push: QueuePushArgs,
     #[command(flatten)]
     queue: QueueDirArgs,
+    #[command(flatten)]
+    pub(super) server: EndpointArgs,
 }
 
 pub(super) async fn run(args: WatchArgs, context: &Context) -> Result<ExitCode> {

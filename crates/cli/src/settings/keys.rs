@@ -30,7 +30,7 @@ pub(crate) enum Kind {
 
 /// Whether a key has an effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum KeyEffect {
     /// The key has an effect.
     Used,
     /// A key of Attic without an effect. It is accepted, and the start prints the reason once.
@@ -53,7 +53,7 @@ pub(crate) struct Key {
     pub(crate) secret: bool,
     /// Whether Attic's `server.toml` has the key too.
     pub(crate) attic: bool,
-    pub(crate) standing: Standing,
+    pub(crate) effect: KeyEffect,
     /// The description in the reference, in full sentences.
     pub(crate) docs: &'static str,
 }
@@ -69,7 +69,7 @@ impl Key {
             flag: None,
             secret: false,
             attic: false,
-            standing: Standing::Used,
+            effect: KeyEffect::Used,
             docs,
         }
     }
@@ -99,7 +99,7 @@ impl Key {
     }
 
     const fn ignored(self, why: &'static str) -> Self {
-        Self { standing: Standing::Ignored(why), ..self }
+        Self { effect: KeyEffect::Ignored(why), ..self }
     }
 
     /// The variable of the key: `chunks.zstd-level` is `DORMER_CHUNKS_ZSTD_LEVEL`.

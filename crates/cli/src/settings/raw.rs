@@ -9,7 +9,7 @@ use dormer_api::RedactedUrl;
 use dormer_http_host::ListenAddress;
 
 use super::error::{Error, Result};
-use super::keys::{KEYS, Key, Kind, SIGNING_KEYS, Standing};
+use super::keys::{KEYS, Key, KeyEffect, Kind, SIGNING_KEYS};
 use super::nearest::nearest;
 use super::origin::{Origin, place};
 use super::units;
@@ -171,7 +171,7 @@ impl Raw {
     pub(super) fn note_ignored_keys(&mut self) {
         let mut ignored: Vec<(&'static str, Vec<&'static str>)> = Vec::new();
         for key in KEYS.iter().filter(|key| self.settings.contains_key(key.path)) {
-            let Standing::Ignored(why) = key.standing else { continue };
+            let KeyEffect::Ignored(why) = key.effect else { continue };
             match ignored.iter_mut().find(|(other, _)| *other == why) {
                 Some((_, paths)) => paths.push(key.path),
                 None => ignored.push((why, vec![key.path])),

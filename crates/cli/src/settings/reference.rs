@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::keys::{EDGE_KEYS, KEYS, Key, Kind, Standing};
+use super::keys::{EDGE_KEYS, KEYS, Key, KeyEffect, Kind};
 use super::{raw, units};
 
 const INTRODUCTION: &str = include_str!("reference_introduction.md");
@@ -39,9 +39,9 @@ name in capitals in the middle.
 
 fn write_key(page: &mut String, key: &Key, variable: &str) {
     let _ = write!(page, "- **`{}`** — {}", key.path, key.docs);
-    match key.standing {
-        Standing::Used => {}
-        Standing::Ignored(why) => {
+    match key.effect {
+        KeyEffect::Used => {}
+        KeyEffect::Ignored(why) => {
             let _ = write!(page, " *Accepted and ignored: {why}.*");
         }
     }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use dormer_api::RedactedUrl;
 
-use super::keys::{EDGE_KEYS, KEYS, Key, Kind, Standing};
+use super::keys::{EDGE_KEYS, KEYS, Key, KeyEffect, Kind};
 use super::raw::{Raw, Value};
 use super::units;
 
@@ -19,7 +19,7 @@ pub(crate) fn to_toml(raw: &Raw) -> String {
         let (table, name) = key.section_and_name();
         let setting = raw.find(key);
         // Shows a key without effect only if the user set it.
-        if setting.is_none() && key.standing != Standing::Used {
+        if setting.is_none() && key.effect != KeyEffect::Used {
             continue;
         }
         if table != section {
@@ -30,7 +30,7 @@ pub(crate) fn to_toml(raw: &Raw) -> String {
         match setting {
             Some(setting) => {
                 let mut origin = setting.origin.to_string();
-                if let Standing::Ignored(why) = key.standing {
+                if let KeyEffect::Ignored(why) = key.effect {
                     let _ = write!(origin, "; ignored: {why}");
                 }
                 lines.push((format!("{name} = {}", literal(key, &setting.value)), origin));
@@ -86,7 +86,7 @@ fn to_json_of(raw: &Raw, keys: &[Key]) -> serde_json::Value {
             Value::Bool(flag) => flag.into(),
             Value::List(items) => items.into(),
         };
-        let ignored = matches!(key.standing, Standing::Ignored(_));
+        let ignored = matches!(key.effect, KeyEffect::Ignored(_));
         let entry =
             serde_json::json!({ "value": value, "origin": setting.origin.to_string(), "ignored": ignored });
         Some((key.path.to_owned(), entry))

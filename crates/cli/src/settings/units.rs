@@ -95,6 +95,11 @@ pub(crate) fn human_duration(duration: Duration) -> String {
     }
 }
 
+/// `12 days ago`: how long before `now` something was, in seconds since 1970.
+pub(crate) fn ago(now: i64, at: i64) -> String {
+    format!("{} ago", dormer_pages::span((now - at).max(0)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -603,7 +603,7 @@ fn no_change_of_a_netrc_file_shows_the_passwords_of_others() {
 }
 
 /// A store folder with one file, and a program that describes the file like `nix path-info`.
-fn fake_store(home: &TestHome, contents: &str) -> String {
+pub(crate) fn fake_store(home: &TestHome, contents: &str) -> String {
     let store = home.path("store");
     let path = store.join("f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello");
     fs::create_dir_all(&store).unwrap();
@@ -877,7 +877,7 @@ pub(crate) fn leaf_commands() -> Vec<&'static str> {
 }
 
 /// How a command is tried against a hostile server. A new command has to be told about here.
-fn hostile_try(name: &str, address: &str, hello: &str) -> Option<Vec<String>> {
+pub(crate) fn hostile_try(name: &str, address: &str, hello: &str) -> Option<Vec<String>> {
     const PATH: &str = "/nix/store/3n58xw4373jp0ljirf06d8077j15pc4j-hello-2.12";
     let more: &[&str] = match name {
         "login" => &["other", address],
@@ -904,17 +904,6 @@ fn hostile_try(name: &str, address: &str, hello: &str) -> Option<Vec<String>> {
         other => panic!("`dormer {other}` is new: does it show what a server says?"),
     };
     Some(name.split(' ').chain(more.iter().copied()).map(str::to_owned).collect())
-}
-
-#[test]
-fn every_command_that_talks_to_one_server_takes_its_address() {
-    let page = include_str!("../../../../docs/COMMANDS.md");
-    for name in leaf_commands() {
-        let talks_to_one = hostile_try(name, "", "").is_some() && !matches!(name, "login" | "doctor");
-        let (_, part) = page.split_once(&format!("\n## dormer {name}\n")).unwrap();
-        let part = part.split("\n## ").next().unwrap();
-        assert_eq!(part.contains("--endpoint <URL>"), talks_to_one, "dormer {name}");
-    }
 }
 
 /// Commands that push from the queue, or show why a push failed.

@@ -3,6 +3,7 @@
 mod binary;
 mod doctor;
 mod doctor_services;
+mod endpoint;
 mod machines;
 mod secrets;
 mod shell_files;

@@ -17,7 +17,8 @@ use reqwest::Method;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use serde::de::Error as _;
 
-use super::{ANSWER_BYTES_MAX, ApiClient, Failure, Repeat, counted, decode, limited, printable, read_up_to};
+use super::uploads::{counted, limited};
+use super::{ANSWER_BYTES_MAX, ApiClient, Failure, Repeat, decode, printable, read_up_to};
 use crate::by_chunks::Part;
 use crate::error::{Error, Result};
 use crate::reporter::UploadReporter;

@@ -12,7 +12,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::PathNumber;
+use super::numbers::PathNumber;
 
 /// Where a path of one target stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

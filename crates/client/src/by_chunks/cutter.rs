@@ -13,7 +13,7 @@ use dormer_nix::{NarHash, NarHasher};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::PathNumber;
+use super::numbers::PathNumber;
 use crate::dump::{CaseHack, DumpError, ReaderGone, dump_nar};
 
 /// A NAR to cut.

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use dormer_format::{ChunkId, Encoder, RawChunk, StoredChunk, encoder_bytes_max};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::TargetSet;
+use super::numbers::TargetSet;
 
 /// Most bytes that the contexts of all threads take, unless one alone takes more.
 const CONTEXT_BYTES_MAX: usize = 32 * 1024 * 1024;

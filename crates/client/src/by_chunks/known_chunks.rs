@@ -11,7 +11,7 @@ use std::mem;
 
 use dormer_format::ChunkId;
 
-use super::PathNumber;
+use super::numbers::PathNumber;
 
 /// Places in the tables of all targets together: about 15 MiB. One target alone knows the chunks of
 /// 28 GiB of NARs.

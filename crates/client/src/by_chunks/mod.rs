@@ -18,6 +18,7 @@ mod commit_order;
 mod cutter;
 mod encoders;
 mod known_chunks;
+mod numbers;
 mod part_builder;
 mod pipeline;
 mod session_file;
@@ -36,6 +37,7 @@ pub(crate) use self::part_builder::Part;
 pub use self::session_file::session_folder;
 
 use self::commit_order::PathGraph;
+use self::numbers::{PathNumber, TargetSet};
 use self::pipeline::{Pipeline, Work};
 use self::session_file::SessionFile;
 use self::target::{Stop, Target};
@@ -46,13 +48,6 @@ use crate::push::{FailedPath, NotTriedPath, PushOptions, PushSummary, execute_pu
 use crate::push_order::closure_order;
 use crate::push_plan::PushPlan;
 use crate::reporter::PushReporter;
-
-/// Number of a path in a push, references first.
-type PathNumber = usize;
-/// Number of a target in a push.
-type TargetNumber = usize;
-/// One bit for each target.
-type TargetSet = u32;
 
 /// Most targets of one pass over the NARs.
 const TARGETS_MAX: usize = TargetSet::BITS as usize;

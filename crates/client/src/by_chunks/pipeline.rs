@@ -34,8 +34,8 @@ use tokio::time::Instant;
 
 use super::cutter::{CutChunk, CutEvent, CutJob};
 use super::encoders::{Encoders, LackedChunk, encoding_threads};
+use super::numbers::{PathNumber, TargetNumber, TargetSet, contains};
 use super::target::{Need, Target};
-use super::{PathNumber, TargetNumber, TargetSet};
 use crate::api::ApiClient;
 use crate::dump::{CaseHack, DumpError};
 use crate::error::{Error, Result};
@@ -620,10 +620,6 @@ impl Pipeline {
             }
         }
     }
-}
-
-fn contains(targets: TargetSet, number: TargetNumber) -> bool {
-    targets >> number & 1 == 1
 }
 
 /// Nothing aborts single tasks, so an error is a panic in our code.

@@ -14,9 +14,9 @@ use dormer_nix::Backoff;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::PathNumber;
 use super::commit_order::{CommitOrder, PathGraph};
 use super::known_chunks::{Known, KnownChunks};
+use super::numbers::PathNumber;
 use super::part_builder::{Part, PartBuilder};
 use super::session_file::SessionFile;
 use crate::api::{ApiClient, is_passing, path_refusal};

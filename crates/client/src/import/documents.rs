@@ -14,7 +14,7 @@ use dormer_format::Compression;
 use dormer_nix::{BUILD_TRACE_BYTES_MAX, BuildTrace, DocumentName, StorePath, StorePathHash, TraceKey};
 use futures::{Stream, StreamExt as _};
 
-use super::{Flow, Import, Standing, is_signed_by};
+use super::{Flow, Import, PathState, is_signed_by};
 use crate::build_logs::BuildLog;
 use crate::error::{Error, Result};
 use crate::fetch_error::FetchError;
@@ -200,7 +200,7 @@ impl Import<'_> {
     }
 
     fn is_in_cache(&self, hash: &StorePathHash) -> bool {
-        self.standings.get(hash) == Some(&Standing::InCache)
+        self.path_states.get(hash) == Some(&PathState::InCache)
     }
 
     fn is_trusted(&self, trace: &BuildTrace) -> bool {

@@ -3,7 +3,7 @@
 //! All due entries of a cache are pushed as one plan, so that their closures are looked at once. A
 //! failure of the server or of Nix makes the cache wait, and changes no entry: hours without a
 //! server cost nothing. A failure of a path is noted in the entry, which rests and is tried again,
-//! and becomes a dead letter after [`DrainerOptions::tries_max`] tries.
+//! and becomes a dead letter after the tries of [`DrainerOptions::entry_retry`].
 //!
 //! Invariants
 //! - An entry is settled only after every path of it is in the cache, or is one that the cache's
@@ -15,26 +15,21 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use async_trait::async_trait;
-use dormer_api::CacheName;
-use dormer_nix::{StorePath, StorePathHash};
+use dormer_nix::StorePath;
 use futures::StreamExt as _;
 use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::drain_contract::{DrainEnd, DrainReporter, DrainScope, DrainTargets, DrainerOptions, RootEnd};
 use super::entry::{EntryId, QueueEntry, QueuedCache, Standing, seconds};
+use super::failure_pause::FailurePause;
+use super::push_batch::push_batch;
 use super::spool::{DrainerLock, Spool};
-use crate::api::ApiClient;
-use crate::build_traces::push_traces;
-use crate::by_chunks::{PushTarget, TransferOptions, execute_push_to};
 use crate::error::{Error, Result};
 use crate::nix_store::NixStore;
-use crate::push::{MISSING_PATHS_BATCH_MAX, PushOptions, PushSummary, plan_push};
-use crate::push_plan::{AddressedOutput, PushPlan};
-use crate::reporter::PushReporter;
-use crate::retry::{Passing, RetryPolicy};
+use crate::retry::Passing;
 
 /// Most paths of one plan. Their closures, some kilobytes for each path, are in memory.
 const ROOTS_MAX: usize = 1_000;
@@ -50,129 +45,6 @@ const POLL: Duration = Duration::from_secs(1);
 /// run wait for it.
 const OUTPUTS_AT_ONCE: usize = 16;
 
-/// A cache with everything that a push to it needs.
-pub struct DrainTarget {
-    /// The server.
-    pub api: ApiClient,
-    /// The cache.
-    pub cache: CacheName,
-    /// How to push, and what stays out.
-    pub options: PushOptions,
-    /// How chunks are sent.
-    pub transfer: TransferOptions,
-}
-
-/// Finds the server of a cache. Settings may change while a drainer runs, so it asks for each plan.
-#[async_trait]
-pub trait DrainTargets: Send + Sync {
-    /// The cache, or why it cannot be reached.
-    async fn connect(
-        &self,
-        cache: &QueuedCache,
-        store: &NixStore,
-    ) -> Result<DrainTarget, Box<dyn std::error::Error + Send + Sync>>;
-}
-
-/// What became of a path in the queue.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RootEnd {
-    /// The cache has it now.
-    Pushed,
-    /// The cache, or an upstream cache, had it already.
-    Present,
-    /// The filter keeps it out.
-    LeftOut(String),
-    /// It is not in the store any more, and the cache lacks it.
-    Gone,
-    /// It could not be pushed.
-    Failed(String),
-}
-
-/// Receives what a drainer does.
-pub trait DrainReporter: Send + Sync {
-    /// Receives the events of a push to `cache`.
-    fn push_reporter(&self, cache: &QueuedCache) -> Arc<dyn PushReporter>;
-    /// A plan for `cache` was carried out.
-    fn pushed(&self, _cache: &QueuedCache, _summary: &PushSummary) {}
-    /// The fate of one queued path.
-    fn root_ended(&self, _cache: &QueuedCache, _path: &StorePath, _end: &RootEnd) {}
-    /// A build trace could not be sent. Its path is in the cache.
-    fn trace_failed(&self, _cache: &QueuedCache, _name: &str, _reason: &str) {}
-    /// So many entries are queued again that an older version gave up unread.
-    fn entries_revived(&self, _count: usize) {}
-    /// An entry cannot be read, and is looked at again.
-    fn entry_unreadable(&self, _id: &EntryId, _reason: &str) {}
-    /// An entry rests until it is tried again.
-    fn entry_failed(&self, _cache: &QueuedCache, _id: &EntryId, _standing: &Standing) {}
-    /// An entry became a dead letter.
-    fn entry_dead(&self, _cache: &QueuedCache, _id: &EntryId, _reason: &str) {}
-    /// A cache is not tried before the end of this pause.
-    fn cache_paused(&self, _cache: &QueuedCache, _reason: &str, _pause: Duration) {}
-}
-
-/// How patient a drainer is.
-#[derive(Debug, Clone)]
-pub struct DrainerOptions {
-    /// Pauses of a cache whose server fails. The number of tries does not count.
-    pub cache_retry: RetryPolicy,
-    /// Pauses of an entry whose paths fail.
-    pub entry_retry: RetryPolicy,
-}
-
-impl Default for DrainerOptions {
-    /// A cache is tried after 5 s, and then up to every 10 minutes, or as late as its server asks
-    /// for, up to an hour. An entry is tried 8 times in about an hour.
-    fn default() -> Self {
-        Self {
-            cache_retry: RetryPolicy {
-                tries_max: u32::MAX,
-                wait_first: Duration::from_secs(5),
-                wait_first_busy: Duration::from_secs(5),
-                wait_max: Duration::from_mins(10),
-                retry_after_max: Duration::from_hours(1),
-            },
-            entry_retry: RetryPolicy {
-                tries_max: 8,
-                wait_first: Duration::from_secs(30),
-                wait_first_busy: Duration::from_secs(30),
-                wait_max: Duration::from_mins(30),
-                ..RetryPolicy::default()
-            },
-        }
-    }
-}
-
-/// The entries that a drain waits for.
-#[derive(Debug, Clone)]
-pub struct DrainScope {
-    /// Those queued at this time or later,
-    pub since: SystemTime,
-    /// for one of these caches.
-    pub caches: Vec<QueuedCache>,
-}
-
-impl DrainScope {
-    fn is_since(&self, id: &EntryId) -> bool {
-        *id >= EntryId::new(self.since, 0)
-    }
-
-    /// Whether an entry is one of them.
-    pub fn has(&self, id: &EntryId, entry: &QueueEntry) -> bool {
-        self.is_since(id) && self.caches.iter().any(|cache| entry.caches.contains_key(cache))
-    }
-}
-
-/// What a drainer leaves behind.
-#[derive(Debug, Default)]
-pub struct DrainEnd {
-    /// Entries that wait.
-    pub waiting: usize,
-    /// Entries that became dead letters.
-    pub dead: usize,
-    /// The failure that keeps a cache waiting, if one does.
-    pub paused_by: Option<Arc<Error>>,
-}
-
 /// Pushes what is in the queue.
 pub struct Drainer {
     spool: Spool,
@@ -186,7 +58,7 @@ pub struct Drainer {
     unreadable: BTreeSet<EntryId>,
     caches: HashMap<QueuedCache, CacheState>,
     /// The calls of Nix that ask for the outputs of derivations.
-    nix: Waiting,
+    nix: FailurePause,
     /// Entries in the folder at the last look.
     waiting: usize,
     dead: usize,
@@ -196,35 +68,7 @@ pub struct Drainer {
 #[derive(Debug, Default)]
 struct CacheState {
     is_busy: bool,
-    waiting: Waiting,
-}
-
-/// The failures of a cache, or of Nix, since its last success.
-#[derive(Debug, Default)]
-struct Waiting {
-    failures: u32,
-    not_before: Option<Instant>,
-    paused_by: Option<Arc<Error>>,
-}
-
-impl Waiting {
-    /// One failure more. Returns the pause until the next try, which is no shorter than the server
-    /// asks for.
-    fn pause(&mut self, retry: &RetryPolicy, retry_after: Option<Duration>) -> Duration {
-        self.failures = self.failures.saturating_add(1);
-        let pause = retry.wait(self.failures, Passing::Broken).unwrap_or(Duration::MAX);
-        let pause = pause.max(retry_after.unwrap_or_default().min(retry.retry_after_max));
-        self.not_before = Instant::now().checked_add(pause);
-        pause
-    }
-
-    fn is_refused(&self) -> bool {
-        self.paused_by.as_ref().is_some_and(|error| error.is_refusal())
-    }
-
-    fn is_paused(&self) -> bool {
-        self.not_before.is_some_and(|until| Instant::now() < until)
-    }
+    pause: FailurePause,
 }
 
 /// The entries of one plan, with their paths.
@@ -252,7 +96,7 @@ impl Drainer {
         reporter: Arc<dyn DrainReporter>,
         options: DrainerOptions,
     ) -> Self {
-        let (known, caches, nix) = (BTreeMap::new(), HashMap::new(), Waiting::default());
+        let (known, caches, nix) = (BTreeMap::new(), HashMap::new(), FailurePause::default());
         Self {
             spool,
             _lock: lock,
@@ -336,8 +180,8 @@ impl Drainer {
 
     /// Lets caches that refused this client be tried once more: it may have another token by now.
     fn forget_refusals(&mut self) {
-        for state in self.caches.values_mut().filter(|state| state.waiting.is_refused()) {
-            state.waiting = Waiting::default();
+        for state in self.caches.values_mut().filter(|state| state.pause.is_refused()) {
+            state.pause = FailurePause::default();
         }
     }
 
@@ -346,7 +190,7 @@ impl Drainer {
     fn is_futile(&self, scope: Option<&DrainScope>) -> bool {
         let is_in_memory = self.known.len() + self.unreadable.len() >= self.waiting;
         let is_refused =
-            |cache: &QueuedCache| self.caches.get(cache).is_some_and(|state| state.waiting.is_refused());
+            |cache: &QueuedCache| self.caches.get(cache).is_some_and(|state| state.pause.is_refused());
         let in_scope = |cache: &QueuedCache| scope.is_none_or(|scope| scope.caches.contains(cache));
         let mut entries =
             self.known.iter().filter(|(id, entry)| scope.is_none_or(|scope| scope.has(id, entry)));
@@ -365,9 +209,9 @@ impl Drainer {
         let counts = |cache: &QueuedCache| scope.is_none_or(|scope| scope.caches.contains(cache));
         let caches = self.caches.iter().filter(|(cache, _)| counts(cache));
         let paused_by = caches
-            .map(|(_, state)| &state.waiting)
+            .map(|(_, state)| &state.pause)
             .chain([&self.nix])
-            .find_map(|waiting| waiting.paused_by.clone());
+            .find_map(|pause| pause.paused_by.clone());
         DrainEnd { waiting, dead: self.dead, paused_by }
     }
 
@@ -425,7 +269,7 @@ impl Drainer {
             self.known.values().flat_map(|entry| entry.caches.keys().cloned()).collect();
         for cache in caches {
             let state = self.caches.entry(cache.clone()).or_default();
-            if state.is_busy || state.waiting.is_paused() {
+            if state.is_busy || state.pause.is_paused() {
                 continue;
             }
             let batch = self.due_batch(&cache)?;
@@ -463,7 +307,7 @@ impl Drainer {
             let reason = match self.store.outputs_of(&derivation).await {
                 Ok(paths) if paths.is_empty() => format!("{derivation} has no outputs"),
                 Ok(paths) => {
-                    self.nix = Waiting::default();
+                    self.nix = FailurePause::default();
                     if let Some(entry) = self.known.get_mut(&id) {
                         entry.paths = paths;
                     }
@@ -476,7 +320,7 @@ impl Drainer {
             if let Ok(path) = path
                 && let Err(failure) = self.store.invalid_paths(&[path]).await
             {
-                let pause = self.nix.pause(&self.options.cache_retry, None);
+                let pause = self.nix.lengthen(&self.options.cache_retry, None);
                 for cache in &due {
                     self.reporter.cache_paused(cache, &dormer_nix::with_causes(&failure), pause);
                 }
@@ -554,16 +398,16 @@ impl Drainer {
         if is_any_settled {
             // The server works: one path that it always fails must not slow the others more and
             // more.
-            state.waiting.failures = 0;
+            state.pause.failures = 0;
         }
         let Some(reason) = reason else {
             *state = CacheState::default();
             return Ok(());
         };
         let retry_after = stopped.as_ref().and_then(Error::retry_after);
-        let pause = state.waiting.pause(&self.options.cache_retry, retry_after);
+        let pause = state.pause.lengthen(&self.options.cache_retry, retry_after);
         self.reporter.cache_paused(&cache, &reason, pause);
-        state.waiting.paused_by = stopped.map(Arc::new);
+        state.pause.paused_by = stopped.map(Arc::new);
         Ok(())
     }
 
@@ -609,199 +453,4 @@ impl Drainer {
 
 fn path_bytes(entry: &QueueEntry) -> usize {
     entry.paths.iter().map(String::len).sum()
-}
-
-/// Pushes the closures of `paths` as one plan. The result has no end for a path that was not tried
-/// because of the failure that is returned with it.
-async fn push_batch(
-    cache: &QueuedCache,
-    paths: BTreeSet<StorePath>,
-    targets: &dyn DrainTargets,
-    store: &NixStore,
-    reporter: &dyn DrainReporter,
-) -> (HashMap<StorePath, RootEnd>, Option<Error>) {
-    let mut roots = HashMap::new();
-    let target = match targets.connect(cache, store).await {
-        Ok(target) => target,
-        Err(source) => return (roots, Some(Error::QueueTarget { cache: cache.to_string(), source })),
-    };
-    // A path that breaks the plan of all others is found by halving.
-    let mut parts = vec![paths.into_iter().collect::<Vec<_>>()];
-    while let Some(mut part) = parts.pop() {
-        let Err(error) = push_part(cache, &part, &target, store, reporter, &mut roots).await else {
-            continue;
-        };
-        if stops_all(&error) {
-            return (roots, Some(error));
-        }
-        if part.len() > 1 {
-            let rest = part.split_off(part.len() / 2);
-            parts.extend([rest, part]);
-        } else if let Some(path) = part.pop() {
-            let end = RootEnd::Failed(dormer_nix::with_causes(&error));
-            reporter.root_ended(cache, &path, &end);
-            roots.insert(path, end);
-        }
-    }
-    (roots, None)
-}
-
-/// Whether the failure concerns the server, or Nix as a whole, and not the paths.
-fn stops_all(error: &Error) -> bool {
-    error.is_fatal_for_push()
-        || matches!(
-            error.carried(),
-            Error::QueueTarget { .. }
-                | Error::NixMissing { .. }
-                | Error::NixRun { .. }
-                | Error::Answer { .. }
-                | Error::AnswerTooLarge { .. }
-                | Error::Refused { .. }
-                | Error::Redirected { .. }
-                | Error::Unavailable { .. }
-        )
-}
-
-async fn push_part(
-    cache: &QueuedCache,
-    paths: &[StorePath],
-    target: &DrainTarget,
-    store: &NixStore,
-    reporter: &dyn DrainReporter,
-    roots: &mut HashMap<StorePath, RootEnd>,
-) -> Result<()> {
-    // This old and simple question fails only if Nix as a whole does.
-    let invalid = store
-        .invalid_paths(paths)
-        .await
-        .map_err(|source| Error::QueueTarget { cache: cache.to_string(), source: source.into() })?;
-    let mut ends: HashMap<StorePath, RootEnd> = HashMap::new();
-    if !invalid.is_empty() {
-        let lacking = missing(target, &invalid).await?;
-        ends.extend(invalid.iter().map(|path| {
-            let end = if lacking.contains(&path.hash()) { RootEnd::Gone } else { RootEnd::Present };
-            (path.clone(), end)
-        }));
-    }
-    let valid: Vec<StorePath> = paths.iter().filter(|path| !invalid.contains(path)).cloned().collect();
-    let mut stopped = None;
-    if !valid.is_empty() {
-        let config = target.api.get_cache_config(&target.cache).await?;
-        let plan = plan_push(&target.api, store, &target.cache, &config, &valid, &target.options).await?;
-        ends.extend(ends_of_plan(&plan));
-        let (addressed, is_known) = (plan.addressed.clone(), plan.missing.is_empty());
-        let push_target = PushTarget { api: target.api.clone(), plan };
-        let reports = reporter.push_reporter(cache);
-        let push = execute_push_to(vec![push_target], &target.options, &target.transfer, reports);
-        let mut summary = push.await.pop().expect("each target has a summary");
-        reporter.pushed(cache, &summary);
-        ends.extend(ends_of_summary(&summary));
-        let lost = summary.failed.iter().map(|failed| &failed.path);
-        let lost: BTreeSet<&StorePath> =
-            lost.chain(summary.not_tried.iter().map(|path| &path.path)).collect();
-        // What is there has its closure there, and so have the traces.
-        let addressed: Vec<AddressedOutput> =
-            addressed.into_iter().filter(|output| !lost.contains(&output.path)).collect();
-        stopped = stopper(&summary).map(|place| summary.failed.swap_remove(place).error);
-        match push_traces(&target.api, store, &target.cache, &addressed, is_known).await {
-            Ok(traces) => {
-                for (name, error) in &traces.failed {
-                    reporter.trace_failed(cache, &name.to_string(), &dormer_nix::with_causes(error));
-                }
-            }
-            // A Nix that tells traces in another form keeps no path from leaving the queue.
-            Err(error @ Error::NixTraces(_)) => {
-                reporter.trace_failed(cache, "a build trace", &dormer_nix::with_causes(&error));
-            }
-            // The entries stay, and with them the reason to send the traces.
-            Err(error) => {
-                ends.clear();
-                let failed = Error::QueueTarget { cache: cache.to_string(), source: error.into() };
-                stopped.get_or_insert(failed);
-            }
-        }
-    }
-    for path in paths {
-        if let Some(end) = ends.remove(path) {
-            reporter.root_ended(cache, path, &end);
-            roots.insert(path.clone(), end);
-        }
-    }
-    stopped.map_or(Ok(()), Err)
-}
-
-/// The hashes of `paths` that the cache lacks.
-async fn missing(target: &DrainTarget, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePathHash>> {
-    let hashes: Vec<StorePathHash> = paths.iter().map(StorePath::hash).collect();
-    let mut lacking = BTreeSet::new();
-    for batch in hashes.chunks(MISSING_PATHS_BATCH_MAX) {
-        lacking.extend(target.api.get_missing_paths(&target.cache, batch.to_vec()).await?);
-    }
-    Ok(lacking)
-}
-
-/// What is certain before anything is sent.
-fn ends_of_plan(plan: &PushPlan) -> HashMap<StorePath, RootEnd> {
-    let mut ends = HashMap::new();
-    for path in plan.present.iter().chain(&plan.upstream) {
-        ends.insert(path.clone(), RootEnd::Present);
-    }
-    ends.extend(plan.left_out().into_iter().map(|(path, reason)| (path, RootEnd::LeftOut(reason))));
-    ends
-}
-
-/// Whether the failure at a place concerns the server and not its path.
-///
-/// - A request for many paths, such as the opening of a session, fails for the first of them and
-///   leaves the others without a failed reference: then the last failure ended the push, whatever
-///   its kind.
-/// - A server that refuses a path says so in an answer that can be read. Without one, no path is to
-///   blame. By Attic's API, each path has a request of its own, so a server that took another path
-///   of the same push works, and the failure is the path's.
-fn is_of_server(summary: &PushSummary, place: usize) -> bool {
-    let error = &summary.failed[place].error;
-    let ended_early = summary.not_tried.iter().any(|path| path.failed_reference.is_none());
-    let is_unexplained = matches!(
-        error.carried(),
-        Error::Answer { .. }
-            | Error::AnswerTooLarge { .. }
-            | Error::Redirected { .. }
-            | Error::Unavailable { .. }
-    );
-    let took_another = !summary.pushed.is_empty() || !summary.kept.is_empty();
-    error.is_fatal_for_push()
-        || (ended_early && place + 1 == summary.failed.len())
-        || (is_unexplained && (summary.by_chunks || !took_another))
-}
-
-/// The place of the failure that says best why the server's cache waits, if one does.
-fn stopper(summary: &PushSummary) -> Option<usize> {
-    let mut places = (0..summary.failed.len()).filter(|place| is_of_server(summary, *place));
-    let first = places.clone().next();
-    places.find(|place| summary.failed[*place].error.is_fatal_for_push()).or(first)
-}
-
-/// What became of the paths that were sent. A path that a failure of the server stopped has no end.
-fn ends_of_summary(summary: &PushSummary) -> HashMap<StorePath, RootEnd> {
-    let mut ends = HashMap::new();
-    for done in summary.pushed.iter().chain(&summary.kept) {
-        ends.insert(done.path.clone(), RootEnd::Pushed);
-    }
-    let mut reasons: HashMap<&StorePath, Option<String>> = HashMap::new();
-    for (place, failed) in summary.failed.iter().enumerate() {
-        let reason = (!is_of_server(summary, place)).then(|| dormer_nix::with_causes(&failed.error));
-        if let Some(reason) = &reason {
-            ends.insert(failed.path.clone(), RootEnd::Failed(reason.clone()));
-        }
-        reasons.insert(&failed.path, reason);
-    }
-    for not_tried in &summary.not_tried {
-        let reference = not_tried.failed_reference.as_ref();
-        let reason = reference.and_then(|path| Some((path, reasons.get(path)?.as_ref()?)));
-        if let Some((reference, reason)) = reason {
-            let reason = format!("its reference {reference} failed: {reason}");
-            ends.insert(not_tried.path.clone(), RootEnd::Failed(reason));
-        }
-    }
-    ends
 }

@@ -5,12 +5,12 @@ use std::fs;
 use std::time::{Duration, SystemTime};
 
 use dormer_api::{CacheConfig, RedactedUrl, Secret};
-use dormer_client::{NixConfig, ServerName, host_of, netrc_password};
+use dormer_client::{NixConfig, host_of, netrc_password};
 use dormer_nix::{CacheInfo, NarInfo, PublicKey, Signature, StoreDir, StorePath};
 
-use super::PROBE_TIMEOUT;
 use super::finding::Finding;
-use super::nix::Files;
+use super::nix::ClientFiles;
+use super::probe_timeout::PROBE_TIMEOUT;
 use crate::commands::use_cache::lost_setting;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -23,7 +23,7 @@ const TOKEN_TIME_MIN: Duration = Duration::from_hours(14 * 24);
 const PATHS_TRIED_MAX: usize = 64;
 
 /// Something to check.
-pub(super) enum Known {
+pub(super) enum CheckTarget {
     /// A cache from `dormer use`.
     Cache { name: String, url: String, key: PublicKey },
     /// A server from `dormer login`.
@@ -33,17 +33,8 @@ pub(super) enum Known {
 }
 
 /// Everything that this machine uses, according to its files.
-pub(super) fn known(files: &Files, _context: &Context) -> Result<Vec<Known>> {
-    let mut known = Vec::new();
-    known.extend(Context::server_of_environment()?.map(|server| Known::Server(Box::new(server))));
-    let settings = Context::client_settings()?;
-    let servers: Vec<&ServerName> = settings.settings.servers.keys().collect();
-    for name in servers {
-        known.push(match settings.resolve_server(Some(name), &dormer_client::process_variables) {
-            Ok(server) => Known::Server(Box::new(server)),
-            Err(error) => Known::Broken(Finding::error(SERVER, &Error::from(error))),
-        });
-    }
+pub(super) fn check_targets(files: &ClientFiles, context: &Context) -> Result<Vec<CheckTarget>> {
+    let mut targets = servers(context)?;
     for place in &files.all {
         for name in place.conf.names() {
             let lines = place.conf.lines_of(name);
@@ -56,9 +47,11 @@ pub(super) fn known(files: &Files, _context: &Context) -> Result<Vec<Known>> {
             // Nix's settings for the store are no part of its address.
             let url = value("extra-substituters").and_then(|url| url.split('?').next());
             let key = value("extra-trusted-public-keys").and_then(|key| key.parse().ok());
-            known.push(match (url, key) {
-                (Some(url), Some(key)) => Known::Cache { name: name.to_owned(), url: url.to_owned(), key },
-                _ => Known::Broken(Finding::fail(
+            targets.push(match (url, key) {
+                (Some(url), Some(key)) => {
+                    CheckTarget::Cache { name: name.to_owned(), url: url.to_owned(), key }
+                }
+                _ => CheckTarget::Broken(Finding::fail(
                     CACHE,
                     format!("the lines of {name} in {} were changed", place.conf_path.display()),
                     ["remove and recreate them: dormer unuse CACHE, dormer use CACHE"],
@@ -66,28 +59,49 @@ pub(super) fn known(files: &Files, _context: &Context) -> Result<Vec<Known>> {
             });
         }
     }
-    if known.is_empty() {
-        known.push(Known::Broken(Finding::warn(
+    if targets.is_empty() {
+        targets.push(CheckTarget::Broken(Finding::warn(
             CACHE,
             "this machine uses no cache of Dormer",
             ["dormer login NAME URL --token-file FILE, then dormer use CACHE"],
         )));
     }
-    Ok(known)
+    Ok(targets)
+}
+
+/// The server of the command line, else those of the variables and the settings.
+fn servers(context: &Context) -> Result<Vec<CheckTarget>> {
+    let one = |server| CheckTarget::Server(Box::new(server));
+    if let Some(server) = context.server_of_command_line(None) {
+        return Ok(vec![one(server)]);
+    }
+    let mut targets: Vec<CheckTarget> = Context::server_of_environment()?.map(one).into_iter().collect();
+    let settings = Context::client_settings()?;
+    for name in settings.settings.servers.keys() {
+        targets.push(match settings.resolve_server(Some(name), &dormer_client::process_variables) {
+            Ok(server) => one(server),
+            Err(error) => CheckTarget::Broken(Finding::error(SERVER, &Error::from(error))),
+        });
+    }
+    Ok(targets)
 }
 
 /// Checks one of them.
-pub(super) async fn check(known: &Known, files: &Files, nix: Option<&NixConfig>) -> Vec<Finding> {
-    match known {
-        Known::Broken(finding) => vec![finding.clone()],
-        Known::Server(server) => {
+pub(super) async fn check(
+    target: &CheckTarget,
+    files: &ClientFiles,
+    nix: Option<&NixConfig>,
+) -> Vec<Finding> {
+    match target {
+        CheckTarget::Broken(finding) => vec![finding.clone()],
+        CheckTarget::Server(server) => {
             let mut findings = vec![check_server(server).await];
             let name = server.name.as_str();
             let token = server.token.as_ref();
             findings.extend(token.and_then(|token| check_expiry(SERVER, name, token, SystemTime::now())));
             findings
         }
-        Known::Cache { name, url, key } => {
+        CheckTarget::Cache { name, url, key } => {
             let mut findings: Vec<Finding> =
                 nix.map(|nix| check_settings(nix, name, url, key)).into_iter().collect();
             let host = host_of(url);

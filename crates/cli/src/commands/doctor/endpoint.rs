@@ -6,9 +6,9 @@ use dormer_api::{CacheName, Permission, RedactedUrl};
 use dormer_client::{ApiClient, Endpoint, HttpSettings, RetryPolicy};
 use dormer_http_host::ListenAddress;
 
-use super::PROBE_TIMEOUT;
 use super::clock::Clocks;
 use super::finding::Finding;
+use super::probe_timeout::PROBE_TIMEOUT;
 use crate::commands::serve;
 use crate::error::Error;
 use crate::settings::{Settings, SigningKey};

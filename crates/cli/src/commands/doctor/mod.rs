@@ -14,6 +14,7 @@ mod journal;
 mod keys;
 mod nix;
 mod packs;
+mod probe_timeout;
 mod store;
 
 use std::process::ExitCode;
@@ -23,15 +24,13 @@ use clap::Args;
 use serde_json::json;
 
 use self::finding::{Finding, Status};
-use crate::context::{Context, SettingsArgs};
-use crate::error::{EXIT_FAILURE, Result};
+use crate::context::{Context, EndpointArgs, SettingsArgs};
+use crate::error::{EXIT_FAILURE, Error, Result};
 use crate::settings::keys::{CONFIG_VARIABLE, KEYS};
 use crate::settings::{Environment, Settings};
 
 /// Time limit of a check. Longer than any single answer of a healthy part takes.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
-/// Time limit of a request to one address.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Check an installation and say what to do
 ///
@@ -43,7 +42,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(8);
 ///
 /// With --client, or without the settings of a server, this checks this machine's Nix: whether
 /// nix.conf and netrc still have the lines of `dormer use`, and whether each cache answers
-/// and signs with the trusted key.
+/// and signs with the trusted key. --endpoint does the same, and asks this server in place of those
+/// of `dormer login`.
 ///
 /// The exit code is 1 if a check failed; warnings do not count.
 ///
@@ -59,11 +59,20 @@ pub(crate) struct DoctorArgs {
     client: bool,
     #[command(flatten)]
     settings: SettingsArgs,
+    #[command(flatten)]
+    pub(super) server: EndpointArgs,
 }
 
 pub(super) async fn run(args: DoctorArgs, context: &Context) -> Result<ExitCode> {
+    let is_of_client = args.client || args.server.endpoint.is_some();
+    if is_of_client && (args.settings.config.is_some() || args.settings.data_dir.is_some()) {
+        return Err(Error::usage(
+            "--endpoint checks this machine as a client, and --config and --data-dir check a server",
+            "leave out --endpoint: the settings of the server name its address",
+        ));
+    }
     let mut doctor = Doctor::new(context);
-    if args.client || !has_server(&args.settings, &context.environment) {
+    if is_of_client || !has_server(&args.settings, &context.environment) {
         check_client(&mut doctor).await?;
     } else {
         check_server(&mut doctor, &args.settings).await?;
@@ -122,10 +131,10 @@ async fn check_client(doctor: &mut Doctor<'_>) -> Result<()> {
     let context = doctor.context;
     let mut nix = None;
     doctor.within("nix", nix::check(context, &mut nix)).await?;
-    let files = nix::Files::read(context, nix.as_ref())?;
+    let files = nix::ClientFiles::read(context, nix.as_ref())?;
     doctor.within("netrc", async { files.check_netrc(nix.as_ref()) }).await?;
-    for cache in caches::known(&files, context)? {
-        doctor.within("cache", caches::check(&cache, &files, nix.as_ref())).await?;
+    for target in caches::check_targets(&files, context)? {
+        doctor.within("cache", caches::check(&target, &files, nix.as_ref())).await?;
     }
     Ok(())
 }

@@ -75,11 +75,11 @@ fn is_trusted(trusted: &[&str], user: &str, groups: &[String]) -> bool {
 
 /// The files that `dormer use` writes: those of the user, if there is a home, and those of the
 /// machine.
-pub(super) struct Files {
+pub(super) struct ClientFiles {
     pub(super) all: Vec<NixFiles>,
 }
 
-impl Files {
+impl ClientFiles {
     pub(super) fn read(context: &Context, config: Option<&NixConfig>) -> Result<Self> {
         let user = NixFiles::read(context, false, config).ok();
         let system = NixFiles::read(context, true, None)?;

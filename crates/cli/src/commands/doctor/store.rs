@@ -6,10 +6,10 @@ use std::time::Duration;
 use dormer_blobs::{Claim, InstallationId, StoreBlobs, StoreClaims};
 use dormer_stores::{CallPolicy, Probe, RemoteSettings, Right};
 
-use super::PROBE_TIMEOUT;
 use super::clock::Clocks;
 use super::database;
 use super::finding::{Finding, Status};
+use super::probe_timeout::PROBE_TIMEOUT;
 use crate::error::Error;
 use crate::installation;
 use crate::settings::Settings;

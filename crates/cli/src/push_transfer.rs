@@ -89,7 +89,7 @@ fn parse_part_size(text: &str) -> Result<u64, String> {
 /// Splits the arguments after the first cache into further caches and paths. An argument with a `/`
 /// is a path, and so is one that begins with a `.` or names a file here. Nothing behind the first
 /// path is a cache.
-pub(super) fn split_targets(first: CacheRef, arguments: Vec<PathBuf>) -> (Vec<CacheRef>, Vec<PathBuf>) {
+pub(crate) fn split_targets(first: CacheRef, arguments: Vec<PathBuf>) -> (Vec<CacheRef>, Vec<PathBuf>) {
     split_with(first, arguments, |path| path.symlink_metadata().is_ok())
 }
 
@@ -115,7 +115,7 @@ fn split_with(
 }
 
 /// The error of a push without a path: most likely a path was taken for a cache.
-pub(super) fn no_path(caches: &[CacheRef]) -> Error {
+pub(crate) fn no_path(caches: &[CacheRef]) -> Error {
     let hint = caches.get(1).map(|cache| {
         format!(
             "{cache} is taken for a cache, because no file here has this name; write ./{cache} for a path"
