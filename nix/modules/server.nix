@@ -10,6 +10,12 @@ let
   cfg = config.services.dormer;
   port = builtins.match ".*:([0-9]+)" cfg.settings.listen;
   onSocket = lib.hasPrefix "unix:" cfg.settings.listen;
+
+  # systemd adds up spans of time, and knows most of Dormer's words for their units.
+  span =
+    value:
+    builtins.replaceStrings [ "millis" "secs" "mins" "hrs" ] [ "ms" "s" "min" "h" ] (toString value);
+  limits = cfg.settings.limits or { };
 in
 {
   imports = [ ./settings.nix ];
@@ -54,8 +60,12 @@ in
         ExecStart = "${lib.getExe cfg.package} serve --config ${cfg.settingsFile}";
         Restart = "on-failure";
         RestartSec = 5;
-        # limits.drain-delay and limits.shutdown-timeout together, and a margin.
-        TimeoutStopSec = 60;
+        # As long as the server may take, and a margin. The defaults are those of docs/SETTINGS.md.
+        TimeoutStopSec = lib.concatStringsSep " " [
+          (span (limits.drain-delay or "0s"))
+          (span (limits.shutdown-timeout or "30s"))
+          "30s"
+        ];
         LimitNOFILE = 65536;
       };
     };

@@ -423,31 +423,61 @@ fn the_flake_passes_nix_flake_check_and_names_every_source() {
     assert_eq!(sorted, expected, "the package is built from other files than the image");
 }
 
+/// What the binary makes of settings.
+fn show(settings: &Value) -> Run {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), toml::to_string(settings).unwrap()).unwrap();
+    let mut show = Command::new(binary());
+    Run::of(show.args(["config", "show", "--json", "--config"]).arg(file.path()).env_clear())
+}
+
 #[test]
 fn the_binary_takes_the_settings_that_the_modules_write() {
     let tree = Tree::new();
     let system = tree.system(Nix::NEWEST, EVERYTHING);
     // The build of a system does the same, with the script of the module.
     assert!(text(&system, "/check").contains("/bin/dormer config show --config "), "{system}");
-    let show = |settings: &Value| {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), toml::to_string(settings).unwrap()).unwrap();
-        let mut show = Command::new(binary());
-        Run::of(show.args(["config", "show", "--json", "--config"]).arg(file.path()).env_clear())
-    };
     let said = show(&system["settings"]);
     let shown: Value = serde_json::from_str(&said.succeeds()).unwrap();
     assert_eq!(said.stderr(), "");
     assert_eq!(shown["data-dir"]["value"], "/var/lib/dormer");
     assert_eq!(shown["garbage-collection.default-retention-period"]["value"].as_f64(), Some(7_776_000.0));
-    // systemd kills later than the server gives up waiting.
-    let stop = system["services"]["dormer"]["serviceConfig"]["TimeoutStopSec"].as_f64().unwrap();
-    let seconds = |key: &str| shown[key]["value"].as_f64().unwrap();
-    assert!(stop > seconds("limits.shutdown-timeout") + 5.0 + 10.0);
 
     let mut wrong = system["settings"].clone();
     wrong["garbage-collection"]["intervall"] = "1h".into();
     assert!(show(&wrong).fails().contains("interval"));
+}
+
+/// In every form of a time that the server reads.
+#[test]
+fn systemd_waits_longer_for_a_server_that_stops_than_the_server_takes() {
+    let tree = Tree::new();
+    for (number, (limits, needed)) in [
+        ("", 30),
+        (r#"cpu-threads = 4; drain-delay = "5s";"#, 35),
+        (r#"shutdown-timeout = "5 min"; drain-delay = 5;"#, 305),
+        (r#"shutdown-timeout = "2mins 30 secs"; drain-delay = "2000 millis";"#, 152),
+        (r#"shutdown-timeout = "1hr"; drain-delay = "1 minute";"#, 3_660),
+        ("shutdown-timeout = 1200;", 1_200),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let configuration =
+            format!("{{ services.dormer = {{ enable = true; settings.limits = {{ {limits} }}; }}; }}");
+        let system = tree.system(Nix::ALL[number % 3], &configuration);
+        let shown: Value = serde_json::from_str(&show(&system["settings"]).succeeds()).unwrap();
+        let seconds = |key: &str| shown[key]["value"].as_f64().unwrap();
+        let taken = seconds("limits.drain-delay") + seconds("limits.shutdown-timeout");
+        assert!((taken - f64::from(needed)).abs() < 0.001, "{limits}: {taken}");
+        // In the words of systemd.
+        let stop = text(&system, "/services/dormer/serviceConfig/TimeoutStopSec");
+        let mut span = Command::new("systemd-analyze");
+        let span = Run::of(span.args(["timespan", stop])).succeeds();
+        // The first letter depends on the locale.
+        let micros = span.lines().find_map(|line| Some(line.trim().split_once("s: ")?.1)).unwrap();
+        assert_eq!(micros, format!("{}000000", needed + 30), "{limits}: {stop}");
+    }
 }
 
 #[test]
