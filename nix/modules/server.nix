@@ -10,11 +10,6 @@ let
   cfg = config.services.dormer;
   port = builtins.match ".*:([0-9]+)" cfg.settings.listen;
   onSocket = lib.hasPrefix "unix:" cfg.settings.listen;
-
-  # systemd adds up spans of time, and knows most of Dormer's words for their units.
-  span =
-    value:
-    builtins.replaceStrings [ "millis" "secs" "mins" "hrs" ] [ "ms" "s" "min" "h" ] (toString value);
   limits = cfg.settings.limits or { };
 in
 {
@@ -60,11 +55,10 @@ in
         ExecStart = "${lib.getExe cfg.package} serve --config ${cfg.settingsFile}";
         Restart = "on-failure";
         RestartSec = 5;
-        # As long as the server may take, and a margin. The defaults are those of docs/SETTINGS.md.
-        TimeoutStopSec = lib.concatStringsSep " " [
-          (span (limits.drain-delay or "0s"))
-          (span (limits.shutdown-timeout or "30s"))
-          "30s"
+        # The defaults are those of docs/SETTINGS.md.
+        TimeoutStopSec = import ./stop-time.nix { inherit lib; } [
+          (limits.drain-delay or "0s")
+          (limits.shutdown-timeout or "30s")
         ];
         LimitNOFILE = 65536;
       };

@@ -164,6 +164,7 @@ fn dormers(resources: &[Value]) -> Vec<(&Value, &Value)> {
 #[test]
 fn everything_renders_and_fits_the_schemas_of_kubernetes() {
     let mut rendered: Vec<String> = KUSTOMIZATIONS.iter().map(|name| render(name)).collect();
+    rendered.push(super::helm::with_many_values());
     for file in
         ["base/secret.template.yaml", "secrets/external-secret.yaml", "secrets/sealed-secret.template.yaml"]
     {
@@ -181,7 +182,7 @@ fn everything_renders_and_fits_the_schemas_of_kubernetes() {
     assert!(custom.len() >= 15, "{}", custom.len());
     let found: Vec<String> = custom.iter().flat_map(|one| custom_kinds::problems(one)).collect();
     assert!(found.is_empty(), "{found:#?}");
-    assert_eq!(fits_their_projects(&custom), Ok(9));
+    assert_eq!(fits_their_projects(&custom), Ok(11));
     // The validator of others' schemas sees.
     let mut route = (*custom.iter().find(|one| text(one, "/kind") == "HTTPRoute").unwrap()).clone();
     route["spec"]["rules"][0]["matches"][0]["path"]["type"] = "Prefix".into();
@@ -606,19 +607,22 @@ fn check_settings(name: &str, resources: &[Value], of: &Value, container: &Value
             assert!(ports.any(|own| own["port"] == port), "{name}: nothing is at {url}");
         }
     }
-    let edges = items(shown, "/edge").count();
+    // Kubernetes kills later than a process gives up waiting.
+    let pod = pod_template(of).unwrap();
+    let waits = |needed: f64| {
+        let grace = pod["spec"]["terminationGracePeriodSeconds"].as_f64().unwrap();
+        assert!(needed + 10.0 <= grace, "{name}: {needed} s are needed and {grace} s are given");
+    };
     if items(container, "/args").any(|word| word == "publish") {
-        assert!(edges > 0, "{name}: there is nothing to publish to");
+        assert!(items(shown, "/edge").count() > 0, "{name}: there is nothing to publish to");
+        // For a request under way.
+        items(shown, "/edge").for_each(|edge| waits(edge["edge.timeout"]["value"].as_f64().unwrap()));
     }
     if !items(container, "/args").any(|word| word == "serve") {
         return;
     }
-    // Kubernetes kills later than the server gives up waiting.
-    let pod = pod_template(of).unwrap();
-    let grace = pod["spec"]["terminationGracePeriodSeconds"].as_f64().unwrap();
-    let needed =
-        value("limits.drain-delay").as_f64().unwrap() + value("limits.shutdown-timeout").as_f64().unwrap();
-    assert!(needed + 10.0 <= grace, "{name}: {needed} s are needed and {grace} s are given");
+    let seconds = |key: &str| value(key).as_f64().unwrap();
+    waits(seconds("limits.drain-delay") + seconds("limits.shutdown-timeout"));
     // The ports of the pod are those that the server listens on.
     for (port, key) in [("http", "listen"), ("metrics", "metrics.listen")] {
         let port = items(container, "/ports").find(|one| text(one, "/name") == port).unwrap();

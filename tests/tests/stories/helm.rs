@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use dormer_testkit::services::free_port;
 use dormer_tests::manifests::{containers, items, pod_template, problems, pull_secrets, text, title};
-use dormer_tests::{Run, binary, part, workspace_root};
+use dormer_tests::{Run, part, workspace_root};
 use serde_json::{Value, json};
 
-use crate::deploy::{KUSTOMIZATIONS, folder, made_elsewhere, render};
+use crate::deploy::{KUSTOMIZATIONS, folder, made_elsewhere, new_secret, render};
 
 const REPOSITORY: &str = "image.repository=registry.example.org/dormer";
 
@@ -281,8 +281,8 @@ fn the_chart_has_the_settings_the_alerts_and_the_dashboard_of_the_base_and_its_c
     }
 }
 
-#[test]
-fn values_reach_the_objects_and_nothing_names_what_is_not_there() {
+/// The chart with values that change each kind of object.
+pub(super) fn with_many_values() -> String {
     let settings = tempfile::NamedTempFile::new().unwrap();
     fs::write(settings.path(), "listen = \"0.0.0.0:8080\"\n").unwrap();
     let digest = format!("image.digest=sha256:{}", "a".repeat(64));
@@ -313,7 +313,12 @@ fn values_reach_the_objects_and_nothing_names_what_is_not_there() {
     for one in set.iter().copied().chain([REPOSITORY, &digest]) {
         arguments.extend(["--set", one]);
     }
-    let mut objects = parse(&helm(&arguments).succeeds());
+    helm(&arguments).succeeds()
+}
+
+#[test]
+fn values_reach_the_objects_and_nothing_names_what_is_not_there() {
+    let mut objects = parse(&with_many_values());
     let deployment = objects.iter().find(|object| title(object) == "Deployment dormer").unwrap();
     assert_eq!(deployment["spec"]["replicas"], 3);
     let pod = &pod_template(deployment).unwrap()["spec"];
@@ -356,14 +361,7 @@ fn values_reach_the_objects_and_nothing_names_what_is_not_there() {
     assert!(variables.contains("DORMER_EDGE_MY_EDGE_CREDENTIALS_SECRET_ACCESS_KEY"));
 
     // With the Secret of `dormer secrets init`, every name leads somewhere.
-    let key = tempfile::NamedTempFile::new().unwrap();
-    fs::write(key.path(), "key-of-the-edge\n").unwrap();
-    let mut secrets = Command::new(binary());
-    secrets.args(["secrets", "init", "--namespace", "lab"]);
-    for name in ["edge-access-key-id", "edge-secret-access-key"] {
-        secrets.arg("--from-file").arg(format!("{name}={}", key.path().display()));
-    }
-    let mut secret = parse(&Run::of(secrets.env_clear()).succeeds());
+    let mut secret = parse(&new_secret("lab"));
     secret[0]["metadata"]["name"] = "vault".into();
     objects.extend(secret);
     for name in ["registry", "certificate"] {

@@ -448,17 +448,28 @@ fn the_binary_takes_the_settings_that_the_modules_write() {
     assert!(show(&wrong).fails().contains("interval"));
 }
 
-/// In every form of a time that the server reads.
+/// In seconds, as systemd reads it.
+fn stop_time(system: &Value, service: &str) -> f64 {
+    let stop = text(system, &format!("/services/{service}/serviceConfig/TimeoutStopSec"));
+    let mut span = Command::new("systemd-analyze");
+    let span = Run::of(span.args(["timespan", stop])).succeeds();
+    // The first letter of the unit depends on the locale.
+    let micros = span.lines().find_map(|line| Some(line.trim().split_once("s: ")?.1)).unwrap();
+    micros.parse::<f64>().unwrap() / 1e6
+}
+
+/// In every form of a time that the binary reads.
 #[test]
-fn systemd_waits_longer_for_a_server_that_stops_than_the_server_takes() {
+fn systemd_waits_longer_for_what_stops_than_stopping_takes() {
+    const MARGIN: f64 = 30.0;
     let tree = Tree::new();
     for (number, (limits, needed)) in [
-        ("", 30),
-        (r#"cpu-threads = 4; drain-delay = "5s";"#, 35),
-        (r#"shutdown-timeout = "5 min"; drain-delay = 5;"#, 305),
-        (r#"shutdown-timeout = "2mins 30 secs"; drain-delay = "2000 millis";"#, 152),
-        (r#"shutdown-timeout = "1hr"; drain-delay = "1 minute";"#, 3_660),
-        ("shutdown-timeout = 1200;", 1_200),
+        ("", 30.0),
+        (r#"cpu-threads = 4; drain-delay = "5s";"#, 35.0),
+        (r#"shutdown-timeout = "5 min"; drain-delay = 5;"#, 305.0),
+        (r#"shutdown-timeout = "2mins 30 secs"; drain-delay = "2500 millis";"#, 152.5),
+        (r#"shutdown-timeout = "1hr"; drain-delay = "1 minute";"#, 3_660.0),
+        ("shutdown-timeout = 1200;", 1_200.0),
     ]
     .into_iter()
     .enumerate()
@@ -469,14 +480,24 @@ fn systemd_waits_longer_for_a_server_that_stops_than_the_server_takes() {
         let shown: Value = serde_json::from_str(&show(&system["settings"]).succeeds()).unwrap();
         let seconds = |key: &str| shown[key]["value"].as_f64().unwrap();
         let taken = seconds("limits.drain-delay") + seconds("limits.shutdown-timeout");
-        assert!((taken - f64::from(needed)).abs() < 0.001, "{limits}: {taken}");
-        // In the words of systemd.
-        let stop = text(&system, "/services/dormer/serviceConfig/TimeoutStopSec");
-        let mut span = Command::new("systemd-analyze");
-        let span = Run::of(span.args(["timespan", stop])).succeeds();
-        // The first letter depends on the locale.
-        let micros = span.lines().find_map(|line| Some(line.trim().split_once("s: ")?.1)).unwrap();
-        assert_eq!(micros, format!("{}000000", needed + 30), "{limits}: {stop}");
+        assert!((taken - needed).abs() < 1e-6, "{limits}: {taken}");
+        let stop = stop_time(&system, "dormer");
+        assert!((stop - needed - MARGIN).abs() < 1e-6, "{limits}: {stop}");
+    }
+    // A publisher waits for its requests.
+    let edge =
+        |more: &str| format!(r#"{{ name = "a"; type = "local"; path = "/a"; caches = [ "main" ]; {more} }}"#);
+    for (more, needed) in [("", 60.0), (r#"timeout = "5 mins";"#, 300.0)] {
+        let configuration = format!(
+            "{{ services.dormer = {{ publisher.enable = true; settings.edge = [ {} ]; }}; }}",
+            edge(more)
+        );
+        let system = tree.system(Nix::NEWEST, &configuration);
+        let shown: Value = serde_json::from_str(&show(&system["settings"]).succeeds()).unwrap();
+        let taken = shown["edge"][0]["edge.timeout"]["value"].as_f64();
+        assert_eq!(taken, Some(needed), "{more}: {shown}");
+        let stop = stop_time(&system, "dormer-publisher");
+        assert!((stop - needed - MARGIN).abs() < 1e-6, "{more}: {stop}");
     }
 }
 
