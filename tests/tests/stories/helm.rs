@@ -189,6 +189,9 @@ fn the_chart_makes_the_same_objects_as_the_base_and_its_components() {
     assert_eq!(all, known, "a component that neither the chart has nor others bring");
 }
 
+/// An overlay, its components that the chart does not have, and values for the rest.
+type Place = (&'static str, &'static [&'static str], &'static [&'static [&'static str]]);
+
 /// Each place can be had by either way. The publisher by itself is no matter of the chart, which
 /// always has a server.
 #[test]
@@ -197,7 +200,7 @@ fn values_make_what_each_overlay_has_beside_its_database_and_store() {
         ["gateway.enabled=true", "gateway.parentRef.name=public", "networkPolicy.enabled=true"];
     const WATCH: [&str; 2] = ["publisher.enabled=true", "publisher.watch=true"];
     const CLUSTER: [&str; 2] = ["database.secretName=dormer-db-app", "database.secretKey=uri"];
-    let overlays: [(&str, &[&str], &[&[&str]]); 4] = [
+    let overlays: [Place; 4] = [
         (
             "overlays/lab",
             &["postgres", "storage-seaweedfs"],
