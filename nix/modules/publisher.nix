@@ -76,6 +76,10 @@ in
         import ./unit.nix { inherit lib cfg; }
         // {
           ExecStart = lib.escapeShellArgs words;
+          # A run that stops waits for its requests under way.
+          TimeoutStopSec = import ./stop-time.nix { inherit lib; } (
+            map (edge: edge.timeout or "60s") (cfg.settings.edge or [ ])
+          );
         }
         // (
           if cfg.publisher.watch then

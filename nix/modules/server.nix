@@ -10,6 +10,7 @@ let
   cfg = config.services.dormer;
   port = builtins.match ".*:([0-9]+)" cfg.settings.listen;
   onSocket = lib.hasPrefix "unix:" cfg.settings.listen;
+  limits = cfg.settings.limits or { };
 in
 {
   imports = [ ./settings.nix ];
@@ -54,8 +55,11 @@ in
         ExecStart = "${lib.getExe cfg.package} serve --config ${cfg.settingsFile}";
         Restart = "on-failure";
         RestartSec = 5;
-        # limits.drain-delay and limits.shutdown-timeout together, and a margin.
-        TimeoutStopSec = 60;
+        # The defaults are those of docs/SETTINGS.md.
+        TimeoutStopSec = import ./stop-time.nix { inherit lib; } [
+          (limits.drain-delay or "0s")
+          (limits.shutdown-timeout or "30s")
+        ];
         LimitNOFILE = 65536;
       };
     };

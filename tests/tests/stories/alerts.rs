@@ -14,6 +14,8 @@ use dormer_tests::manifests::{items, text};
 use dormer_tests::{part, workspace_root};
 use serde_json::Value;
 
+use crate::deploy::{parse, render};
+
 fn folder() -> PathBuf {
     workspace_root().join("deploy/kubernetes/components/monitoring")
 }
@@ -93,15 +95,40 @@ fn every_alert_has_an_entry_in_the_runbook() {
     let entries: Vec<&str> = runbook.lines().filter_map(|line| line.strip_prefix("## ")).collect();
     let alerts = alerts();
     assert_eq!(entries, alerts.iter().map(|alert| text(alert, "/alert")).collect::<Vec<_>>());
+    let rule = yaml("prometheusrule.yaml");
+    let page = text(&rule, "/metadata/annotations/runbook-page");
     for alert in &alerts {
-        let anchor = text(alert, "/alert").to_lowercase();
-        assert_eq!(text(alert, "/annotations/runbook"), format!("docs/RUNBOOK.md#{anchor}"));
+        assert_eq!(text(alert, "/annotations/runbook_url"), link(page, alert));
         assert!(["critical", "warning"].contains(&text(alert, "/labels/severity")));
         assert!(!text(alert, "/annotations/summary").is_empty());
     }
     // Links inside the page lead to entries.
     for link in runbook.split("](#").skip(1).filter_map(|rest| rest.split_once(')')) {
         assert!(entries.iter().any(|entry| entry.to_lowercase() == link.0), "#{}", link.0);
+    }
+}
+
+/// The entry of the runbook, in the book as in a forge's view of the page.
+fn link(page: &str, alert: &Value) -> String {
+    format!("{page}#{}", text(alert, "/alert").to_lowercase())
+}
+
+/// A place names its page once.
+#[test]
+fn every_alert_of_an_overlay_links_to_the_page_that_the_overlay_names() {
+    for (overlay, page) in [
+        ("overlays/lab", "https://book.lab.example.org/RUNBOOK.html"),
+        ("overlays/production", "https://book.example.org/RUNBOOK.html"),
+    ] {
+        let resources = parse(&render(overlay));
+        let rule = resources.iter().find(|one| text(one, "/kind") == "PrometheusRule").unwrap();
+        assert_eq!(text(rule, "/metadata/annotations/runbook-page"), page);
+        let alerts: Vec<&Value> =
+            items(rule, "/spec/groups").flat_map(|group| items(group, "/rules")).collect();
+        assert!(alerts.len() > 20, "{}", alerts.len());
+        for alert in alerts {
+            assert_eq!(text(alert, "/annotations/runbook_url"), link(page, alert));
+        }
     }
 }
 

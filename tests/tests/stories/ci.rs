@@ -365,6 +365,92 @@ fn the_archive_of_a_release_is_the_same_each_time() {
     assert!(listed.lines().all(|line| line.contains(" 0/0 ")), "{listed}");
 }
 
+/// A step of the release workflow, as a runner would run it. `docker` is one that has the image
+/// IMAGE in the folder `image`.
+fn run_step(step: &Value, place: &Path) -> Run {
+    let value_of = |expression: &str| match expression {
+        "needs.version.outputs.image" => "ghcr.io/example/dormer".to_owned(),
+        "steps.build.outputs.digest" => "sha256:feed".to_owned(),
+        "matrix.machine" => format!("{}-linux", std::env::consts::ARCH),
+        _ => panic!("{expression}"),
+    };
+    let filled = |template: &str| -> String {
+        let mut parts = template.split("${{ ");
+        let first = parts.next().unwrap().to_owned();
+        parts
+            .map(|part| part.split_once(" }}").unwrap())
+            .fold(first, |text, (expression, rest)| format!("{text}{}{rest}", value_of(expression)))
+    };
+    let mut bash = Command::new("bash");
+    bash.args(["-e", "-o", "pipefail", "-c", &filled(text(step, "/run"))]).current_dir(place);
+    for (name, value) in step["env"].as_object().into_iter().flatten() {
+        bash.env(name, filled(value.as_str().unwrap()));
+    }
+    let path = format!("{}:{}", place.join("bin").display(), std::env::var("PATH").unwrap());
+    Run::of(bash.env("PATH", path).env("SOURCE_DATE_EPOCH", "1800000000"))
+}
+
+/// There is one build for each machine, so that both have one checksum.
+#[test]
+fn the_archive_of_a_release_holds_the_binary_of_its_image() {
+    let workflow = yaml(&workspace_root().join(".github/workflows/release.yml"));
+    let jobs = workflow["jobs"].as_object().unwrap();
+    let steps = jobs.iter().flat_map(|(job, content)| items(content, "/steps").map(move |step| (job, step)));
+    let compiles = |step: &Value| {
+        let run = text(step, "/run");
+        text(step, "/uses").starts_with("docker/build-push-action@")
+            || ["cargo", "static-binary.sh out", "docker build ", "buildx build "]
+                .iter()
+                .any(|word| run.contains(word))
+    };
+    let builds: Vec<(&String, &Value)> = steps.filter(|(_, step)| compiles(step)).collect();
+    let [(job, build)] = builds[..] else { panic!("one build, not {builds:?}") };
+    assert_eq!(text(build, "/with/file"), "deploy/Containerfile");
+    assert!(build["with"]["build-contexts"].is_null(), "the image is built from the sources");
+
+    // The image, as the Containerfile makes it.
+    let work = tempfile::tempdir().unwrap();
+    let place = work.path();
+    let binary = place.join("built");
+    fs::write(&binary, format!("#!/bin/sh\nexec {} \"$@\"\n", dormer_tests::binary().display())).unwrap();
+    let mut root = Command::new(workspace_root().join("scripts/image-root.sh"));
+    Run::of(root.arg(&binary).arg(place.join("image"))).succeeds();
+    let in_image = place.join("image/root/bin/dormer");
+    let docker = r#"#!/bin/sh
+        case "$1 $2" in
+        "create ghcr.io/example/dormer@sha256:feed") echo one ;;
+        "cp one:/bin/dormer") cp -p image/root/bin/dormer "$3" ;;
+        *) exit 1 ;;
+        esac"#;
+    fs::create_dir(place.join("bin")).unwrap();
+    fs::write(place.join("bin/docker"), docker).unwrap();
+    fs::set_permissions(place.join("bin/docker"), fs::Permissions::from_mode(0o755)).unwrap();
+    for name in ["scripts", "deploy", "LICENSE", "README.md", "Cargo.toml"] {
+        std::os::unix::fs::symlink(workspace_root().join(name), place.join(name)).unwrap();
+    }
+
+    // From the build to the upload, without what wants a whole binary.
+    let after = items(&jobs[job], "/steps").skip_while(|step| *step != build);
+    let until = after.take_while(|step| !text(step, "/uses").starts_with("actions/upload-artifact@"));
+    let mut tried = Vec::new();
+    for step in until.filter(|step| !step["run"].is_null()) {
+        match text(step, "/run").strip_prefix("scripts/try-static-binary.sh ") {
+            Some(binary) => tried.push(fs::read(place.join(binary)).unwrap()),
+            None => _ = run_step(step, place).succeeds(),
+        }
+    }
+    let upload = items(&jobs[job], "/steps")
+        .find(|step| text(step, "/uses").starts_with("actions/upload-artifact@"))
+        .unwrap();
+    let folder = place.join(text(upload, "/with/path"));
+    let mut unpack = Command::new("tar");
+    unpack.args(["-xzf", &archive_name(), "--strip-components=1"]).current_dir(&folder);
+    Run::of(&mut unpack).succeeds();
+    let in_image = fs::read(in_image).unwrap();
+    assert!(fs::read(folder.join("dormer")).unwrap() == in_image, "another binary");
+    assert!(tried == [in_image], "the binary that is tried is another one");
+}
+
 /// The program is the one that the release workflow installs.
 #[test]
 fn the_list_of_a_release_names_every_package_of_the_lock_file() {

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -78,23 +79,28 @@ pub(super) fn parse(yaml: &str) -> Vec<Value> {
     serde_json::from_str(&output).unwrap()
 }
 
-/// What runs in a cluster after everything was done that the documents say: a kustomization, the
-/// Secret that `dormer secrets init` makes, and what others make.
+/// What runs in a cluster after everything was done that the documents say.
 fn applied(kustomization: &str) -> Vec<Value> {
     let mut resources = parse(&render(kustomization));
     let namespace = text(workload(&resources), "/metadata/namespace").to_owned();
-    for (kind, name, keys) in MADE_BY_OTHERS {
-        let data: serde_json::Map<String, Value> =
-            keys.iter().map(|&key| (key.to_owned(), example(key).into())).collect();
-        resources.push(json!({"apiVersion": "v1", "kind": kind,
-            "metadata": {"name": name, "namespace": namespace}, "data": data}));
-    }
-    resources.extend(parse(&new_secret(&namespace)));
+    resources.extend(made_elsewhere(&namespace));
     if kustomization == "overlays/edge-publisher" {
         // It runs beside the server.
         resources.push(json!({"kind": "Namespace", "metadata": {"name": namespace}}));
     }
     resources
+}
+
+/// The Secret that `dormer secrets init` makes, and what others make.
+pub(super) fn made_elsewhere(namespace: &str) -> Vec<Value> {
+    let mut made = parse(&new_secret(namespace));
+    for (kind, name, keys) in MADE_BY_OTHERS {
+        let data: serde_json::Map<String, Value> =
+            keys.iter().map(|&key| (key.to_owned(), example(key).into())).collect();
+        made.push(json!({"apiVersion": "v1", "kind": kind,
+            "metadata": {"name": name, "namespace": namespace}, "data": data}));
+    }
+    made
 }
 
 /// The Secret of a server with an edge.
@@ -158,6 +164,7 @@ fn dormers(resources: &[Value]) -> Vec<(&Value, &Value)> {
 #[test]
 fn everything_renders_and_fits_the_schemas_of_kubernetes() {
     let mut rendered: Vec<String> = KUSTOMIZATIONS.iter().map(|name| render(name)).collect();
+    rendered.push(super::helm::with_many_values());
     for file in
         ["base/secret.template.yaml", "secrets/external-secret.yaml", "secrets/sealed-secret.template.yaml"]
     {
@@ -175,7 +182,7 @@ fn everything_renders_and_fits_the_schemas_of_kubernetes() {
     assert!(custom.len() >= 15, "{}", custom.len());
     let found: Vec<String> = custom.iter().flat_map(|one| custom_kinds::problems(one)).collect();
     assert!(found.is_empty(), "{found:#?}");
-    assert_eq!(fits_their_projects(&custom), Ok(9));
+    assert_eq!(fits_their_projects(&custom), Ok(11));
     // The validator of others' schemas sees.
     let mut route = (*custom.iter().find(|one| text(one, "/kind") == "HTTPRoute").unwrap()).clone();
     route["spec"]["rules"][0]["matches"][0]["path"]["type"] = "Prefix".into();
@@ -386,17 +393,91 @@ fn the_network_is_closed_by_default() {
         let policies: Vec<&Value> =
             resources.iter().filter(|one| text(one, "/kind") == "NetworkPolicy").collect();
         assert_eq!(policies.iter().copied().filter(|one| denies_all(one)).count(), 1, "{name}");
-        // The server may ask for itself, by the address that leads to the Gateway.
-        let gateway = json!([{"namespaceSelector":
-            {"matchLabels": {"kubernetes.io/metadata.name": "gateway"}}}]);
-        let egress = policies.iter().find(|one| title(one) == "NetworkPolicy dormer-egress").unwrap();
-        let mut rules = items(egress, "/spec/egress");
-        assert!(rules.any(|rule| rule["to"] == gateway && rule["ports"].is_null()), "{name}");
+        // The server may ask for itself, by the address that leads to where requests come from.
+        let policy =
+            |wanted: &str| policies.iter().find(|one| text(one, "/metadata/name") == wanted).unwrap();
+        let way_in = &policy("dormer-server")["spec"]["ingress"][0];
+        assert_eq!(way_in["ports"], json!([{"port": "http"}]), "{name}");
+        let mut rules = items(policy("dormer-egress"), "/spec/egress");
+        assert!(rules.any(|rule| rule["to"] == way_in["from"] && rule["ports"].is_null()), "{name}");
         // No rule without a sender: it would let everybody in.
         for rule in policies.iter().flat_map(|policy| items(policy, "/spec/ingress")) {
             assert!(items(rule, "/from").count() > 0 && items(rule, "/ports").count() > 0, "{name}: {rule}");
         }
     }
+}
+
+/// With pods that answer, with NodeLocal DNSCache, and by IPv6.
+#[test]
+fn every_pod_resolves_names_and_asks_no_host_of_the_internet_for_them() {
+    let address = |text: &str| Peer::Address(text.parse().unwrap());
+    let resolvers = [
+        Peer::PodsOf("kube-system"),
+        // NodeLocal DNSCache listens here, and here, if kube-proxy uses iptables.
+        address("169.254.20.10"),
+        address("10.96.0.10"),
+        address("fd00:10:96::a"),
+    ];
+    let strangers = [address("8.8.8.8"), address("172.32.0.1"), address("2001:4860:4860::8888")];
+    for name in servers().filter(|name| *name != "base") {
+        let resources = applied(name);
+        for of in resources.iter().filter(|one| pod_template(one).is_some()) {
+            let labels = &pod_template(of).unwrap()["metadata"]["labels"];
+            for protocol in ["UDP", "TCP"] {
+                let may = |peer: &Peer| may_send(&resources, labels, peer, protocol, 53);
+                assert!(resolvers.iter().all(may), "{name}: {}", title(of));
+                assert!(!strangers.iter().any(may), "{name}: {}", title(of));
+            }
+            // The addresses are for names only. (The server and the publisher speak S3 to any.)
+            let is_dormer = labels["app.kubernetes.io/name"] == "dormer";
+            for port in [80, 443, 6443] {
+                let may = may_send(&resources, labels, &address("10.96.0.1"), "TCP", port);
+                assert_eq!(may, is_dormer && port != 6443, "{name}: {} {port}", title(of));
+            }
+        }
+    }
+}
+
+/// What a pod sends to. The processes of a node are addresses: selectors fit pods alone.
+enum Peer {
+    PodsOf(&'static str),
+    Address(IpAddr),
+}
+
+/// Whether the network policies let a pod with these labels send there, as
+/// <https://kubernetes.io/docs/concepts/services-networking/network-policies/> has it.
+fn may_send(resources: &[Value], labels: &Value, peer: &Peer, protocol: &str, port: u16) -> bool {
+    let selects = |policy: &&Value| {
+        let wanted = policy.pointer("/spec/podSelector/matchLabels").and_then(Value::as_object);
+        let fits = wanted.into_iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
+        fits && items(policy, "/spec/policyTypes").any(|kind| kind == "Egress")
+    };
+    let policies = resources.iter().filter(|one| text(one, "/kind") == "NetworkPolicy").filter(selects);
+    let is_peer = |to: &Value| match peer {
+        Peer::PodsOf(namespace) => {
+            let named = "/namespaceSelector/matchLabels/kubernetes.io~1metadata.name";
+            to.get("podSelector").is_none() && text(to, named) == *namespace
+        }
+        Peer::Address(address) => {
+            to.get("ipBlock").is_some() && is_within(*address, text(to, "/ipBlock/cidr"))
+        }
+    };
+    let is_port = |own: &Value| own["port"] == port && own["protocol"].as_str().unwrap_or("TCP") == protocol;
+    policies.flat_map(|policy| items(policy, "/spec/egress")).any(|rule| {
+        (rule["to"].is_null() || items(rule, "/to").any(is_peer))
+            && (rule["ports"].is_null() || items(rule, "/ports").any(is_port))
+    })
+}
+
+fn is_within(address: IpAddr, network: &str) -> bool {
+    let bits = |address: IpAddr| match address {
+        IpAddr::V4(four) => u128::from(u32::from(four)) << 96,
+        IpAddr::V6(six) => u128::from(six),
+    };
+    let (first, length) = network.split_once('/').unwrap();
+    let (first, length): (IpAddr, u32) = (first.parse().unwrap(), length.parse().unwrap());
+    assert!(length > 0, "{network} is every address");
+    first.is_ipv4() == address.is_ipv4() && (bits(first) ^ bits(address)) >> (128 - length) == 0
 }
 
 #[test]
@@ -526,19 +607,22 @@ fn check_settings(name: &str, resources: &[Value], of: &Value, container: &Value
             assert!(ports.any(|own| own["port"] == port), "{name}: nothing is at {url}");
         }
     }
-    let edges = items(shown, "/edge").count();
+    // Kubernetes kills later than a process gives up waiting.
+    let pod = pod_template(of).unwrap();
+    let waits = |needed: f64| {
+        let grace = pod["spec"]["terminationGracePeriodSeconds"].as_f64().unwrap();
+        assert!(needed + 10.0 <= grace, "{name}: {needed} s are needed and {grace} s are given");
+    };
     if items(container, "/args").any(|word| word == "publish") {
-        assert!(edges > 0, "{name}: there is nothing to publish to");
+        assert!(items(shown, "/edge").count() > 0, "{name}: there is nothing to publish to");
+        // For a request under way.
+        items(shown, "/edge").for_each(|edge| waits(edge["edge.timeout"]["value"].as_f64().unwrap()));
     }
     if !items(container, "/args").any(|word| word == "serve") {
         return;
     }
-    // Kubernetes kills later than the server gives up waiting.
-    let pod = pod_template(of).unwrap();
-    let grace = pod["spec"]["terminationGracePeriodSeconds"].as_f64().unwrap();
-    let needed =
-        value("limits.drain-delay").as_f64().unwrap() + value("limits.shutdown-timeout").as_f64().unwrap();
-    assert!(needed + 10.0 <= grace, "{name}: {needed} s are needed and {grace} s are given");
+    let seconds = |key: &str| value(key).as_f64().unwrap();
+    waits(seconds("limits.drain-delay") + seconds("limits.shutdown-timeout"));
     // The ports of the pod are those that the server listens on.
     for (port, key) in [("http", "listen"), ("metrics", "metrics.listen")] {
         let port = items(container, "/ports").find(|one| text(one, "/name") == port).unwrap();

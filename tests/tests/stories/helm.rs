@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -12,9 +12,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dormer_testkit::services::free_port;
-use dormer_tests::manifests::{containers, pod_template, problems, pull_secrets, text, title};
-use dormer_tests::{Run, binary, part, workspace_root};
+use dormer_tests::manifests::{containers, items, pod_template, problems, pull_secrets, text, title};
+use dormer_tests::{Run, part, workspace_root};
 use serde_json::{Value, json};
+
+use crate::deploy::{KUSTOMIZATIONS, folder, made_elsewhere, new_secret, render};
 
 const REPOSITORY: &str = "image.repository=registry.example.org/dormer";
 
@@ -68,8 +70,19 @@ pub(super) fn kustomized(components: &[&str]) -> Vec<Value> {
     parse(&Run::of(kubectl.arg("kustomize").arg(&overlay)).succeeds())
 }
 
-/// Objects by their titles, without what only Helm adds: its labels, and the two ways to roll the
-/// pods when the settings change.
+/// The chart with these values, and the settings of an overlay.
+fn template_like(overlay: &str, namespace: &str, sets: &[&str]) -> Vec<Value> {
+    let (chart, settings) = (chart(), folder().join(overlay).join("dormer.toml"));
+    let (chart, settings) = (chart.display().to_string(), format!("settings={}", settings.display()));
+    let mut arguments = vec!["template", "dormer", &chart, "--namespace", namespace, "--set-file", &settings];
+    for set in sets.iter().chain([&REPOSITORY]) {
+        arguments.extend(["--set", set]);
+    }
+    parse(&helm(&arguments).succeeds())
+}
+
+/// Objects by their titles, without what only Helm adds (its labels, and its way to roll the pods
+/// when the settings change), and in one form where two mean the same.
 fn comparable(objects: Vec<Value>) -> BTreeMap<String, Value> {
     const OF_HELM: [&str; 4] = [
         "app.kubernetes.io/instance",
@@ -85,6 +98,13 @@ fn comparable(objects: Vec<Value>) -> BTreeMap<String, Value> {
                 }
                 if let Some(Value::Object(annotations)) = map.get_mut("annotations") {
                     annotations.remove("checksum/settings");
+                }
+                let is_empty = |value: &Value| value.as_object().is_some_and(serde_json::Map::is_empty);
+                map.retain(|name, value| name != "annotations" || !is_empty(value));
+                map.retain(|name, value| name != "optional" || value != false);
+                // Their order counts only where one uses another, which `problems` checks.
+                if let Some(Value::Array(variables)) = map.get_mut("env") {
+                    variables.sort_by(|one, other| text(one, "/name").cmp(text(other, "/name")));
                 }
                 map.values_mut().for_each(clean);
             }
@@ -113,9 +133,26 @@ fn comparable(objects: Vec<Value>) -> BTreeMap<String, Value> {
         .collect()
 }
 
+/// What the chart leaves to others.
+const DATABASES_AND_STORES: [&str; 6] = [
+    "postgres",
+    "postgres-cnpg",
+    "postgres-cnpg-restore",
+    "storage-ceph",
+    "storage-garage",
+    "storage-seaweedfs",
+];
+
+fn assert_same(made: &BTreeMap<String, Value>, expected: &BTreeMap<String, Value>) {
+    assert_eq!(made.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    for (name, object) in expected {
+        assert!(made[name] == *object, "{name}\nchart: {:#}\nbase: {object:#}", made[name]);
+    }
+}
+
 #[test]
 fn the_chart_makes_the_same_objects_as_the_base_and_its_components() {
-    let components: [(&[&str], &[&str]); 3] = [
+    let components: [(&[&str], &[&str]); 4] = [
         (&[], &[REPOSITORY]),
         (&["ingress"], &[REPOSITORY, "ingress.enabled=true"]),
         (
@@ -128,16 +165,104 @@ fn the_chart_makes_the_same_objects_as_the_base_and_its_components() {
                 "monitoring.enabled=true",
             ],
         ),
+        (
+            &["publisher-watch", "network-policy", "private-registry"],
+            &[
+                REPOSITORY,
+                "publisher.enabled=true",
+                "publisher.watch=true",
+                "networkPolicy.enabled=true",
+                "imagePullSecrets[0].name=dormer-registry",
+            ],
+        ),
     ];
     for (components, sets) in components {
         let expected = comparable(kustomized(components));
-        let made = comparable(parse(&template(sets).succeeds()));
-        assert_eq!(made.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
-        for (name, object) in &expected {
-            assert!(made[name] == *object, "{name}\nchart: {:#}\nbase: {object:#}", made[name]);
-        }
+        assert_same(&comparable(parse(&template(sets).succeeds())), &expected);
         assert!(expected.len() >= 6, "{:?}", expected.keys());
     }
+    let all = fs::read_dir(folder().join("components")).unwrap();
+    let all: BTreeSet<String> = all.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let compared = components.iter().flat_map(|(components, _)| components.iter());
+    let known: BTreeSet<String> =
+        compared.chain(&DATABASES_AND_STORES).map(|&name| name.to_owned()).collect();
+    assert_eq!(all, known, "a component that neither the chart has nor others bring");
+}
+
+/// An overlay, its components that the chart does not have, and values for the rest.
+type Place = (&'static str, &'static [&'static str], &'static [&'static [&'static str]]);
+
+/// Each place can be had by either way. The publisher by itself is no matter of the chart, which
+/// always has a server.
+#[test]
+fn values_make_what_each_overlay_has_beside_its_database_and_store() {
+    const GATEWAY: [&str; 3] =
+        ["gateway.enabled=true", "gateway.parentRef.name=public", "networkPolicy.enabled=true"];
+    const WATCH: [&str; 2] = ["publisher.enabled=true", "publisher.watch=true"];
+    const CLUSTER: [&str; 2] = ["database.secretName=dormer-db-app", "database.secretKey=uri"];
+    let overlays: [Place; 4] = [
+        (
+            "overlays/lab",
+            &["postgres", "storage-seaweedfs"],
+            &[
+                &GATEWAY,
+                &["gateway.host=cache.lab.example.org", "monitoring.enabled=true"],
+                &["monitoring.runbookPage=https://book.lab.example.org/RUNBOOK.html"],
+            ],
+        ),
+        (
+            "overlays/production",
+            &["postgres-cnpg"],
+            &[&GATEWAY, &WATCH, &CLUSTER, &["autoscaling.enabled=true", "monitoring.enabled=true"]],
+        ),
+        (
+            "overlays/garage",
+            &["postgres", "storage-garage"],
+            &[
+                &["ingress.enabled=true", "ingress.className=traefik", "publisher.enabled=true"],
+                &["networkPolicy.enabled=true", "networkPolicy.gatewayNamespace=traefik"],
+            ],
+        ),
+        (
+            "overlays/ceph",
+            &["postgres-cnpg", "storage-ceph"],
+            &[&GATEWAY, &WATCH, &CLUSTER, &["objectBucketClaim=dormer-bucket"]],
+        ),
+    ];
+    let mut known: Vec<&str> = overlays.iter().map(|(overlay, ..)| *overlay).collect();
+    known.extend(["base", "overlays/edge-publisher"]);
+    assert_eq!(known.iter().collect::<BTreeSet<_>>(), KUSTOMIZATIONS.iter().collect());
+    let of_base = comparable(kustomized(&[]));
+    for (overlay, others, sets) in overlays {
+        let objects = parse(&render(overlay));
+        let namespace = objects.iter().find(|object| text(object, "/kind") == "Namespace").unwrap();
+        let namespace = text(namespace, "/metadata/name").to_owned();
+        let of_others = comparable(kustomized(others));
+        let (by_others, expected): (BTreeMap<_, _>, BTreeMap<_, _>) = comparable(objects)
+            .into_iter()
+            .partition(|(name, _)| of_others.contains_key(name) && !of_base.contains_key(name));
+        let mut made = template_like(overlay, &namespace, &sets.concat());
+        assert_same(&comparable(made.clone()), &expected);
+        // Together, everything that is named is there.
+        assert!(by_others.len() >= 4, "{overlay}: {:?}", by_others.keys());
+        made.extend(by_others.into_values());
+        made.extend(made_elsewhere(&namespace));
+        assert_eq!(problems(&made), Vec::<String>::new(), "{overlay}");
+    }
+}
+
+/// Pods read their settings once.
+#[test]
+fn new_settings_roll_every_deployment() {
+    let sums = |overlay: &str| -> Vec<String> {
+        let objects = template_like(overlay, "dormer", &["publisher.enabled=true", "publisher.watch=true"]);
+        let deployments = objects.iter().filter(|object| text(object, "/kind") == "Deployment");
+        let sum = "/spec/template/metadata/annotations/checksum~1settings";
+        deployments.map(|object| text(object, sum).to_owned()).collect()
+    };
+    let (of_base, of_lab) = (sums("base"), sums("overlays/lab"));
+    assert_eq!((of_base.len(), of_lab.len()), (2, 2));
+    assert!(of_base.iter().zip(&of_lab).all(|(one, other)| one.len() == 64 && one != other));
 }
 
 /// Helm reads nothing outside of a chart.
@@ -159,8 +284,8 @@ fn the_chart_has_the_settings_the_alerts_and_the_dashboard_of_the_base_and_its_c
     }
 }
 
-#[test]
-fn values_reach_the_objects_and_nothing_names_what_is_not_there() {
+/// The chart with values that change each kind of object.
+pub(super) fn with_many_values() -> String {
     let settings = tempfile::NamedTempFile::new().unwrap();
     fs::write(settings.path(), "listen = \"0.0.0.0:8080\"\n").unwrap();
     let digest = format!("image.digest=sha256:{}", "a".repeat(64));
@@ -180,6 +305,9 @@ fn values_reach_the_objects_and_nothing_names_what_is_not_there() {
         "publisher.edge=my-edge",
         "monitoring.enabled=true",
         "monitoring.labels.release=prometheus",
+        "monitoring.runbookPage=https://git.example.org/dormer/docs/RUNBOOK.md",
+        "networkPolicy.enabled=true",
+        "networkPolicy.monitoringNamespace=prometheus",
         "ingress.enabled=true",
         "ingress.className=traefik",
         "ingress.tlsSecret=certificate",
@@ -188,7 +316,12 @@ fn values_reach_the_objects_and_nothing_names_what_is_not_there() {
     for one in set.iter().copied().chain([REPOSITORY, &digest]) {
         arguments.extend(["--set", one]);
     }
-    let mut objects = parse(&helm(&arguments).succeeds());
+    helm(&arguments).succeeds()
+}
+
+#[test]
+fn values_reach_the_objects_and_nothing_names_what_is_not_there() {
+    let mut objects = parse(&with_many_values());
     let deployment = objects.iter().find(|object| title(object) == "Deployment dormer").unwrap();
     assert_eq!(deployment["spec"]["replicas"], 3);
     let pod = &pod_template(deployment).unwrap()["spec"];
@@ -212,6 +345,16 @@ fn values_reach_the_objects_and_nothing_names_what_is_not_there() {
         let selected = objects.iter().find(|object| title(object) == wanted).unwrap();
         assert_eq!(selected["metadata"]["labels"]["release"], "prometheus", "{wanted}");
     }
+    let rules = objects.iter().find(|object| title(object) == "PrometheusRule dormer").unwrap();
+    let links: Vec<&str> =
+        items(rules, "/spec/groups/0/rules").map(|alert| text(alert, "/annotations/runbook_url")).collect();
+    assert!(links.len() > 20, "{links:?}");
+    for link in links {
+        assert!(link.starts_with("https://git.example.org/dormer/docs/RUNBOOK.md#dormer"), "{link}");
+    }
+    let policy = objects.iter().find(|object| title(object) == "NetworkPolicy dormer-server").unwrap();
+    let scraper = "/spec/ingress/1/from/0/namespaceSelector/matchLabels/kubernetes.io~1metadata.name";
+    assert_eq!(text(policy, scraper), "prometheus");
     let publisher = objects.iter().find(|object| text(object, "/kind") == "CronJob").unwrap();
     let of_publisher = &pod_template(publisher).unwrap()["spec"];
     for key in ["nodeSelector", "tolerations", "priorityClassName"] {
@@ -221,14 +364,7 @@ fn values_reach_the_objects_and_nothing_names_what_is_not_there() {
     assert!(variables.contains("DORMER_EDGE_MY_EDGE_CREDENTIALS_SECRET_ACCESS_KEY"));
 
     // With the Secret of `dormer secrets init`, every name leads somewhere.
-    let key = tempfile::NamedTempFile::new().unwrap();
-    fs::write(key.path(), "key-of-the-edge\n").unwrap();
-    let mut secrets = Command::new(binary());
-    secrets.args(["secrets", "init", "--namespace", "lab"]);
-    for name in ["edge-access-key-id", "edge-secret-access-key"] {
-        secrets.arg("--from-file").arg(format!("{name}={}", key.path().display()));
-    }
-    let mut secret = parse(&Run::of(secrets.env_clear()).succeeds());
+    let mut secret = parse(&new_secret("lab"));
     secret[0]["metadata"]["name"] = "vault".into();
     objects.extend(secret);
     for name in ["registry", "certificate"] {
@@ -249,6 +385,10 @@ fn values_that_make_no_sense_are_refused() {
         ("image.repository=x,gateway.host=Cache_1", "host"),
         ("image.repository=x,ingress.host=Cache_1", "host"),
         ("image.repository=x,monitoring.labels.release=1", "release"),
+        ("image.repository=x,monitoring.runbookPage=docs/RUNBOOK.md", "runbookPage"),
+        ("image.repository=x,networkPolicy.gatewayNamespace=Gateway_1", "gatewayNamespace"),
+        ("image.repository=x,objectBucketClaim=Bucket_1", "objectBucketClaim"),
+        ("image.repository=x,database.secretKey=a:b", "secretKey"),
         ("image.repository=x,resources.limits.memory=1GB", "memory"),
         ("image.repository=x,resources.limits.memory=null", "memory"),
         ("image.repository=x,extraEnv[0].name=a-b", "name"),

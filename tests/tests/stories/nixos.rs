@@ -423,31 +423,82 @@ fn the_flake_passes_nix_flake_check_and_names_every_source() {
     assert_eq!(sorted, expected, "the package is built from other files than the image");
 }
 
+/// What the binary makes of settings.
+fn show(settings: &Value) -> Run {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), toml::to_string(settings).unwrap()).unwrap();
+    let mut show = Command::new(binary());
+    Run::of(show.args(["config", "show", "--json", "--config"]).arg(file.path()).env_clear())
+}
+
 #[test]
 fn the_binary_takes_the_settings_that_the_modules_write() {
     let tree = Tree::new();
     let system = tree.system(Nix::NEWEST, EVERYTHING);
     // The build of a system does the same, with the script of the module.
     assert!(text(&system, "/check").contains("/bin/dormer config show --config "), "{system}");
-    let show = |settings: &Value| {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), toml::to_string(settings).unwrap()).unwrap();
-        let mut show = Command::new(binary());
-        Run::of(show.args(["config", "show", "--json", "--config"]).arg(file.path()).env_clear())
-    };
     let said = show(&system["settings"]);
     let shown: Value = serde_json::from_str(&said.succeeds()).unwrap();
     assert_eq!(said.stderr(), "");
     assert_eq!(shown["data-dir"]["value"], "/var/lib/dormer");
     assert_eq!(shown["garbage-collection.default-retention-period"]["value"].as_f64(), Some(7_776_000.0));
-    // systemd kills later than the server gives up waiting.
-    let stop = system["services"]["dormer"]["serviceConfig"]["TimeoutStopSec"].as_f64().unwrap();
-    let seconds = |key: &str| shown[key]["value"].as_f64().unwrap();
-    assert!(stop > seconds("limits.shutdown-timeout") + 5.0 + 10.0);
 
     let mut wrong = system["settings"].clone();
     wrong["garbage-collection"]["intervall"] = "1h".into();
     assert!(show(&wrong).fails().contains("interval"));
+}
+
+/// In seconds, as systemd reads it.
+fn stop_time(system: &Value, service: &str) -> f64 {
+    let stop = text(system, &format!("/services/{service}/serviceConfig/TimeoutStopSec"));
+    let mut span = Command::new("systemd-analyze");
+    let span = Run::of(span.args(["timespan", stop])).succeeds();
+    // The first letter of the unit depends on the locale.
+    let micros = span.lines().find_map(|line| Some(line.trim().split_once("s: ")?.1)).unwrap();
+    micros.parse::<f64>().unwrap() / 1e6
+}
+
+/// In every form of a time that the binary reads.
+#[test]
+fn systemd_waits_longer_for_what_stops_than_stopping_takes() {
+    const MARGIN: f64 = 30.0;
+    let tree = Tree::new();
+    for (number, (limits, needed)) in [
+        ("", 30.0),
+        (r#"cpu-threads = 4; drain-delay = "5s";"#, 35.0),
+        (r#"shutdown-timeout = "5 min"; drain-delay = 5;"#, 305.0),
+        (r#"shutdown-timeout = "2mins 30 secs"; drain-delay = "2500 millis";"#, 152.5),
+        (r#"shutdown-timeout = "1hr"; drain-delay = "1 minute";"#, 3_660.0),
+        ("shutdown-timeout = 1200;", 1_200.0),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let configuration =
+            format!("{{ services.dormer = {{ enable = true; settings.limits = {{ {limits} }}; }}; }}");
+        let system = tree.system(Nix::ALL[number % 3], &configuration);
+        let shown: Value = serde_json::from_str(&show(&system["settings"]).succeeds()).unwrap();
+        let seconds = |key: &str| shown[key]["value"].as_f64().unwrap();
+        let taken = seconds("limits.drain-delay") + seconds("limits.shutdown-timeout");
+        assert!((taken - needed).abs() < 1e-6, "{limits}: {taken}");
+        let stop = stop_time(&system, "dormer");
+        assert!((stop - needed - MARGIN).abs() < 1e-6, "{limits}: {stop}");
+    }
+    // A publisher waits for its requests.
+    let edge =
+        |more: &str| format!(r#"{{ name = "a"; type = "local"; path = "/a"; caches = [ "main" ]; {more} }}"#);
+    for (more, needed) in [("", 60.0), (r#"timeout = "5 mins";"#, 300.0)] {
+        let configuration = format!(
+            "{{ services.dormer = {{ publisher.enable = true; settings.edge = [ {} ]; }}; }}",
+            edge(more)
+        );
+        let system = tree.system(Nix::NEWEST, &configuration);
+        let shown: Value = serde_json::from_str(&show(&system["settings"]).succeeds()).unwrap();
+        let taken = shown["edge"][0]["edge.timeout"]["value"].as_f64();
+        assert_eq!(taken, Some(needed), "{more}: {shown}");
+        let stop = stop_time(&system, "dormer-publisher");
+        assert!((stop - needed - MARGIN).abs() < 1e-6, "{more}: {stop}");
+    }
 }
 
 #[test]
