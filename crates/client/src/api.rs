@@ -22,7 +22,7 @@ use bytes::Bytes;
 use dormer_api::v2::{
     AddPinRequest, AddPinResponse, CacheStatsResponse, ListCachesResponse, ListObjectsRequest,
     ListObjectsResponse, ListPinsRequest, ListPinsResponse, ListReferrersResponse, ObjectResponse,
-    PurgesResponse, RemovePathResponse, RemovePinsResponse, RemoveReferrersResponse, StatsResponse,
+    PURGED_PATHS_MAX, PurgesResponse, RemovePathResponse, RemovePinsResponse, RemoveReferrersResponse, StatsResponse,
     StatusResponse,
 };
 use dormer_api::{
@@ -289,11 +289,19 @@ impl ApiClient {
         self.ask(&action, Repeat::Always, || self.request(Method::DELETE, &route)).await
     }
 
-    /// How much of removed paths is still to be removed from the store.
-    pub async fn count_purges(&self, cache: &CacheName) -> Result<PurgesResponse> {
+    /// How much of these removed paths is still to be removed from the store. An older server counts
+    /// all paths of the cache.
+    pub async fn count_purges(&self, cache: &CacheName, paths: &[StorePathHash]) -> Result<PurgesResponse> {
         let action = format!("asking which bytes of cache {cache} are still to be removed");
-        let route = routes::v2_purges(cache);
-        self.ask(&action, Repeat::Always, || self.request(Method::GET, &route)).await
+        let mut all = PurgesResponse { waiting: 0, untried: 0 };
+        for paths in paths.chunks(PURGED_PATHS_MAX) {
+            let route = routes::v2_purges(cache, paths);
+            let PurgesResponse { waiting, untried } =
+                self.ask(&action, Repeat::Always, || self.request(Method::GET, &route)).await?;
+            all.waiting = all.waiting.saturating_add(waiting);
+            all.untried = all.untried.saturating_add(untried);
+        }
+        Ok(all)
     }
 
     /// What a cache says of a path.

@@ -657,8 +657,8 @@ impl RetentionIndex for FaultIndex {
     ) -> Outcome<RemovedForCause> {
         write_step!(self, self.inner.remove_for_cause(cache, hash, subject, purge, at))
     }
-    async fn count_purges(&self, cache: CacheId) -> Outcome<PurgeCounts> {
-        read_step!(self, self.inner.count_purges(cache))
+    async fn count_purges(&self, cache: CacheId, paths: Option<&[StorePathHash]>) -> Outcome<PurgeCounts> {
+        read_step!(self, self.inner.count_purges(cache, paths))
     }
     async fn audit_after(&self, number: i64, limit: u32) -> Outcome<Vec<AuditEntry>> {
         read_step!(self, self.inner.audit_after(number, limit))

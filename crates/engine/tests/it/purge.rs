@@ -46,7 +46,7 @@ async fn count_in_store(lab: &Lab, chunks: &[Vec<u8>]) -> usize {
 }
 
 async fn counts(process: &Process, cache: &Cache) -> PurgeCounts {
-    process.contracts.index.count_purges(cache.id).await.expect(ANSWERS)
+    process.contracts.index.count_purges(cache.id, None).await.expect(ANSWERS)
 }
 
 /// Pushes a secret, and a path that shares the beginning of its pack. Returns the stored bytes of
@@ -292,6 +292,11 @@ async fn one_object_that_stays_holds_up_no_other() {
     assert_eq!((report.objects_deleted, report.purged), (1, 1));
     assert_eq!(count_in_store(&lab, &own).await, 0);
     assert_eq!(counts(&process, &cache).await, PurgeCounts { waiting: 1, untried: 0 }, "the first one");
+    let of = async |number| {
+        let paths = [path(number).hash()];
+        process.contracts.index.count_purges(cache.id, Some(&paths)).await.expect(ANSWERS)
+    };
+    assert_eq!([of(1).await, of(3).await], [NONE, PurgeCounts { waiting: 1, untried: 0 }]);
     store.keep([]);
     assert_eq!(lab.collect_in(&process, &store).await.purged, 1);
     assert_eq!(counts(&process, &cache).await, NONE);
