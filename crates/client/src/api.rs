@@ -22,8 +22,8 @@ use bytes::Bytes;
 use dormer_api::v2::{
     AddPinRequest, AddPinResponse, CacheStatsResponse, ListCachesResponse, ListObjectsRequest,
     ListObjectsResponse, ListPinsRequest, ListPinsResponse, ListReferrersResponse, ObjectResponse,
-    PURGED_PATHS_MAX, PurgesResponse, RemovePathResponse, RemovePinsResponse, RemoveReferrersResponse, StatsResponse,
-    StatusResponse,
+    PURGED_PATHS_MAX, PurgesResponse, RemovePathResponse, RemovePinsResponse, RemoveReferrersResponse,
+    StatsResponse, StatusResponse,
 };
 use dormer_api::{
     CacheConfig, CacheName, CreateCacheRequest, ErrorBody, ErrorName, GetMissingPathsRequest,
@@ -289,8 +289,8 @@ impl ApiClient {
         self.ask(&action, Repeat::Always, || self.request(Method::DELETE, &route)).await
     }
 
-    /// How much of these removed paths is still to be removed from the store. An older server counts
-    /// all paths of the cache.
+    /// How much of these removed paths is still to be removed from the store. An older server
+    /// counts all paths of the cache.
     pub async fn count_purges(&self, cache: &CacheName, paths: &[StorePathHash]) -> Result<PurgesResponse> {
         let action = format!("asking which bytes of cache {cache} are still to be removed");
         let mut all = PurgesResponse { waiting: 0, untried: 0 };

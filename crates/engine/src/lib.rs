@@ -19,6 +19,7 @@ mod ingest;
 mod ingest_listing;
 mod jobs;
 mod journal;
+mod lease_renewal;
 mod listing;
 mod master_key;
 mod metrics;

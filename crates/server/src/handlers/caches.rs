@@ -1,8 +1,6 @@
 //! `/_api/v2/`: requests that Attic's API lacks.
 
-use dormer_api::v2::{
-    CacheEntry, ListCachesResponse, PURGED_PATHS_MAX, PurgesResponse, RemovePathResponse,
-};
+use dormer_api::v2::{CacheEntry, ListCachesResponse, PURGED_PATHS_MAX, PurgesResponse, RemovePathResponse};
 use dormer_api::{CacheName, Permission, routes};
 use dormer_index::{Cache, PurgeCounts, RemovedForCause};
 use dormer_nix::StorePathHash;
