@@ -352,13 +352,13 @@ impl Engine {
     fn write_gauges(&self) {
         let metrics = self.metrics();
         metrics.budgets.write(&self.budgets());
-        metrics.uploads_streaming.set(gauge_value(self.inner.ingest.packer.streaming() as u64));
-        metrics.index_connections_open.set(gauge_value(self.index().pool_use().open as u64));
+        metrics.pushes.streaming.set(gauge_value(self.inner.ingest.packer.streaming() as u64));
+        metrics.index.connections_open.set(gauge_value(self.index().pool_use().open as u64));
         let calls = self.index().call_counts();
         for (counter, now) in [
-            (&metrics.index_statements, self.index().statement_count()),
-            (&metrics.index_repeats, calls.repeats),
-            (&metrics.index_failures, calls.failures),
+            (&metrics.index.statements, self.index().statement_count()),
+            (&metrics.index.repeats, calls.repeats),
+            (&metrics.index.failures, calls.failures),
         ] {
             counter.inc_by(now.saturating_sub(counter.get()));
         }

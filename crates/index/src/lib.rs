@@ -58,7 +58,3 @@ pub use scrub::{LastScrub, ScrubIndex};
 pub use sql_index::SqlIndex;
 #[cfg(any(test, feature = "inventory"))]
 pub use topics::inventory::Inventory;
-pub use topics::journal::{
-    JournalIndex, JournalLease, JournalNote, JournalState, JournalSubject, JournaledAlias, JournaledDocument,
-    JournaledNar, JournaledObject, SNAPSHOT_WANTED,
-};

@@ -264,7 +264,7 @@ impl Engine {
     /// tries again.
     async fn update_encoding(&self, nar: &Nar, tag: EncodingTag, file_size: u64) {
         let Some(turn) = self.encoding_updates().try_take_turn() else {
-            self.metrics().encoding_failures.inc();
+            self.metrics().reads.encoding_failures.inc();
             return;
         };
         let (engine, id, hash) = (self.clone(), nar.id, nar.hash);
@@ -273,7 +273,7 @@ impl Engine {
             match engine.index().update_encoding(id, &tag, file_size, engine.now()).await {
                 Ok(()) => engine.forget_nars(),
                 Err(error) => {
-                    engine.metrics().encoding_failures.inc();
+                    engine.metrics().reads.encoding_failures.inc();
                     tracing::warn!(nar.hash = %hash, %error, "failed to record the new tag of a healed NAR");
                 }
             }
@@ -385,7 +385,7 @@ impl Engine {
     /// again.
     pub(super) async fn mark_damaged(&self, nar: NarId, hash: &NarHash, pages: Vec<Vec<u64>>) {
         tracing::error!(nar.hash = %hash, chunk.numbers = ?pages, "stored bytes are damaged");
-        self.metrics().nars_damaged.inc();
+        self.metrics().reads.nars_damaged.inc();
         let Some(turn) = self.encoding_updates().try_take_turn() else {
             tracing::error!(nar.hash = %hash, "too many writes wait for the database to mark a NAR damaged");
             return;

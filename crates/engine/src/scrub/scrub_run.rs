@@ -1,5 +1,5 @@
-//! A run under its lease: the lease is renewed with the cursor, and at least half of the time belongs
-//! to others.
+//! A run under its lease: the lease is renewed with the cursor, and at least half of the time
+//! belongs to others.
 
 use std::time::{Duration, Instant};
 

@@ -156,7 +156,7 @@ impl Engine {
         }
         let count = |label, is_missing| {
             let count = missing.iter().filter(|missing| **missing == is_missing).count();
-            self.metrics().session_chunks.with_label_values(&[label]).inc_by(count as u64);
+            self.metrics().sessions.chunks.with_label_values(&[label]).inc_by(count as u64);
         };
         count("missing", true);
         count("present", false);

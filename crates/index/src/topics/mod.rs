@@ -11,6 +11,7 @@ mod installation;
 #[cfg(any(test, feature = "inventory"))]
 pub(crate) mod inventory;
 pub(crate) mod journal;
+pub(crate) mod journal_notes;
 pub(crate) mod nars;
 pub(crate) mod objects;
 pub(crate) mod outbox;

@@ -11,13 +11,12 @@ use dormer_format::EncodingTag;
 use dormer_nix::NarHash;
 
 use super::counters::generation;
-use super::journal::JournalSubject;
-use super::{chunks, damage, journal, objects, outbox};
+use super::{chunks, damage, journal_notes, objects, outbox};
 use crate::changes::Change;
 use crate::columns::{listing_columns, read_listing, signed};
 use crate::contract::{
-    CacheId, CommitOutcome, CommitTarget, Nar, NarCommit, NarId, NarIndex, NarKey, NarSource, NarSummary,
-    NewNar, StoredListing, UnixSeconds,
+    CacheId, CommitOutcome, CommitTarget, JournalSubject, Nar, NarCommit, NarId, NarIndex, NarKey, NarSource,
+    NarSummary, NewNar, StoredListing, UnixSeconds,
 };
 use crate::object_conflict::{ObjectChange, change_object};
 use crate::publish::records::{Records, records};
@@ -242,7 +241,7 @@ impl NarIndex for SqlIndex {
                 ];
                 tx.run(WRITE_ALIAS, &alias).await?;
                 let alias = JournalSubject::Alias(commit.cache, file_name.clone());
-                journal::note(&mut tx, &alias).await?;
+                journal_notes::note(&mut tx, &alias).await?;
             }
             if healed {
                 outbox::note_new_tag(&mut tx, nar, commit.at).await?;

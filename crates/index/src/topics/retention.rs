@@ -1,10 +1,10 @@
 //! Pins, lists of what is in a cache, and removals by hand. What expires by itself is a job
-//! (`jobs/expire_cache.rs`).
+//! (`jobs/expire_cache`).
 
 use async_trait::async_trait;
 use dormer_nix::{StorePath, StorePathHash};
 
-use super::{KEYS_MAX, documents, journal, objects};
+use super::{KEYS_MAX, documents, journal_notes, objects};
 use crate::columns::{array, store_path, unpack_references, unsigned};
 use crate::contract::{
     AUDIT_WINDOW, AuditEntry, AuditFilter, AuditPage, Cache, CacheId, ExtremeObjects, KEEPERS_WINDOW,
@@ -228,7 +228,7 @@ impl RetentionIndex for SqlIndex {
                 let older = tx.rows(KEEP_NEWEST, &[id, name, Number(keep.max(1).into())]).await?;
                 changed.extend(read_hashes(&older, "pins")?);
             }
-            journal::note_pins(&mut tx, cache, &pin.name, &changed).await
+            journal_notes::note_pins(&mut tx, cache, &pin.name, &changed).await
         })
         .await
     }
@@ -242,7 +242,7 @@ impl RetentionIndex for SqlIndex {
                 None => tx.rows(REMOVE_PINS, &[Number(cache.0), Text(name)]).await?,
             };
             if !removed.is_empty() {
-                journal::note_pins(&mut tx, cache, name, &read_hashes(&removed, "pins")?).await?;
+                journal_notes::note_pins(&mut tx, cache, name, &read_hashes(&removed, "pins")?).await?;
             }
             Ok(removed.len() as u64)
         })

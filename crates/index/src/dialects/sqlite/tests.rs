@@ -778,7 +778,7 @@ pub(super) async fn look_ups_search_indexes(index: &SqlIndex) {
             &["SEARCH objects USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)"],
         ),
         (
-            expire_cache::EXAMINE_PAGE,
+            expire_cache::examined::EXAMINE_PAGE,
             &[
                 "SEARCH o USING INDEX objects_by_use (cache=? AND last_used_at>? AND last_used_at<?)",
                 "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
@@ -788,14 +788,14 @@ pub(super) async fn look_ups_search_indexes(index: &SqlIndex) {
             ],
         ),
         (
-            expire_cache::EXAMINE_FREED,
+            expire_cache::examined::EXAMINE_FREED,
             &[
                 "SEARCH o USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)",
                 "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
             ],
         ),
         (
-            expire_cache::EXAMINE_ONE,
+            expire_cache::examined::EXAMINE_ONE,
             &[
                 "SEARCH o USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)",
                 "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
@@ -803,11 +803,11 @@ pub(super) async fn look_ups_search_indexes(index: &SqlIndex) {
             ],
         ),
         (
-            expire_cache::DELETE_OBJECTS,
+            expire_cache::objects::DELETE_OBJECTS,
             &["SEARCH objects USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)"],
         ),
         (
-            expire_cache::SUM_OBJECTS,
+            expire_cache::examined::SUM_OBJECTS,
             &[
                 "SEARCH o USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash>?)",
                 "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
@@ -816,7 +816,7 @@ pub(super) async fn look_ups_search_indexes(index: &SqlIndex) {
             ],
         ),
         (
-            expire_cache::SUM_GRACES,
+            expire_cache::quota::SUM_GRACES,
             &[
                 "SEARCH g USING PRIMARY KEY (cache=? AND (hash,nar)>(?,?))",
                 "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
@@ -903,14 +903,17 @@ pub(super) async fn look_ups_search_indexes(index: &SqlIndex) {
             ],
         ),
         (
-            expire_cache::EXAMINE_DOCUMENTS,
+            expire_cache::documents::EXAMINE_DOCUMENTS,
             &[
                 "SEARCH d USING INDEX documents_by_number (cache=? AND id>?)",
                 "SEARCH o USING COVERING INDEX objects_by_deriver (cache=? AND deriver=?)",
                 "SEARCH o USING COVERING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)",
             ],
         ),
-        (expire_cache::DELETE_DOCUMENTS, &["SEARCH documents USING INTEGER PRIMARY KEY (rowid=?)"]),
+        (
+            expire_cache::documents::DELETE_DOCUMENTS,
+            &["SEARCH documents USING INTEGER PRIMARY KEY (rowid=?)"],
+        ),
         (documents::OUTPUTS, &["SEARCH o USING INDEX objects_by_deriver (cache=? AND deriver=?)"]),
         (
             documents::FIND_DEBUG_NAR,
