@@ -7,6 +7,7 @@
 mod activity;
 mod budget;
 mod caches;
+mod change_counts;
 mod chunk_sink;
 mod clock;
 mod coherence;
@@ -15,6 +16,7 @@ mod commit;
 mod cpu;
 mod documents;
 mod error;
+mod exposition;
 mod ingest;
 mod ingest_listing;
 mod jobs;
@@ -29,6 +31,7 @@ mod pace;
 mod packer;
 mod read;
 mod rekey;
+mod remembered;
 mod restarting;
 mod retention;
 mod scrub;
@@ -50,12 +53,15 @@ use dormer_nix::SecretKey;
 use moka::sync::Cache as Remembered;
 
 use crate::budget::{Budget, BudgetShare, BudgetUse, Lent};
+use crate::change_counts::ChangeCounts;
 use crate::chunk_sink::IngestContext;
-use crate::coherence::{ChangeCounts, LARGE_PLAN_REMEMBERED, REMEMBERED};
 use crate::metrics::{EngineMetrics, gauge_value};
-use crate::narinfo::NarinfoKey;
 use crate::packer::{Packer, Storage};
-use crate::read::{BlockCache, ENCODING_UPDATES_MAX, LargePlanKey, PlanKey, ReadPlan};
+use crate::read::{BlockCache, ReadPlan};
+use crate::remembered::{
+    LARGE_PLAN_REMEMBERED, LargePlanKey, NarinfoKey, PACK_PROOF, PlanKey, REMEMBERED, REMEMBERED_BYTES,
+    REMEMBERED_CACHE_BYTES, cache_weight,
+};
 use crate::sessions::{DecodedChunks, ReadableChunks, Verifications};
 use crate::use_recorder::UseRecorder;
 
@@ -90,19 +96,12 @@ pub use sessions::{
 pub use settings::{EngineSettings, UPLOAD_BYTES};
 pub use stored_metrics::StoredMetrics;
 
-/// Memory for remembered narinfos, and for remembered read plans, in bytes each. Half of the latter
-/// is for plans of large NARs.
-const REMEMBERED_BYTES: u64 = 4 * 1024 * 1024;
-
-/// Memory for the settings of caches, and again for their signing keys, in bytes: some thousand
-/// caches.
-const REMEMBERED_CACHE_BYTES: u64 = 1024 * 1024;
-
 /// More than any read of chunks takes. Documents and walks through closures may take more.
 const LARGE_READ_BYTES: u64 = 8 * 1024 * 1024;
 
-/// How long a pack is known to exist after it was stored, read or looked up.
-const PACK_PROOF: Duration = Duration::from_mins(1);
+/// New tags and marks of damage that are being written at once. When there are more, the next read
+/// of the NAR writes them.
+const ENCODING_UPDATES_MAX: usize = 8;
 
 /// The engine; cheap to clone.
 #[derive(Debug, Clone)]
@@ -463,7 +462,7 @@ impl Engine {
 fn remember_caches() -> Remembered<String, Arc<Cache>> {
     Remembered::builder()
         .max_capacity(REMEMBERED_CACHE_BYTES)
-        .weigher(|name: &String, cache: &Arc<Cache>| caches::cache_weight(name, cache))
+        .weigher(|name: &String, cache: &Arc<Cache>| cache_weight(name, cache))
         .time_to_live(REMEMBERED)
         .build()
 }

@@ -8,8 +8,7 @@
 //! Labels are words of the program: nothing that a user chooses becomes a label, so the number of
 //! series is bounded.
 
-use prometheus::core::{Collector, Desc};
-use prometheus::proto::MetricFamily;
+use prometheus::core::Collector;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
 use crate::budget::BudgetUse;
@@ -40,7 +39,7 @@ pub(crate) struct EngineMetrics {
     pub(crate) sessions: SessionMetrics,
     /// Describes the metrics of a store, which a local store lacks. A store over a network has
     /// counters of its own.
-    store: dormer_blobs::Counters,
+    pub(crate) store: dormer_blobs::Counters,
 }
 
 impl EngineMetrics {
@@ -56,7 +55,8 @@ impl EngineMetrics {
         }
     }
 
-    fn all(&self) -> impl Iterator<Item = &dyn Collector> {
+    /// All of them, but for those of the store.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &dyn Collector> {
         let pushes = self.pushes.all().into_iter().chain(self.packs.all()).chain(self.sessions.all());
         pushes.chain(self.reads.all()).chain(self.index.all()).chain(self.budgets.all())
     }
@@ -382,20 +382,6 @@ pub(crate) fn gauge_value(count: u64) -> i64 {
 fn show_zero(family: &IntCounterVec, labels: &[&str]) {
     for label in labels {
         family.with_label_values(&[label]);
-    }
-}
-
-// The gauges are written when the metrics are collected.
-impl Collector for crate::Engine {
-    fn desc(&self) -> Vec<&Desc> {
-        let own = self.metrics().all().flat_map(Collector::desc);
-        own.chain(self.metrics().store.desc()).collect()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        self.write_gauges();
-        let own = self.metrics().all().flat_map(Collector::collect);
-        own.chain(self.blobs().counters().map(Collector::collect).unwrap_or_default()).collect()
     }
 }
 

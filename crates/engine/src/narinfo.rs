@@ -6,13 +6,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dormer_index::{Cache, CacheId, FoundObject, UnixSeconds, Use};
+use dormer_index::{Cache, FoundObject, UnixSeconds, Use};
 use dormer_nix::{NarHash, NarInfo, StoreDir, StorePathHash, fingerprint};
 
 use crate::{Engine, Error, Result};
-
-/// The key of a remembered narinfo.
-pub(crate) type NarinfoKey = (CacheId, StorePathHash);
 
 impl Engine {
     /// The narinfo of a path, as text, with every signature that the path came with and one for

@@ -14,7 +14,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::nar_stream::NarStream;
 use super::plan::{Chunks, ReadPlan, Window, windows};
-use crate::coherence::CacheState;
+use crate::remembered::{LargePlanKey, PlanKey};
 use crate::{Engine, Error, Result};
 
 /// Look-ups of packs at once: a NAR of 64 GiB has 2,700 packs.
@@ -28,19 +28,6 @@ const OPENING_BYTES: u64 = 512 * 1024;
 /// down. The usual write takes some milliseconds; after it no narinfo names the old tag, or the
 /// damaged NAR, any more.
 const WRITE_WAIT: Duration = Duration::from_millis(500);
-
-/// New tags and marks of damage that are being written at once. When there are more, the next read
-/// of the NAR writes them.
-pub(crate) const ENCODING_UPDATES_MAX: usize = 8;
-
-/// The key of a remembered read plan. It contains the state of the cache, so a change of an object
-/// discards the plans of its cache and of no other.
-pub(crate) type PlanKey = (CacheId, CacheState, NarKey);
-
-/// The key of a remembered plan of a large NAR: all that can change its bytes. The index names the
-/// NAR and its present tag at each opening, so the plan may be remembered for long, whatever
-/// happens to the cache meanwhile. Each window is compared with the plan when it is loaded.
-pub(crate) type LargePlanKey = (NarId, EncodingTag);
 
 /// A NAR that can be read: its packs were there a moment ago.
 #[derive(Debug, Clone)]

@@ -1,4 +1,4 @@
-//! Reads of single chunks, where a disk may have bad sectors, and the proof that the store is there.
+//! Reads of single chunks where a disk may have bad sectors, and the proof that the store is there.
 
 use bytes::Bytes;
 use dormer_blobs::BlobKey;

@@ -1,6 +1,6 @@
-//! Notes for the journal: each says that something besides an object changed. Unlike the outbox they
-//! have no order: a row stays until the journal has written the state that it stands for, and a
-//! change meanwhile keeps it (`changes`).
+//! Notes for the journal: each says that something besides an object changed. Unlike the outbox
+//! they have no order: a row stays until the journal has written the state that it stands for, and
+//! a change meanwhile keeps it (`changes`).
 
 use std::borrow::Cow;
 

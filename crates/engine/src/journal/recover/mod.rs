@@ -23,6 +23,7 @@ mod packs;
 mod records;
 mod recovery;
 mod report;
+mod seen;
 
 pub use self::recovery::Recovery;
 pub use self::report::{Recovered, RecoveryEvent, RecoveryIndex};

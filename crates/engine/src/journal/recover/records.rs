@@ -1,7 +1,7 @@
 //! Paths, aliases and documents of one file of the journal become rows, unless a newer file named
 //! them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use dormer_format::{
@@ -16,6 +16,7 @@ use dormer_nix::{DocumentName, NarHash, StorePath, StorePathHash};
 use super::nars::restored_nar;
 use super::recovery::Recovery;
 use super::report::{RecoveryEvent, Tell};
+use super::seen::Seen;
 use crate::Result;
 use crate::journal::files::CHUNKS_MAX;
 
@@ -183,31 +184,6 @@ impl Recovery {
             }
         }
         Ok(true)
-    }
-}
-
-/// What the files so far had. Only keys of segments are remembered: a snapshot names each thing
-/// once, nearly always, and its states are equally new where it does not.
-#[derive(Debug, Default)]
-pub(super) struct Seen {
-    paths: HashSet<(u64, StorePathHash)>,
-    aliases: HashSet<(u64, String)>,
-    documents: HashSet<(u64, String)>,
-}
-
-impl Seen {
-    fn had_path(&mut self, cache: u64, hash: StorePathHash, is_part: bool) -> bool {
-        if is_part { self.paths.contains(&(cache, hash)) } else { !self.paths.insert((cache, hash)) }
-    }
-
-    fn had_alias(&mut self, cache: u64, name: &str, is_part: bool) -> bool {
-        let key = (cache, name.to_owned());
-        if is_part { self.aliases.contains(&key) } else { !self.aliases.insert(key) }
-    }
-
-    fn had_document(&mut self, cache: u64, name: &str, is_part: bool) -> bool {
-        let key = (cache, name.to_owned());
-        if is_part { self.documents.contains(&key) } else { !self.documents.insert(key) }
     }
 }
 

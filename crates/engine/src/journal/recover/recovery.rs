@@ -8,8 +8,8 @@ use dormer_format::{JournalCache, JournalFile, JournalName, JournalRecord};
 use dormer_index::Pin;
 
 use super::cache_states::{CacheStates, PinStates, restored_cache};
-use super::records::Seen;
 use super::report::{Recovered, RecoveryEvent, RecoveryIndex, Tell};
+use super::seen::Seen;
 use crate::journal::files::list;
 use crate::{Clock, Result};
 

@@ -1,4 +1,4 @@
-//! What is due by the rules of caches, for those that open jobs, plan collections or show an object.
+//! What is due by the rules of caches: for opening jobs, planning collections and showing objects.
 
 use dormer_nix::StorePathHash;
 
