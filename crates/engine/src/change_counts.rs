@@ -1,4 +1,5 @@
-//! Counts of the changes that were noticed: everything that is remembered belongs to a state of them.
+//! Counts of the changes that were noticed. Everything that is remembered belongs to a state of
+//! these counts.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,5 +1,5 @@
-//! What the engine remembers between requests: under which keys, and how much of it. When it forgets
-//! is in [`coherence`](crate::coherence).
+//! What the engine remembers between requests: under which keys, and how much of it. The module
+//! [`coherence`](crate::coherence) says when it forgets.
 
 use std::time::Duration;
 

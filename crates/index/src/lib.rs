@@ -11,6 +11,7 @@
 //! the contract promises as code; every dialect runs it. It is there with the feature
 //! `conformance`.
 
+mod access;
 mod changes;
 mod collect;
 mod columns;
@@ -31,6 +32,7 @@ mod rows;
 mod scrub;
 mod sql;
 mod sql_index;
+mod statement;
 #[cfg(test)]
 mod synthetic;
 mod topics;

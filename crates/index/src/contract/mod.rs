@@ -23,6 +23,7 @@ mod outbox;
 mod retention;
 mod sessions;
 mod settings;
+mod stored_nars;
 
 use std::time::Duration;
 
@@ -41,6 +42,7 @@ pub use outbox::*;
 pub use retention::*;
 pub use sessions::*;
 pub use settings::*;
+pub use stored_nars::*;
 
 /// Seconds since 1970-01-01 UTC.
 pub type UnixSeconds = i64;

@@ -1,47 +1,11 @@
-//! NARs, and the commit that makes one visible.
+//! New NARs, and the commit that makes one visible.
 
 use async_trait::async_trait;
 use dormer_format::{ChunkRun, EncodingTag, Recipe};
 use dormer_nix::{BuildId, NarHash, StorePathHash};
 
-use super::{CacheId, NarId, Object, PackNumber, UnixSeconds};
+use super::{CacheId, Nar, NarId, NarSummary, Object, PackNumber, UnixSeconds};
 use crate::Result;
-
-/// A NAR as the index knows it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Nar {
-    /// Row number.
-    pub id: NarId,
-    /// SHA-256 of the archive.
-    pub hash: NarHash,
-    /// Bytes of the archive.
-    pub size: u64,
-    /// Bytes served: all frames and the frames of the holes.
-    pub file_size: u64,
-    /// Names the exact bytes that are served.
-    pub tag: EncodingTag,
-    /// How to rebuild it.
-    pub recipe: Recipe,
-    /// Set while a part of it is known to be unreadable.
-    pub damaged: bool,
-}
-
-/// What a narinfo says of a NAR, without its recipe.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NarSummary {
-    /// Row number.
-    pub id: NarId,
-    /// SHA-256 of the archive.
-    pub hash: NarHash,
-    /// Bytes of the archive.
-    pub size: u64,
-    /// Bytes served.
-    pub file_size: u64,
-    /// Names the exact bytes that are served.
-    pub tag: EncodingTag,
-    /// Set while a part of it is known to be unreadable.
-    pub damaged: bool,
-}
 
 /// A listing at rest.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,6 +18,7 @@ pub(crate) mod outbox;
 pub(crate) mod retention;
 pub(crate) mod sessions;
 mod settings;
+mod stored_counts;
 
 /// Most keys in one call.
 pub(crate) const KEYS_MAX: usize = 16_384;
