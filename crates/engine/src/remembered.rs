@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use dormer_format::EncodingTag;
-use dormer_index::{Cache, CacheId, NarId, NarKey};
+use dormer_index::{Cache, CacheId, NarId, NarQuery};
 use dormer_nix::StorePathHash;
 
 use crate::change_counts::CacheState;
@@ -33,7 +33,7 @@ pub(crate) type NarinfoKey = (CacheId, StorePathHash);
 
 /// The key of a remembered read plan. It contains the state of the cache, so a change of an object
 /// discards the plans of its cache and of no other.
-pub(crate) type PlanKey = (CacheId, CacheState, NarKey);
+pub(crate) type PlanKey = (CacheId, CacheState, NarQuery);
 
 /// The key of a remembered plan of a large NAR: all that can change its bytes. The index names the
 /// NAR and its present tag at each opening, so the plan may be remembered for long, whatever

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use dormer_blobs::BlobKey;
 use dormer_format::{EncodingTag, HoleFill, PackId, Recipe, TagBuilder};
-use dormer_index::{Cache, CacheId, ChunkRow, Nar, NarId, NarKey};
+use dormer_index::{Cache, CacheId, ChunkRow, Nar, NarId, NarQuery};
 use dormer_nix::NarHash;
 use futures::{StreamExt as _, TryStreamExt as _};
 
@@ -156,7 +156,7 @@ impl FramePlace {
 impl Engine {
     /// Opens a NAR of a cache. `None` when the cache has no NAR under this key, or when bytes of
     /// the NAR turn out missing.
-    pub async fn open_nar(&self, cache: &Cache, key: &NarKey) -> Result<Option<OpenNar>> {
+    pub async fn open_nar(&self, cache: &Cache, key: &NarQuery) -> Result<Option<OpenNar>> {
         let plan_key = (cache.id, self.change_counts().cache_state(cache.id), key.clone());
         if let Some(plan) = self.remembered_plans().get(&plan_key) {
             return Ok(Some(OpenNar { engine: self.clone(), plan }));
@@ -176,7 +176,7 @@ impl Engine {
     /// Opens the NAR behind an upload alias, and returns the compression that the alias names.
     pub async fn open_alias(&self, cache: &Cache, file_name: &str) -> Result<Option<(String, OpenNar)>> {
         let Some(alias) = self.find_alias(cache, file_name).await? else { return Ok(None) };
-        let key = NarKey::Hash(alias.nar.hash);
+        let key = NarQuery::Hash(alias.nar.hash);
         Ok(self.open_nar(cache, &key).await?.map(|open| (alias.compression, open)))
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_engine::{Clock, CollectSettings, CollectionReport, Collector, CompactionTotals};
 use dormer_format::PackId;
-use dormer_index::{Cache, JobKind, NarKey, PackNumber, PurgeCounts, PurgeId};
+use dormer_index::{Cache, JobKind, NarQuery, PackNumber, PurgeCounts, PurgeId};
 use dormer_nix::NarHash;
 use dormer_testkit::{FaultCollect, Faults, Random, find_leaks, package_nar};
 use futures::future::BoxFuture;
@@ -21,7 +21,7 @@ const NONE: PurgeCounts = PurgeCounts { waiting: 0, untried: 0 };
 /// The stored bytes of each chunk of a NAR.
 async fn stored_chunks(lab: &Lab, process: &Process, cache: &Cache, nar: &[u8]) -> Vec<Vec<u8>> {
     let index = &process.contracts.index;
-    let found = index.find_nar_in_cache(cache.id, &NarKey::Hash(hash_of(nar)), 0).await.expect(ANSWERS);
+    let found = index.find_nar_in_cache(cache.id, &NarQuery::Hash(hash_of(nar)), 0).await.expect(ANSWERS);
     let rows = index.load_chunks(&found.expect("it is there").recipe.runs).await.expect(ANSWERS);
     let mut chunks = Vec::new();
     for row in rows {
@@ -592,10 +592,10 @@ async fn a_purge_beside_a_damaged_chunk_of_a_live_path_says_what_it_waits_for() 
     let cache = create_main(&process.engine).await;
     let own = push_secret(&lab, &process, &cache).await;
     let index = &process.contracts.index;
-    let key = NarKey::Hash(hash_of(&beginning()));
+    let key = NarQuery::Hash(hash_of(&beginning()));
     let live = index.find_nar_in_cache(cache.id, &key, 0).await.expect(ANSWERS).expect("it is there");
     let [secret, ..] = nars();
-    let key = NarKey::Hash(hash_of(&secret));
+    let key = NarQuery::Hash(hash_of(&secret));
     let removed = index.find_nar_in_cache(cache.id, &key, 0).await.expect(ANSWERS).expect("it is there");
     let of_secret = index.load_chunks(&removed.recipe.runs).await.expect(ANSWERS);
     let rows = index.load_chunks(&live.recipe.runs).await.expect(ANSWERS);

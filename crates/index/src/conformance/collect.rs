@@ -179,7 +179,7 @@ pub(super) async fn graces_and_aliases_end(three: Three) -> Result<()> {
     assert_eq!(three.collect.expire_graces(2, NOW + 3).await?, 1);
     assert_eq!(three.collect.expire_graces(2, NOW + 3).await?, 0);
     let found = async |number, now| {
-        three.index.find_nar_in_cache(id, &crate::NarKey::Hash(nar_hash(number)), now).await
+        three.index.find_nar_in_cache(id, &crate::NarQuery::Hash(nar_hash(number)), now).await
     };
     assert!(found(3, NOW).await?.is_none() && found(4, NOW).await?.is_some());
     assert_eq!(three.collect.expire_aliases(5, NOW - 1).await?, 0);

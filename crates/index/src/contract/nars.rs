@@ -141,7 +141,7 @@ pub enum CommitOutcome {
 /// What a reader asks a cache's NAR by. A NAR is found only through an object, a grace row or an
 /// alias of that cache.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum NarKey {
+pub enum NarQuery {
     /// Its own hash.
     Hash(NarHash),
     /// An object that has it (Attic's URL form).
@@ -156,7 +156,12 @@ pub trait NarIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn find_nar(&self, hash: &NarHash) -> Result<Option<NarSummary>>;
     /// Finds a NAR with its recipe through an object, a grace row that has not ended, or an alias
     /// of this cache.
-    async fn find_nar_in_cache(&self, cache: CacheId, key: &NarKey, now: UnixSeconds) -> Result<Option<Nar>>;
+    async fn find_nar_in_cache(
+        &self,
+        cache: CacheId,
+        key: &NarQuery,
+        now: UnixSeconds,
+    ) -> Result<Option<Nar>>;
     /// A NAR's listing.
     async fn find_listing(&self, nar: NarId) -> Result<Option<StoredListing>>;
     /// Commits a NAR under a name; see [`NarCommit`]. Writes an outbox row for the object unless

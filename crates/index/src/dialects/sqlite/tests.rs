@@ -658,7 +658,7 @@ async fn corrupt_rows_are_named() {
         "UPDATE nars SET recipe = x'ff'; UPDATE objects SET refs = x'05'; UPDATE chunks SET layout = x''",
     )
     .await;
-    let key = NarKey::Hash(nar.hash);
+    let key = NarQuery::Hash(nar.hash);
     assert!(matches!(
         index.find_nar_in_cache(cache, &key, NOW).await,
         Err(Error::Corrupt { table: "nars", .. })
