@@ -14,6 +14,12 @@ use crate::Result;
 /// A folder that has not answered for so long is stuck.
 pub(crate) const STUCK_AFTER: Duration = Duration::from_mins(5);
 
+/// A run under a lease.
+pub(crate) trait Leased {
+    /// Renews the lease.
+    fn renew(&mut self) -> impl Future<Output = Result<()>> + Send;
+}
+
 /// How a lease is renewed while its holder waits for a store.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LeaseRenewal {
@@ -32,11 +38,7 @@ impl LeaseRenewal {
     /// Waits for a call to the store, and renews the lease meanwhile unless the call is stuck. Then
     /// another process, whose folder may answer, gets the lease. Should the call end after all, the
     /// work goes on if the lease is still its own.
-    pub(crate) async fn during<T>(
-        self,
-        call: impl Future<Output = T>,
-        mut renew: impl AsyncFnMut() -> Result<()>,
-    ) -> Result<T> {
+    pub(crate) async fn during<T>(self, call: impl Future<Output = T>, run: &mut impl Leased) -> Result<T> {
         let (begun, mut is_told) = (Instant::now(), false);
         tokio::pin!(call);
         loop {
@@ -46,7 +48,7 @@ impl LeaseRenewal {
                 () = tokio::time::sleep(self.after) => {}
             }
             if self.stuck_after.is_none_or(|stuck_after| begun.elapsed() < stuck_after) {
-                renew().await?;
+                run.renew().await?;
             } else if !is_told {
                 tracing::warn!(
                     seconds = begun.elapsed().as_secs(),
@@ -69,19 +71,35 @@ mod tests {
     const FOLDER: LeaseRenewal = LeaseRenewal { after: AFTER, stuck_after: Some(STUCK_AFTER) };
     const REMOTE: LeaseRenewal = LeaseRenewal { after: AFTER, stuck_after: None };
 
+    /// Counts renewals.
+    struct Count(u64);
+
+    impl Leased for Count {
+        async fn renew(&mut self) -> Result<()> {
+            self.0 += 1;
+            Ok(())
+        }
+    }
+
+    /// Another process has taken the lease.
+    struct Lost;
+
+    impl Leased for Lost {
+        async fn renew(&mut self) -> Result<()> {
+            Err(Error::Index(dormer_index::Error::JobLeaseLost))
+        }
+    }
+
     /// How often the lease is renewed during a call that takes so long.
     async fn renewals(renewal: LeaseRenewal, took: Duration) -> u64 {
-        let mut count = 0;
+        let mut count = Count(0);
         let call = async {
             tokio::time::sleep(took).await;
             7
         };
-        let done = renewal.during(call, async || {
-            count += 1;
-            Ok(())
-        });
-        assert_eq!(done.await.unwrap(), 7, "the call ends well after all");
-        count
+        let done = renewal.during(call, &mut count).await;
+        assert_eq!(done.unwrap(), 7, "the call ends well after all");
+        count.0
     }
 
     #[tokio::test(start_paused = true)]
@@ -96,9 +114,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_that_is_done_costs_no_renewal_and_a_lost_lease_ends_the_wait() {
-        let lost = async || Err(Error::Index(dormer_index::Error::JobLeaseLost));
-        assert_eq!(FOLDER.during(ready(5), lost).await.unwrap(), 5);
-        let ended = FOLDER.during(pending::<()>(), lost).await;
+        assert_eq!(FOLDER.during(ready(5), &mut Lost).await.unwrap(), 5);
+        let ended = FOLDER.during(pending::<()>(), &mut Lost).await;
         assert!(matches!(ended, Err(Error::Index(dormer_index::Error::JobLeaseLost))), "{ended:?}");
     }
 }

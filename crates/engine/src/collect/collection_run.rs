@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use dormer_index::{CollectIndex, JobLease, UnixSeconds};
 
-use crate::lease_renewal::LeaseRenewal;
+use crate::lease_renewal::{LeaseRenewal, Leased};
 use crate::pace::pause_after;
 use crate::{Clock, Result};
 
@@ -65,10 +65,12 @@ impl CollectionRun<'_> {
 
     /// Waits for a call to the store, which may take longer than the lease lasts.
     pub(super) async fn while_renewing<T>(&mut self, call: impl Future<Output = T>) -> Result<T> {
-        self.renewal.during(call, async || self.renew().await).await
+        self.renewal.during(call, self).await
     }
+}
 
-    pub(super) async fn renew(&mut self) -> Result<()> {
+impl Leased for CollectionRun<'_> {
+    async fn renew(&mut self) -> Result<()> {
         let now = self.clock.now();
         let (rows, ends_at) = (std::mem::take(&mut self.rows), now + self.lease_seconds);
         self.index.advance_collection(self.lease, rows, now, ends_at).await?;

@@ -14,6 +14,7 @@ use super::plan::stray_seconds;
 use super::progress::CollectionPhase;
 use super::report::{CollectionReport, EndedCollection};
 use crate::Result;
+use crate::lease_renewal::Leased as _;
 use crate::pace::pause_after;
 
 /// Packs looked up at once after a listing.

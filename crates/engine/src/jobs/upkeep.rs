@@ -7,7 +7,7 @@ use dormer_nix::with_causes;
 
 use super::runner::{JobRunner, RELEASE_MAX};
 use super::settings::OutboxLimits;
-use crate::{Error, Result};
+use crate::Error;
 
 /// How often the runner tends the counters of what is stored, and the outbox.
 const TEND_EVERY: Duration = Duration::from_mins(1);

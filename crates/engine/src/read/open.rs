@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use dormer_blobs::BlobKey;
 use dormer_format::{EncodingTag, HoleFill, PackId, Recipe, TagBuilder};
-use dormer_index::{Cache, CacheId, ChunkRow, Nar, NarId, NarQuery};
+use dormer_index::{Cache, ChunkRow, Nar, NarId, NarQuery};
 use dormer_nix::NarHash;
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::nar_stream::NarStream;
 use super::plan::{Chunks, ReadPlan, Window, windows};
-use crate::remembered::{LargePlanKey, PlanKey};
 use crate::{Engine, Error, Result};
 
 /// Look-ups of packs at once: a NAR of 64 GiB has 2,700 packs.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use dormer_index::{JobLease, ScrubIndex};
 
 use super::state::ScrubState;
-use crate::lease_renewal::LeaseRenewal;
+use crate::lease_renewal::{LeaseRenewal, Leased};
 use crate::pace::pause_after;
 use crate::{Clock, Result};
 
@@ -52,7 +52,7 @@ impl ScrubRun<'_> {
 
     /// Waits for a call to the store, which may take longer than the lease lasts.
     pub(super) async fn while_renewing<T>(&mut self, call: impl Future<Output = T>) -> Result<T> {
-        let done = self.renewal.during(call, async || self.advance(0).await).await?;
+        let done = self.renewal.during(call, self).await?;
         if self.renewed.elapsed() >= self.renewal.after {
             self.advance(0).await?;
         }
@@ -66,5 +66,11 @@ impl ScrubRun<'_> {
         self.scrub.advance_scrub(self.lease, &self.state.encode(), rows, now, ends_at).await?;
         self.renewed = Instant::now();
         Ok(())
+    }
+}
+
+impl Leased for ScrubRun<'_> {
+    async fn renew(&mut self) -> Result<()> {
+        self.advance(0).await
     }
 }

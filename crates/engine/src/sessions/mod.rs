@@ -181,7 +181,7 @@ impl Engine {
     }
 
     /// What the caches use that a caller may read, the session's own first.
-    async fn readable_chunks(&self, own: &Cache, reader: &Reader) -> Result<Vec<Arc<CacheChunks>>> {
+    async fn readable_chunks(&self, own: &Cache, reader: &Reader) -> Result<Vec<Arc<readable::CacheChunks>>> {
         let index = &**self.index();
         let all = self.readable().list(index).await?;
         let mut caches: Vec<CacheId> =

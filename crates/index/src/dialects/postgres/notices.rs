@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use dormer_nix::StorePathHash;
 use sqlx::postgres::{PgListener, PgPool};
+use sqlx::query;
 use tokio::time::{sleep, timeout};
 
 use crate::changes::{Change, ChangeSender};

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use dormer_format::{ChunkId, EncodingTag};
 use dormer_nix::{NarHash, StorePathHash};
@@ -11,11 +12,11 @@ use dormer_testkit::services::Postgres as Server;
 use sqlx::{AssertSqlSafe, Row as _, query};
 
 use super::*;
+use crate::access::{Access, Lock};
 use crate::collect;
 use crate::jobs::{expire_cache, recount, spread_damage};
 use crate::scrub;
 use crate::sql::Sql;
-use crate::sql_index::Lock;
 use crate::topics::{
     caches, chunks, counters, damage, documents, history, journal, nars, objects, outbox, retention, sessions,
 };

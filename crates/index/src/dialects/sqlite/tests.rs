@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use dormer_format::{ChunkId, EncodingTag};
 use dormer_nix::{NarHash, StorePathHash};
@@ -10,6 +11,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _, query};
 
 use super::*;
+use crate::access::Access;
 use crate::collect;
 use crate::jobs::expire_cache;
 use crate::sql::Sql;
