@@ -104,10 +104,14 @@ pub fn v2_file(cache: &CacheName, hash: &StorePathHash, names: &[String]) -> Str
 /// The query of a DELETE below [`V2_OBJECT`] by which the bytes go too, without their grace.
 pub const NOW_QUERY: &str = "now=true";
 
-/// [`V2_PURGES`] of `cache`.
-pub fn v2_purges(cache: &CacheName) -> String {
-    V2_PURGES.replace("{cache}", cache.as_str())
+/// [`V2_PURGES`] of `cache`, with a query that names paths.
+pub fn v2_purges(cache: &CacheName, paths: &[StorePathHash]) -> String {
+    let paths: Vec<String> = paths.iter().map(StorePathHash::to_string).collect();
+    format!("{}?{PATHS_QUERY}={}", V2_PURGES.replace("{cache}", cache.as_str()), paths.join(","))
 }
+
+/// The parameter of [`V2_PURGES`] that names paths by their hashes, with commas between them.
+pub const PATHS_QUERY: &str = "paths";
 
 /// [`V2_OBJECTS`] of `cache`.
 pub fn v2_objects(cache: &CacheName) -> String {
@@ -173,7 +177,10 @@ mod tests {
             v2_referrers(&cache, &hash),
             V2_REFERRERS.replace("{cache}", "team+a_1").replace("{hash}", &hash.to_string())
         );
-        assert_eq!(v2_purges(&cache), "/_api/v2/caches/team+a_1/purges");
+        assert_eq!(
+            v2_purges(&cache, &[hash, hash]),
+            format!("/_api/v2/caches/team+a_1/purges?paths={hash},{hash}")
+        );
         let name: PinName = "ci".parse().unwrap();
         assert_eq!(v2_pin(&cache, &name), "/_api/v2/caches/team+a_1/pins/ci");
         assert_eq!(v2_pinned_path(&cache, &name, &hash), format!("/_api/v2/caches/team+a_1/pins/ci/{hash}"));

@@ -63,7 +63,11 @@ pub struct RemovePathResponse {
     pub purging: Option<bool>,
 }
 
-/// Answer to GET of a cache's purges: NARs of paths that were removed with their bytes.
+/// Most paths in one GET of a cache's purges.
+pub const PURGED_PATHS_MAX: usize = 100;
+
+/// Answer to GET of a cache's purges: NARs of paths that were removed with their bytes. If the
+/// request names paths, only their NARs count. Older servers count all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PurgesResponse {
     /// NARs that still have bytes to be removed. At 0, the bytes that only removed paths needed are
@@ -74,12 +78,16 @@ pub struct PurgesResponse {
 }
 
 /// Answer to DELETE of an object's referrers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoveReferrersResponse {
     /// How many objects this request removed.
     pub removed: u64,
     /// Whether some are left: then the request is to be sent again.
     pub more: bool,
+    /// Which objects this request removed. Only in answers to requests with `now`; older servers
+    /// never say it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<StorePathHash>,
 }
 
 /// Body of POST `objects`.

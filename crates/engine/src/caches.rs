@@ -224,14 +224,6 @@ impl Engine {
     }
 }
 
-/// Memory of a remembered cache, in bytes.
-pub(crate) fn cache_weight(name: &str, cache: &Cache) -> u32 {
-    let names = cache.upstream_cache_key_names.iter().map(|name| name.len() + 32);
-    let keys = cache.keys.iter().map(|key| key.public_key.len() + key.sealed_secret.len() + 64);
-    let fixed = 2 * name.len() + cache.store_dir.len() + 256;
-    u32::try_from(fixed + names.chain(keys).sum::<usize>()).unwrap_or(u32::MAX)
-}
-
 pub(crate) fn seal_context(public_key: &str) -> String {
     format!("signing key {public_key}")
 }

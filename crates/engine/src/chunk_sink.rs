@@ -298,7 +298,7 @@ impl ChunkSink {
                 },
             };
             if self.stored.new_chunk_bytes == new_before {
-                self.context.metrics.count_deduplicated(by, bytes);
+                self.context.metrics.pushes.count_deduplicated(by, bytes);
             }
             let chunk = QueuedChunk { source, fills };
             self.queued_bytes += chunk.memory_bytes();
@@ -325,7 +325,7 @@ impl ChunkSink {
             self.position += 1;
             let bytes = shape.raw_len as u64;
             self.stored.chunk_bytes += bytes;
-            self.context.metrics.count_deduplicated(deduplicated_by(&shape.fills), bytes);
+            self.context.metrics.pushes.count_deduplicated(deduplicated_by(&shape.fills), bytes);
             self.add_to_recipe(&row, &shape.fills);
         }
         Ok(())
@@ -354,7 +354,7 @@ impl ChunkSink {
             Claim::Yours(claimed) => claimed,
         };
         self.stored.new_chunk_bytes += chunk.bytes.len() as u64;
-        self.context.metrics.new_chunk_bytes.inc_by(chunk.bytes.len() as u64);
+        self.context.metrics.pushes.new_chunk_bytes.inc_by(chunk.bytes.len() as u64);
         let pending = Arc::clone(claimed.pending());
         let slot = PackSlot { stream: self.stream, position: self.position };
         new.push(NewChunk { slot, chunk, claimed });

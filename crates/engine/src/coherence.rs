@@ -8,78 +8,22 @@
 //! - A notice of a change discards at once what it may concern, also the results of look-ups that
 //!   began before the notice. A change of an object concerns its narinfo and the read plans of its
 //!   cache, and no other cache.
-//! - The plan of a large NAR is remembered for [`LARGE_PLAN_REMEMBERED`], but no answer rests on it
+//! - The plan of a large NAR is remembered for `LARGE_PLAN_REMEMBERED`, but no answer rests on it
 //!   alone: the index is asked for the NAR and its present tag before each use.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dormer_index::{Cache, CacheId, Change};
 use dormer_nix::StorePathHash;
 
 use crate::Engine;
-
-/// How long the engine remembers settings of caches, narinfos and read plans.
-pub(crate) const REMEMBERED: Duration = Duration::from_millis(1_500);
-
-/// How long the engine remembers the plan of a large NAR. A client that resumes a download asks
-/// again within minutes. A collection keeps packs for longer than that, over an hour, after their
-/// chunks have moved: no remembered plan outlives the packs that it names.
-pub(crate) const LARGE_PLAN_REMEMBERED: Duration = Duration::from_mins(10);
+use crate::change_counts::CacheState;
+use crate::remembered::REMEMBERED;
 
 /// A result that took longer to read is not remembered.
 const LOOK_MAX: Duration = Duration::from_secs(1);
 
 const _: () = assert!(2 * (REMEMBERED.as_millis() + LOOK_MAX.as_millis()) <= 5_000);
-
-/// Counts the changes that were noticed. Everything that is remembered belongs to a state of these
-/// counts.
-#[derive(Debug, Default)]
-pub(crate) struct ChangeCounts(Mutex<Counts>);
-
-#[derive(Debug, Default)]
-struct Counts {
-    /// Changes that may concern all caches.
-    of_all: u64,
-    /// Changes of objects, by cache.
-    of_objects: HashMap<CacheId, u64>,
-}
-
-/// The changes that concern a cache, as counted at one moment: it names what was remembered since
-/// the last of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct CacheState {
-    of_all: u64,
-    of_objects: u64,
-}
-
-impl ChangeCounts {
-    pub(crate) fn cache_state(&self, cache: CacheId) -> CacheState {
-        let counts = self.lock();
-        CacheState {
-            of_all: counts.of_all,
-            of_objects: counts.of_objects.get(&cache).copied().unwrap_or_default(),
-        }
-    }
-
-    /// Changes that may concern all caches.
-    pub(crate) fn of_all(&self) -> u64 {
-        self.lock().of_all
-    }
-
-    fn note_object(&self, cache: CacheId) {
-        *self.lock().of_objects.entry(cache).or_default() += 1;
-    }
-
-    fn note_all(&self) {
-        self.lock().of_all += 1;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// A look-up in the index that has begun.
 #[derive(Debug)]
@@ -190,22 +134,5 @@ impl Engine {
 
     pub(crate) fn forget_cache(&self, cache: &Cache) {
         self.forget(Change::Cache(cache.id));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_changed_object_changes_the_state_of_its_cache_only() {
-        let counts = ChangeCounts::default();
-        let (one, other) = (CacheId(1), CacheId(2));
-        let before = (counts.cache_state(one), counts.cache_state(other));
-        counts.note_object(one);
-        assert_ne!(counts.cache_state(one), before.0);
-        assert_eq!(counts.cache_state(other), before.1);
-        counts.note_all();
-        assert_ne!(counts.cache_state(other), before.1);
     }
 }

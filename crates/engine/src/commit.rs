@@ -133,7 +133,7 @@ impl Engine {
     ) -> Result<Vec<String>> {
         let count = sigs.len();
         if count > SIGNATURES_MAX {
-            return Err(Error::TooManySignatures { count });
+            return Err(Error::TooManySignatures { count, max: SIGNATURES_MAX });
         }
         let own = cache.keys.iter().map(|key| key.public_key.as_str());
         let known: Vec<PublicKey> = own.chain([NIXOS_KEY]).filter_map(|key| key.parse().ok()).collect();

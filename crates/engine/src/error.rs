@@ -135,10 +135,12 @@ pub enum Error {
         limit: u64,
     },
     /// A store path or a build trace came with too many signatures.
-    #[error("{count} signatures, more than the {max} that are taken", max = crate::SIGNATURES_MAX)]
+    #[error("{count} signatures, more than the {max} that are taken")]
     TooManySignatures {
         /// How many came.
         count: usize,
+        /// How many are taken.
+        max: usize,
     },
     /// A narinfo names a file that was not uploaded to this cache.
     #[error("no NAR was uploaded as '{file_name}'")]

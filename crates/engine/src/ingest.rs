@@ -255,8 +255,8 @@ impl Ingest {
         let metrics = Arc::clone(&self.context.metrics);
         // Boxed: the future is large, and every upload would carry it from its first byte on.
         let ingested = Box::pin(self.finish_uncounted()).await?;
-        metrics.nars.with_label_values(&[if ingested.known { "true" } else { "false" }]).inc();
-        metrics.nar_bytes.inc_by(ingested.nar_size);
+        metrics.pushes.nars.with_label_values(&[if ingested.known { "true" } else { "false" }]).inc();
+        metrics.pushes.nar_bytes.inc_by(ingested.nar_size);
         Ok(ingested)
     }
 
@@ -268,7 +268,7 @@ impl Ingest {
         let Storing { mut sink, listing, mut upload } = match self.work {
             Work::Verify { id, file_size } => {
                 // (A known NAR that was not announced, below, was counted chunk by chunk.)
-                self.context.metrics.count_deduplicated(Deduplicated::Nar, nar_size);
+                self.context.metrics.pushes.count_deduplicated(Deduplicated::Nar, nar_size);
                 return Ok(Ingested::known(nar_hash, nar_size, file_size, id, self.memory));
             }
             Work::Store(storing) => *storing,

@@ -7,6 +7,7 @@
 mod activity;
 mod budget;
 mod caches;
+mod change_counts;
 mod chunk_sink;
 mod clock;
 mod coherence;
@@ -15,10 +16,12 @@ mod commit;
 mod cpu;
 mod documents;
 mod error;
+mod exposition;
 mod ingest;
 mod ingest_listing;
 mod jobs;
 mod journal;
+mod lease_renewal;
 mod listing;
 mod master_key;
 mod metrics;
@@ -28,6 +31,7 @@ mod pace;
 mod packer;
 mod read;
 mod rekey;
+mod remembered;
 mod restarting;
 mod retention;
 mod scrub;
@@ -49,12 +53,15 @@ use dormer_nix::SecretKey;
 use moka::sync::Cache as Remembered;
 
 use crate::budget::{Budget, BudgetShare, BudgetUse, Lent};
+use crate::change_counts::ChangeCounts;
 use crate::chunk_sink::IngestContext;
-use crate::coherence::{ChangeCounts, LARGE_PLAN_REMEMBERED, REMEMBERED};
 use crate::metrics::{EngineMetrics, gauge_value};
-use crate::narinfo::NarinfoKey;
 use crate::packer::{Packer, Storage};
-use crate::read::{BlockCache, ENCODING_UPDATES_MAX, LargePlanKey, PlanKey, ReadPlan};
+use crate::read::{BlockCache, ReadPlan};
+use crate::remembered::{
+    LARGE_PLAN_REMEMBERED, LargePlanKey, NarinfoKey, PACK_PROOF, PlanKey, REMEMBERED, REMEMBERED_BYTES,
+    REMEMBERED_CACHE_BYTES, cache_weight,
+};
 use crate::sessions::{DecodedChunks, ReadableChunks, Verifications};
 use crate::use_recorder::UseRecorder;
 
@@ -89,19 +96,12 @@ pub use sessions::{
 pub use settings::{EngineSettings, UPLOAD_BYTES};
 pub use stored_metrics::StoredMetrics;
 
-/// Memory for remembered narinfos, and for remembered read plans, in bytes each. Half of the latter
-/// is for plans of large NARs.
-const REMEMBERED_BYTES: u64 = 4 * 1024 * 1024;
-
-/// Memory for the settings of caches, and again for their signing keys, in bytes: some thousand
-/// caches.
-const REMEMBERED_CACHE_BYTES: u64 = 1024 * 1024;
-
 /// More than any read of chunks takes. Documents and walks through closures may take more.
 const LARGE_READ_BYTES: u64 = 8 * 1024 * 1024;
 
-/// How long a pack is known to exist after it was stored, read or looked up.
-const PACK_PROOF: Duration = Duration::from_mins(1);
+/// New tags and marks of damage that are being written at once. When there are more, the next read
+/// of the NAR writes them.
+const ENCODING_UPDATES_MAX: usize = 8;
 
 /// The engine; cheap to clone.
 #[derive(Debug, Clone)]
@@ -351,13 +351,13 @@ impl Engine {
     fn write_gauges(&self) {
         let metrics = self.metrics();
         metrics.budgets.write(&self.budgets());
-        metrics.uploads_streaming.set(gauge_value(self.inner.ingest.packer.streaming() as u64));
-        metrics.index_connections_open.set(gauge_value(self.index().pool_use().open as u64));
+        metrics.pushes.streaming.set(gauge_value(self.inner.ingest.packer.streaming() as u64));
+        metrics.index.connections_open.set(gauge_value(self.index().pool_use().open as u64));
         let calls = self.index().call_counts();
         for (counter, now) in [
-            (&metrics.index_statements, self.index().statement_count()),
-            (&metrics.index_repeats, calls.repeats),
-            (&metrics.index_failures, calls.failures),
+            (&metrics.index.statements, self.index().statement_count()),
+            (&metrics.index.repeats, calls.repeats),
+            (&metrics.index.failures, calls.failures),
         ] {
             counter.inc_by(now.saturating_sub(counter.get()));
         }
@@ -462,7 +462,7 @@ impl Engine {
 fn remember_caches() -> Remembered<String, Arc<Cache>> {
     Remembered::builder()
         .max_capacity(REMEMBERED_CACHE_BYTES)
-        .weigher(|name: &String, cache: &Arc<Cache>| caches::cache_weight(name, cache))
+        .weigher(|name: &String, cache: &Arc<Cache>| cache_weight(name, cache))
         .time_to_live(REMEMBERED)
         .build()
 }

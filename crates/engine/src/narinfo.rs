@@ -6,13 +6,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dormer_index::{Cache, CacheId, FoundObject, UnixSeconds, Use};
+use dormer_index::{Cache, FoundObject, UnixSeconds, Use};
 use dormer_nix::{NarHash, NarInfo, StoreDir, StorePathHash, fingerprint};
 
 use crate::{Engine, Error, Result};
-
-/// The key of a remembered narinfo.
-pub(crate) type NarinfoKey = (CacheId, StorePathHash);
 
 impl Engine {
     /// The narinfo of a path, as text, with every signature that the path came with and one for
@@ -27,10 +24,10 @@ impl Engine {
         let look = self.look_at_objects(cache.id);
         let found = self.index().find_object(cache.id, hash).await?.filter(|found| !found.nar.damaged);
         let Some(found) = found else {
-            self.metrics().narinfos.missing.inc();
+            self.metrics().reads.narinfos.missing.inc();
             return Ok(None);
         };
-        self.metrics().narinfos.index.inc();
+        self.metrics().reads.narinfos.index.inc();
         if self.is_old(found.last_used_at, self.now()) {
             self.uses().record(cache.id, *hash);
         }
@@ -44,7 +41,9 @@ impl Engine {
     /// The narinfo, if it is remembered. Answers without waiting: this is the hottest path of the
     /// server.
     fn remembered_narinfo(&self, cache: &Cache, hash: &StorePathHash) -> Option<Bytes> {
-        self.remembered_narinfos().get(&(cache.id, *hash)).inspect(|_| self.metrics().narinfos.memory.inc())
+        self.remembered_narinfos()
+            .get(&(cache.id, *hash))
+            .inspect(|_| self.metrics().reads.narinfos.memory.inc())
     }
 
     /// Which of these paths the cache lacks. The others are recorded as used before this returns,

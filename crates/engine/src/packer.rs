@@ -368,7 +368,7 @@ impl PackingTask {
         // stored are tasks of their own.
         while std::panic::AssertUnwindSafe(self.pack(&mut queue)).catch_unwind().await.is_err() {
             self.shared.is_running.store(false, Ordering::Release);
-            self.storage.metrics.packer_restarts.inc();
+            self.storage.metrics.packs.packer_restarts.inc();
             self.open = OpenPack::default();
             let reason = "the packing task panicked";
             self.shared.fail_unsealed(reason);
@@ -450,10 +450,10 @@ impl PackingTask {
             "pack sealed"
         );
         if let Some(since) = waited_for_since {
-            self.storage.metrics.pack_wait.observe(since.elapsed().as_secs_f64());
+            self.storage.metrics.packs.wait_seconds.observe(since.elapsed().as_secs_f64());
         }
         #[expect(clippy::cast_precision_loss, reason = "a few at most")]
-        self.storage.metrics.pack_uploads.observe(uploads.len() as f64);
+        self.storage.metrics.packs.uploads.observe(uploads.len() as f64);
         if early {
             let in_flight = self.shared.in_flight.load(Ordering::Acquire);
             self.returning = self.shared.in_flight_peak.swap(in_flight, Ordering::AcqRel);
@@ -477,7 +477,7 @@ impl PackingTask {
                 Err(panic) => Err(panic.to_string()),
             };
             if outcome.is_err() {
-                metrics.packs_lost.inc();
+                metrics.packs.lost.inc();
             }
             match outcome {
                 Ok(rows) => shared.settle(
@@ -512,7 +512,7 @@ pub(crate) struct Storage {
 impl Storage {
     /// Bytes first, rows second. One row for each chunk, in order.
     async fn store(&self, chunks: &[StoredChunk]) -> Result<Vec<ChunkRow>> {
-        let timer = self.metrics.pack_store.start_timer();
+        let timer = self.metrics.packs.store_seconds.start_timer();
         let mut attempt = 1;
         let (id, size, entries) = loop {
             // A new name for each attempt: one that failed may still have left its object, and
@@ -532,7 +532,7 @@ impl Storage {
                     break (id, pack.size, pack.entries);
                 }
                 Err(error) if error.is_worth_a_retry() && attempt < TRIES => {
-                    self.metrics.pack_retries.with_label_values(&["object"]).inc();
+                    self.metrics.packs.retries.with_label_values(&["object"]).inc();
                     log_retry("pack", id, &error, attempt);
                     back_off(attempt).await;
                 }
@@ -548,11 +548,11 @@ impl Storage {
                 Ok(rows) => {
                     timer.observe_duration();
                     #[expect(clippy::cast_precision_loss, reason = "at most 32 MiB")]
-                    self.metrics.pack_bytes.observe(size as f64);
+                    self.metrics.packs.bytes.observe(size as f64);
                     return Ok(rows);
                 }
                 Err(error @ dormer_index::Error::Unavailable { .. }) if attempt < TRIES => {
-                    self.metrics.pack_retries.with_label_values(&["rows"]).inc();
+                    self.metrics.packs.retries.with_label_values(&["rows"]).inc();
                     log_retry("pack row", id, &error, attempt);
                     back_off(attempt).await;
                 }
@@ -623,7 +623,7 @@ mod tests {
         let lost = pending.row().unwrap().unwrap_err();
         assert!(lost.to_string().contains("the packing task panicked"), "{lost}");
         assert!(!packer.is_running());
-        assert_eq!(metrics.packer_restarts.get(), 1);
+        assert_eq!(metrics.packs.packer_restarts.get(), 1);
 
         drop(undelivered);
         let stored = tokio::time::timeout(Duration::from_secs(10), store(&packer, b"undelivered")).await;

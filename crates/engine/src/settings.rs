@@ -83,7 +83,7 @@ impl EngineSettings {
             + crate::packer::PACKER_BYTES_MAX
             + crate::collect::COMPACTION_BYTES_MAX
             + self.read_memory_bytes
-            + 2 * crate::REMEMBERED_BYTES
+            + 2 * crate::remembered::REMEMBERED_BYTES
     }
 }
 

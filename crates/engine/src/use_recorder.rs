@@ -57,7 +57,7 @@ impl UseRecorder {
     /// and the writer reports that.
     pub(crate) fn record(&self, cache: CacheId, hash: StorePathHash) {
         if self.queue.try_send((cache, hash)).is_err() {
-            self.metrics.uses.lost.inc();
+            self.metrics.reads.uses.lost.inc();
         }
     }
 }
@@ -93,9 +93,9 @@ impl Writer {
 
     async fn write(&mut self, cache: CacheId, hashes: &[StorePathHash]) {
         match self.index.touch_objects(cache, hashes, Use::Pull, self.clock.now()).await {
-            Ok(()) => self.metrics.uses.written.inc_by(hashes.len() as u64),
+            Ok(()) => self.metrics.reads.uses.written.inc_by(hashes.len() as u64),
             Err(error) => {
-                self.metrics.uses.lost.inc_by(hashes.len() as u64);
+                self.metrics.reads.uses.lost.inc_by(hashes.len() as u64);
                 if let Some(uses_lost) = self.log.note(hashes.len(), Instant::now()) {
                     tracing::warn!(
                         use.count = uses_lost,

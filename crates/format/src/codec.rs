@@ -243,7 +243,8 @@ impl Decoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::{frame_bytes_max, validate_frame};
+    use crate::frame::validate_frame;
+    use crate::frame_size::frame_bytes_max;
 
     /// Bytes that no compressor can shrink.
     fn noise(len: usize) -> Vec<u8> {

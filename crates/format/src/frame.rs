@@ -13,6 +13,7 @@
 use bytes::Bytes;
 
 use crate::error::{Error, Malformed, Result};
+use crate::frame_size::{BLOCK_BYTES_MAX, HOLE_FRAME_BYTES, frame_bytes_max};
 use crate::ids::HoleFill;
 use crate::layout::ChunkLayout;
 use crate::wire::Reader;
@@ -24,21 +25,6 @@ const SINGLE_SEGMENT: u8 = 1 << 5;
 /// The only descriptor bits that a stored frame may set: the width of the content size, and the bit
 /// above.
 const DESCRIPTOR_ALLOWED: u8 = 0b1110_0000;
-/// The largest block of zstd.
-const BLOCK_BYTES_MAX: usize = 128 * 1024;
-
-/// Bytes of a hole's frame: magic, descriptor, content size, block header, and the 32 characters.
-pub const HOLE_FRAME_BYTES: usize = 41;
-
-/// The shortest possible frame: magic, descriptor, content size, block header, one byte.
-pub(crate) const FRAME_BYTES_MIN: usize = 10;
-
-/// The longest accepted frame for a segment: zstd's own bound for what it writes
-/// (`ZSTD_COMPRESSBOUND`).
-pub(crate) const fn frame_bytes_max(segment_bytes: usize) -> usize {
-    let small = if segment_bytes < BLOCK_BYTES_MAX { (BLOCK_BYTES_MAX - segment_bytes) >> 11 } else { 0 };
-    segment_bytes + (segment_bytes >> 8) + small
-}
 
 /// The served form of a hole: a frame with one raw block of the 32 characters.
 pub fn hole_frame(fill: &HoleFill) -> [u8; HOLE_FRAME_BYTES] {

@@ -19,7 +19,8 @@
 use bytes::Bytes;
 
 use crate::codec::{Decoder, StoredChunk, checksum};
-use crate::frame::{HOLE_FRAME_BYTES, splice, validate_frame};
+use crate::frame::{splice, validate_frame};
+use crate::frame_size::HOLE_FRAME_BYTES;
 use crate::ids::{ChunkId, EncodingTag, HoleFill, PackId};
 use crate::journal::{
     JournalFile, JournalHeader, JournalKind, JournalName, JournalRecord, JournalWriter, KeptJournal,

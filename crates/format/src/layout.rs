@@ -12,7 +12,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Malformed, Result};
-use crate::frame::{FRAME_BYTES_MIN, HOLE_FRAME_BYTES, frame_bytes_max};
+use crate::frame_size::{FRAME_BYTES_MIN, HOLE_FRAME_BYTES, frame_bytes_max};
 use crate::ids::{HOLE_BYTES, HOLE_LEN};
 use crate::wire::{Reader, put_varint};
 

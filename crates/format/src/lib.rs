@@ -17,6 +17,7 @@ mod codec;
 mod compression;
 mod error;
 mod frame;
+mod frame_size;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz_targets;
 mod ids;
@@ -33,7 +34,8 @@ pub use chunker::{BLANK, ChunkParams, ChunkShape, Chunker, RawChunk};
 pub use codec::{Decoder, Encoder, StoredChunk, checksum, encoder_bytes_max};
 pub use compression::{COMPRESSED_HEAD_BYTES, Compression, SUPPORTED_COMPRESSIONS, WindowTooLarge};
 pub use error::{Error, Malformed, Result};
-pub use frame::{HOLE_FRAME_BYTES, hole_frame, splice, validate_frame};
+pub use frame::{hole_frame, splice, validate_frame};
+pub use frame_size::HOLE_FRAME_BYTES;
 pub use ids::{ChunkId, EncodingTag, HOLE_BYTES, HoleFill, PackId};
 pub use journal::{
     JOURNAL_BODY_BYTES_MAX, JOURNAL_FOLDER, JournalAlias, JournalCache, JournalContent, JournalDocument,

@@ -11,6 +11,7 @@
 //! the contract promises as code; every dialect runs it. It is there with the feature
 //! `conformance`.
 
+mod access;
 mod changes;
 mod collect;
 mod columns;
@@ -31,6 +32,7 @@ mod rows;
 mod scrub;
 mod sql;
 mod sql_index;
+mod statement;
 #[cfg(test)]
 mod synthetic;
 mod topics;
@@ -58,7 +60,3 @@ pub use scrub::{LastScrub, ScrubIndex};
 pub use sql_index::SqlIndex;
 #[cfg(any(test, feature = "inventory"))]
 pub use topics::inventory::Inventory;
-pub use topics::journal::{
-    JournalIndex, JournalLease, JournalNote, JournalState, JournalSubject, JournaledAlias, JournaledDocument,
-    JournaledNar, JournaledObject, SNAPSHOT_WANTED,
-};

@@ -21,7 +21,7 @@ use dormer_api::CacheName;
 use dormer_edge::{EdgeKey, NarFile};
 use dormer_format::EncodingTag;
 use dormer_index::{
-    Cache, CacheScan, NarKey, PublishDone, PublishIntent, PublishState, PublishedDocument, PublishedFile,
+    Cache, CacheScan, NarQuery, PublishDone, PublishIntent, PublishState, PublishedDocument, PublishedFile,
 };
 use dormer_nix::{DocumentName, NarHash, NarInfo, StoreDir, StorePath, StorePathHash, nix32};
 use dormer_stores::FileEntry;
@@ -183,7 +183,7 @@ impl Run<'_> {
                 && self
                     .publisher
                     .index()
-                    .find_nar_in_cache(cache.id, &NarKey::Hash(nar.0), self.now())
+                    .find_nar_in_cache(cache.id, &NarQuery::Hash(nar.0), self.now())
                     .await?
                     .is_some();
             if !is_of_lab {

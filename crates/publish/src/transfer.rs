@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use dormer_edge::{Caching, EdgeKey, NarFile, Visibility, caching};
 use dormer_engine::{Engine, ErrorClass, OpenNar};
 use dormer_format::EncodingTag;
-use dormer_index::{Cache, NarKey, PublishedNar};
+use dormer_index::{Cache, NarQuery, PublishedNar};
 use dormer_nix::{Backoff, NarHash, NarHasher, RateSchedule, StorePathHash};
 use dormer_stores::{FileKind, FileMeta, Store, Stored};
 use futures::StreamExt as _;
@@ -171,7 +171,7 @@ impl Sender {
     ) -> Result<Option<PublishedNar>> {
         let there = store.head(&place.name).await?;
         let Some(there) = there.filter(|there| place.has_its_headers(store, there)) else { return Ok(None) };
-        let Some(open) = engine.open_nar(cache, &NarKey::Hash(nar.nar.0)).await? else { return Ok(None) };
+        let Some(open) = engine.open_nar(cache, &NarQuery::Hash(nar.nar.0)).await? else { return Ok(None) };
         let is_other = self.recompress_level.is_none() && open.file_size() != there.size;
         if open.tag() != nar.nar.1 || is_other {
             return Ok(None);
@@ -215,7 +215,7 @@ impl Sender {
         in_parts: &mut bool,
     ) -> Result<Sent> {
         let (hash, tag) = nar.nar;
-        let Some(open) = engine.open_nar(cache, &NarKey::Hash(hash)).await? else {
+        let Some(open) = engine.open_nar(cache, &NarQuery::Hash(hash)).await? else {
             return Ok(Sent::Unreadable);
         };
         if open.tag() != tag {

@@ -11,8 +11,8 @@ use crate::app::App;
 use crate::auth::header_token;
 use crate::call::Call;
 use crate::failure::Failure;
-use crate::handlers::people::session::cookie_token;
 use crate::operations::Operations;
+use crate::session_cookie::cookie_token;
 
 /// How old the settings of a cache may be for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -53,6 +53,7 @@ mod reencode;
 mod request_body;
 mod route;
 mod server;
+mod session_cookie;
 mod settings;
 mod shares;
 mod trace_context;

@@ -20,7 +20,7 @@ use dormer_index::{
     CacheRecipe, CacheSelection, CacheTotals, CacheVisibility, CallCounts, Changes, ChunkIndex, ChunkRow,
     CommitOutcome, CommitTarget, CounterIndex, Day, DocumentIndex, Error as IndexError, ExpiryDefaults,
     ExtremeObjects, FoundObject, HistoryDay, Index, Keepers, ListedObject, Nar, NarCommit, NarId, NarIndex,
-    NarKey, NarSource, NarSummary, NewCache, NewDocument, NewPack, NewSession, ObjectIndex, ObjectOrder,
+    NarQuery, NarSource, NarSummary, NewCache, NewDocument, NewPack, NewSession, ObjectIndex, ObjectOrder,
     ObjectPlace, ObjectReferences, OutboxIndex, OutboxPosition, OutboxRow, PackNumber, PathCounts, Pin,
     PoolUse, PurgeCounts, Removal, RemovedForCause, RetentionIndex, SealedKey, SealedKeyPlace, SessionEnd,
     SessionId, SessionIndex, SessionOpened, SessionPart, SettingIndex, StoredCounts, StoredDocument,
@@ -433,7 +433,7 @@ impl NarIndex for FaultIndex {
     async fn find_nar_in_cache(
         &self,
         cache: CacheId,
-        key: &NarKey,
+        key: &NarQuery,
         now: UnixSeconds,
     ) -> Outcome<Option<Nar>> {
         read_step!(self, self.inner.find_nar_in_cache(cache, key, now))
@@ -657,8 +657,8 @@ impl RetentionIndex for FaultIndex {
     ) -> Outcome<RemovedForCause> {
         write_step!(self, self.inner.remove_for_cause(cache, hash, subject, purge, at))
     }
-    async fn count_purges(&self, cache: CacheId) -> Outcome<PurgeCounts> {
-        read_step!(self, self.inner.count_purges(cache))
+    async fn count_purges(&self, cache: CacheId, paths: Option<&[StorePathHash]>) -> Outcome<PurgeCounts> {
+        read_step!(self, self.inner.count_purges(cache, paths))
     }
     async fn audit_after(&self, number: i64, limit: u32) -> Outcome<Vec<AuditEntry>> {
         read_step!(self, self.inner.audit_after(number, limit))

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use dormer_api::v2::{
-    ListObjectsRequest, ListObjectsResponse, ListReferrersResponse, ObjectResponse, PurgesResponse,
-    RemovePathResponse, RemoveReferrersResponse,
+    ListObjectsRequest, ListObjectsResponse, ListReferrersResponse, ObjectResponse, PURGED_PATHS_MAX,
+    PurgesResponse, RemovePathResponse, RemoveReferrersResponse,
 };
 use dormer_api::{CacheName, GetMissingPathsRequest, GetMissingPathsResponse, routes};
 use dormer_nix::StorePathHash;
@@ -103,11 +103,19 @@ impl ApiClient {
         self.ask(&action, Repeat::Always, || self.request(Method::DELETE, &route)).await
     }
 
-    /// How much of removed paths is still to be removed from the store.
-    pub async fn count_purges(&self, cache: &CacheName) -> Result<PurgesResponse> {
+    /// How much of these removed paths is still to be removed from the store. An older server
+    /// counts all paths of the cache.
+    pub async fn count_purges(&self, cache: &CacheName, paths: &[StorePathHash]) -> Result<PurgesResponse> {
         let action = format!("asking which bytes of cache {cache} are still to be removed");
-        let route = routes::v2_purges(cache);
-        self.ask(&action, Repeat::Always, || self.request(Method::GET, &route)).await
+        let mut all = PurgesResponse { waiting: 0, untried: 0 };
+        for paths in paths.chunks(PURGED_PATHS_MAX) {
+            let route = routes::v2_purges(cache, paths);
+            let PurgesResponse { waiting, untried } =
+                self.ask(&action, Repeat::Always, || self.request(Method::GET, &route)).await?;
+            all.waiting = all.waiting.saturating_add(waiting);
+            all.untried = all.untried.saturating_add(untried);
+        }
+        Ok(all)
     }
 
     /// One file out of a path of a cache. It is repeated until the answer begins, and not after

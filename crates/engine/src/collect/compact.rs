@@ -22,6 +22,7 @@ use dormer_format::{ChunkLayout, Pack, PackBuilder, PackId, checksum};
 use dormer_index::{ChunkMove, ChunkRow, CompactedPack, PackNumber, PackRow, PackedChunk};
 use dormer_nix::with_causes;
 
+use super::collection_run::CollectionRun;
 use super::collector::Collector;
 use super::judge::numbers;
 use super::plan::{
@@ -29,7 +30,6 @@ use super::plan::{
 };
 use super::recompress::{self, Recompressor};
 use super::report::CollectionReport;
-use super::turn::Turn;
 use crate::Result;
 use crate::pace::tried;
 
@@ -158,7 +158,7 @@ impl Collector {
     /// Compacts a group: rewrites its packs, and condemns those that can go then.
     pub(super) async fn compact_group(
         &self,
-        turn: &mut Turn<'_>,
+        collection: &mut CollectionRun<'_>,
         group: &RewriteGroup,
         live: &Live,
         limits: &PackLimits,
@@ -176,12 +176,12 @@ impl Collector {
         for pack in &group.packs {
             let begun = Instant::now();
             let chunks = self.live_chunks(pack.number, live).await?;
-            turn.step(begun, 0).await?;
+            collection.step(begun, 0).await?;
             left.push((*pack, chunks.rows.len() as u64 + u64::from(!chunks.is_all)));
             for row in chunks.rows {
                 if !open.has_room_for(&row) {
                     let Some(more) =
-                        self.write_pack(turn, std::mem::replace(&mut open, empty()), report).await?
+                        self.write_pack(collection, std::mem::replace(&mut open, empty()), report).await?
                     else {
                         return Ok(());
                     };
@@ -191,7 +191,7 @@ impl Collector {
             }
         }
         if open.chunks > 0 {
-            let Some(more) = self.write_pack(turn, open, report).await? else { return Ok(()) };
+            let Some(more) = self.write_pack(collection, open, report).await? else { return Ok(()) };
             moved.extend(more);
         }
         for (pack, left) in &mut left {
@@ -212,7 +212,7 @@ impl Collector {
             totals.packs += 1;
             totals.bytes += pack.size;
         }
-        turn.step(begun, condemned.len() as u64).await
+        collection.step(begun, condemned.len() as u64).await
     }
 
     /// The live chunks of a pack. A damaged one stays where it is until a push heals it.
@@ -243,21 +243,21 @@ impl Collector {
     }
 
     /// Writes a new pack and moves its chunks; returns the old pack of each moved chunk. `None` if
-    /// the store failed, which the turn counts.
+    /// the store failed, which the run counts.
     pub(super) async fn write_pack(
         &self,
-        turn: &mut Turn<'_>,
+        collection: &mut CollectionRun<'_>,
         open: OpenPack,
         report: &mut CollectionReport,
     ) -> Result<Option<Vec<PackNumber>>> {
-        let written = self.try_write_pack(turn, open, report).await?;
-        turn.store_failures = if written.is_some() { 0 } else { turn.store_failures + 1 };
+        let written = self.try_write_pack(collection, open, report).await?;
+        collection.store_failures = if written.is_some() { 0 } else { collection.store_failures + 1 };
         Ok(written)
     }
 
     async fn try_write_pack(
         &self,
-        turn: &mut Turn<'_>,
+        collection: &mut CollectionRun<'_>,
         open: OpenPack,
         report: &mut CollectionReport,
     ) -> Result<Option<Vec<PackNumber>>> {
@@ -275,10 +275,10 @@ impl Collector {
         for source in open.sources {
             let key = BlobKey::Pack(source[0].pack_id);
             for (bytes, places) in plan_reads(&source) {
-                turn.keep().await?;
+                collection.keep().await?;
                 let chunks = &source[places];
                 let read = self.read_chunks(&key, bytes.start..bytes.end, chunks);
-                match turn.while_renewing(read).await? {
+                match collection.while_renewing(read).await? {
                     Ok(stored) => {
                         let mut sound = Vec::with_capacity(chunks.len());
                         for (row, stored) in chunks.iter().zip(stored) {
@@ -289,7 +289,8 @@ impl Collector {
                         }
                         rows.extend(sound.iter().map(|(row, _)| row.clone()));
                         if let Some(contexts) = recompressor.take() {
-                            let (contexts, shrunk) = recompress::recompress(turn, contexts, sound).await?;
+                            let (contexts, shrunk) =
+                                recompress::recompress(collection, contexts, sound).await?;
                             recompressor = Some(contexts);
                             for chunk in shrunk {
                                 new_frames.push((chunk.checksum, chunk.layout.clone()));
@@ -332,22 +333,22 @@ impl Collector {
                 Some(new_frames)
             }
         };
-        if !self.store_pack(turn, &pack).await? {
+        if !self.store_pack(collection, &pack).await? {
             return Ok(None);
         }
-        turn.keep().await?;
+        collection.keep().await?;
         let totals = if frames.is_some() { &mut report.recompressed } else { &mut report.compacted };
         let moved = self.move_to(&pack, &rows, open.frames, frames).await?;
         totals.add(&CompactionTotals { chunks: moved.len() as u64, ..cost });
-        turn.step(begun, moved.len() as u64).await?;
+        collection.step(begun, moved.len() as u64).await?;
         Ok(Some(moved))
     }
 
     /// Notes a pack as doomed and stores it. `false` if the store failed.
-    async fn store_pack(&self, turn: &mut Turn<'_>, pack: &Pack) -> Result<bool> {
+    async fn store_pack(&self, collection: &mut CollectionRun<'_>, pack: &Pack) -> Result<bool> {
         self.index.doom_new_pack(pack.id, self.clock.now() + DOOMED_SECONDS).await?;
         let key = BlobKey::Pack(pack.id);
-        let stored = turn.while_renewing(self.blobs.put(&key, &pack.parts)).await?;
+        let stored = collection.while_renewing(self.blobs.put(&key, &pack.parts)).await?;
         if let Err(error) = &stored {
             let error = with_causes(error);
             tracing::warn!(pack.id = %pack.id, error, "a pack cannot be stored; a later collection compacts");

@@ -8,9 +8,9 @@ use dormer_blobs::BlobKey;
 use dormer_index::DoomedPack;
 use dormer_nix::with_causes;
 
+use super::collection_run::CollectionRun;
 use super::collector::Collector;
 use super::report::CollectionReport;
-use super::turn::Turn;
 use crate::Result;
 
 /// Objects deleted between two looks at the list.
@@ -25,7 +25,7 @@ impl Collector {
     /// on after them, so that they never keep others from their turn.
     pub(super) async fn delete_objects(
         &self,
-        turn: &mut Turn<'_>,
+        collection: &mut CollectionRun<'_>,
         report: &mut CollectionReport,
     ) -> Result<()> {
         let mut after = self.lock_deleting().take();
@@ -39,10 +39,10 @@ impl Collector {
             let mut deleted = Vec::with_capacity(doomed.len());
             for pack in doomed {
                 after = Some(pack);
-                if pack.is_stray && turn.kept_before.is_some() {
+                if pack.is_stray && collection.kept_before.is_some() {
                     continue;
                 }
-                match turn.while_renewing(self.blobs.delete(&BlobKey::Pack(pack.id))).await? {
+                match collection.while_renewing(self.blobs.delete(&BlobKey::Pack(pack.id))).await? {
                     Ok(()) => {
                         deleted.push(pack.id);
                         failures = 0;
@@ -58,11 +58,11 @@ impl Collector {
                         }
                     }
                 }
-                turn.keep().await?;
+                collection.keep().await?;
             }
             self.index.forget_doomed(&deleted).await?;
             report.objects_deleted += deleted.len() as u64;
-            turn.step(begun, deleted.len() as u64).await?;
+            collection.step(begun, deleted.len() as u64).await?;
             if failures == DELETE_FAILURES_MAX {
                 *self.lock_deleting() = after;
                 return Ok(());

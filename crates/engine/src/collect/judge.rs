@@ -4,13 +4,13 @@ use std::time::Instant;
 
 use dormer_index::{PackNumber, PackRow};
 
+use super::collection_run::{CHANGE_ROWS, CollectionRun, PAGE_ROWS, REMOVE_PACKS};
 use super::collector::Collector;
 use super::plan::{
     DeadBytes, DeadShare, Live, PackLimits, PackTotals, PackVerdict, Rewrite, RewriteGroup, RewriteGroups,
     RewriteRules, may_be_rewritten,
 };
 use super::report::CollectionReport;
-use super::turn::{CHANGE_ROWS, PAGE_ROWS, REMOVE_PACKS, Turn};
 use crate::Result;
 use crate::pace::pause_after;
 
@@ -44,12 +44,12 @@ impl Judged {
 impl Collector {
     pub(super) async fn judge_packs(
         &self,
-        turn: &mut Turn<'_>,
+        collection: &mut CollectionRun<'_>,
         live: &Live,
         limits: &PackLimits,
         report: &mut CollectionReport,
     ) -> Result<()> {
-        let rules = self.rewrite_rules(Some(turn), live, *limits).await?;
+        let rules = self.rewrite_rules(Some(collection), live, *limits).await?;
         let mut after = PackNumber(0);
         let mut groups = RewriteGroups::default();
         loop {
@@ -64,7 +64,7 @@ impl Collector {
                 let spared = self.index.spare_packs(&numbers(&judged.spare)).await?;
                 tracing::error!(packs = spared, "condemned packs hold live chunks; they are kept");
             }
-            turn.step(begun, 0).await?;
+            collection.step(begun, 0).await?;
             for packs in judged.condemn.chunks(CHANGE_ROWS) {
                 let begun = Instant::now();
                 let now = self.clock.now();
@@ -72,7 +72,7 @@ impl Collector {
                 let condemned: Vec<PackRow> =
                     packs.iter().filter(|pack| condemned.contains(&pack.number)).copied().collect();
                 self.count(&condemned, &mut report.condemned).await?;
-                turn.step(begun, condemned.len() as u64).await?;
+                collection.step(begun, condemned.len() as u64).await?;
             }
             for packs in judged.remove.chunks(REMOVE_PACKS) {
                 let begun = Instant::now();
@@ -81,30 +81,30 @@ impl Collector {
                 report.removed.packs += removed.packs.len() as u64;
                 report.removed.bytes += removed.bytes;
                 report.removed.chunks += removed.chunks;
-                turn.step(begun, removed.packs.len() as u64 + removed.chunks).await?;
+                collection.step(begun, removed.packs.len() as u64 + removed.chunks).await?;
             }
             for group in self.gather_rewrites(&mut groups, &page, live, &rules).await? {
-                self.compact_if_room(turn, &group, live, limits, report).await?;
+                self.compact_if_room(collection, &group, live, limits, report).await?;
             }
         }
         for group in groups.rest() {
-            self.compact_if_room(turn, &group, live, limits, report).await?;
+            self.compact_if_room(collection, &group, live, limits, report).await?;
         }
         Ok(())
     }
 
     async fn compact_if_room(
         &self,
-        turn: &mut Turn<'_>,
+        collection: &mut CollectionRun<'_>,
         group: &RewriteGroup,
         live: &Live,
         limits: &PackLimits,
         report: &mut CollectionReport,
     ) -> Result<()> {
-        if Self::is_compaction_over(report, group) || turn.is_store_down() {
+        if Self::is_compaction_over(report, group) || collection.is_store_down() {
             return Ok(());
         }
-        self.compact_group(turn, group, live, limits, report).await
+        self.compact_group(collection, group, live, limits, report).await
     }
 
     /// Adds the packs of a page that are to be rewritten to their groups; returns the groups that
@@ -138,17 +138,17 @@ impl Collector {
     /// Looks through all packs for the rules by which this collection rewrites some of them.
     pub(super) async fn rewrite_rules(
         &self,
-        turn: Option<&mut Turn<'_>>,
+        collection: Option<&mut CollectionRun<'_>>,
         live: &Live,
         limits: PackLimits,
     ) -> Result<RewriteRules> {
-        let dead_share = self.dead_share(turn, live, &limits).await?;
+        let dead_share = self.dead_share(collection, live, &limits).await?;
         Ok(RewriteRules { limits, dead_share, recompression: self.recompression() })
     }
 
     async fn dead_share(
         &self,
-        mut turn: Option<&mut Turn<'_>>,
+        mut collection: Option<&mut CollectionRun<'_>>,
         live: &Live,
         limits: &PackLimits,
     ) -> Result<DeadShare> {
@@ -165,8 +165,8 @@ impl Collector {
                     bytes.add(pack, in_pack, self.chunks_of(pack).await?);
                 }
             }
-            match &mut turn {
-                Some(turn) => turn.step(begun, 0).await?,
+            match &mut collection {
+                Some(collection) => collection.step(begun, 0).await?,
                 None => tokio::time::sleep(pause_after(begun.elapsed())).await,
             }
         }

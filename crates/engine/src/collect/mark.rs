@@ -4,17 +4,17 @@ use std::time::Instant;
 
 use dormer_index::{NarId, UnixSeconds};
 
+use super::collection_run::{CHANGE_ROWS, CollectionRun, PAGE_NARS, PAGE_ROWS};
 use super::collector::Collector;
 use super::plan::{Live, Marks};
 use super::report::CollectionReport;
-use super::turn::{CHANGE_ROWS, PAGE_NARS, PAGE_ROWS, Turn};
 use crate::Result;
 
 impl Collector {
     /// Marks the chunks of every NAR that stays, and removes those without a name.
     pub(super) async fn mark(
         &self,
-        turn: &mut Turn<'_>,
+        collection: &mut CollectionRun<'_>,
         now: UnixSeconds,
         report: &mut CollectionReport,
     ) -> Result<Marks> {
@@ -39,12 +39,16 @@ impl Collector {
                     marks.add(&nar.runs);
                 }
             }
-            turn.step(begun, deleted.len() as u64).await?;
+            collection.step(begun, deleted.len() as u64).await?;
         }
     }
 
     /// The marked chunks, by the packs that hold them.
-    pub(super) async fn live_packs(&self, mut marks: Marks, mut turn: Option<&mut Turn<'_>>) -> Result<Live> {
+    pub(super) async fn live_packs(
+        &self,
+        mut marks: Marks,
+        mut collection: Option<&mut CollectionRun<'_>>,
+    ) -> Result<Live> {
         let mut after = 0;
         loop {
             let begun = Instant::now();
@@ -54,8 +58,8 @@ impl Collector {
             for (chunk, pack) in page {
                 marks.note_moved(chunk, pack);
             }
-            if let Some(turn) = &mut turn {
-                turn.step(begun, 0).await?;
+            if let Some(collection) = &mut collection {
+                collection.step(begun, 0).await?;
             }
         }
     }

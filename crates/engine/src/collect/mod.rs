@@ -22,6 +22,7 @@
 //! - While the store keeps a journal of another past, the packs from before stay, and so do those
 //!   without a row: only that journal may say what they hold. Purges go before it.
 
+mod collection_run;
 mod collector;
 mod compact;
 mod delete;
@@ -38,7 +39,6 @@ mod report;
 mod run;
 mod settings;
 mod strays;
-mod turn;
 
 pub use self::collector::Collector;
 pub(crate) use self::compact::COMPACTION_BYTES_MAX;

@@ -4,12 +4,12 @@ use std::time::Instant;
 
 use dormer_index::{NarId, PackNumber};
 
+use super::collection_run::{PAGE_NARS, PAGE_ROWS};
 use super::collector::Collector;
 use super::judge::Judged;
 use super::plan::{Marks, RewriteGroups};
 use super::progress::CollectionPhase;
 use super::report::CollectionPlan;
-use super::turn::{PAGE_NARS, PAGE_ROWS};
 use crate::Result;
 use crate::pace::pause_after;
 

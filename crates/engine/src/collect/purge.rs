@@ -31,11 +31,11 @@ use std::time::Instant;
 use dormer_index::{PackNumber, PackRow, PackedChunk, Purge, PurgeId, UnixSeconds};
 use roaring::RoaringTreemap;
 
+use super::collection_run::{CollectionRun, PAGE_ROWS, REMOVE_PACKS};
 use super::collector::Collector;
 use super::compact::{DOOMED_SECONDS, OpenPack};
 use super::plan::{Live, PACK_CHUNKS};
 use super::report::CollectionReport;
-use super::turn::{PAGE_ROWS, REMOVE_PACKS, Turn};
 use crate::Result;
 
 /// Purges that one collection takes up. Those that none has tried come first, so purges that have
@@ -100,25 +100,29 @@ struct Found {
 
 impl Collector {
     /// Removes the bytes that only removed paths needed.
-    pub(super) async fn purge(&self, turn: &mut Turn<'_>, report: &mut CollectionReport) -> Result<Purging> {
+    pub(super) async fn purge(
+        &self,
+        collection: &mut CollectionRun<'_>,
+        report: &mut CollectionReport,
+    ) -> Result<Purging> {
         let mut purging = Purging { purges: self.index.open_purges(PURGES_MAX).await?, ..Purging::default() };
         if purging.purges.is_empty() {
             return Ok(purging);
         }
         self.hasten().await?;
         for round in 0..ROUNDS_MAX {
-            let condemned = self.condemned_packs(turn).await?;
+            let condemned = self.condemned_packs(collection).await?;
             let (now, _) = self.begin_marks();
-            let marks = self.mark(turn, now, report).await?;
-            let live = self.live_packs(marks, Some(turn)).await?;
+            let marks = self.mark(collection, now, report).await?;
+            let live = self.live_packs(marks, Some(collection)).await?;
             // What another process condemns again meanwhile waits for other marks.
             let before = condemned.values().max().map_or(now, |at| at + 1);
             let (mut dead, needed): (Vec<_>, Vec<_>) =
                 condemned.into_keys().partition(|pack| live.in_pack(*pack) == 0);
-            if turn.kept_before.is_some() {
+            if collection.kept_before.is_some() {
                 // Only what holds the bytes of a removed path goes before a journal that is kept.
                 let chunks = unneeded(&purging.purges, &live);
-                let found = self.packs_of(turn, &purging.purges, &chunks).await?;
+                let found = self.packs_of(collection, &purging.purges, &chunks).await?;
                 dead.retain(|pack| found.packs.contains(pack));
             }
             if !needed.is_empty() {
@@ -131,13 +135,13 @@ impl Collector {
                 report.removed.packs += removed.packs.len() as u64;
                 report.removed.bytes += removed.bytes;
                 report.removed.chunks += removed.chunks;
-                turn.step(begun, removed.packs.len() as u64 + removed.chunks).await?;
+                collection.step(begun, removed.packs.len() as u64 + removed.chunks).await?;
             }
-            self.delete_objects(turn, report).await?;
+            self.delete_objects(collection, report).await?;
             let chunks = unneeded(&purging.purges, &live);
             let is_more = !chunks.is_subset(&purging.chunks);
             purging.chunks = chunks;
-            let found = self.packs_of(turn, &purging.purges, &purging.chunks).await?;
+            let found = self.packs_of(collection, &purging.purges, &purging.chunks).await?;
             if round == 0 {
                 purging.at_home = found.at_home;
             } else if is_more {
@@ -147,7 +151,7 @@ impl Collector {
             let mut goes_on = false;
             purging.damaged.clear();
             for pack in found.packs {
-                goes_on |= self.empty_pack(turn, pack, &mut purging, &live, report).await?;
+                goes_on |= self.empty_pack(collection, pack, &mut purging, &live, report).await?;
             }
             if !goes_on {
                 break;
@@ -187,7 +191,7 @@ impl Collector {
     /// `is_listed` says that all objects without a row are known.
     pub(super) async fn end_purges(
         &self,
-        turn: &mut Turn<'_>,
+        collection: &mut CollectionRun<'_>,
         purging: &Purging,
         is_listed: bool,
         report: &mut CollectionReport,
@@ -195,7 +199,7 @@ impl Collector {
         let now = self.clock.now();
         report.purge_packs_damaged = purging.damaged.len() as u64;
         for purge in &purging.purges {
-            let left = self.packs_of(turn, std::slice::from_ref(purge), &purging.chunks).await?;
+            let left = self.packs_of(collection, std::slice::from_ref(purge), &purging.chunks).await?;
             let since = purging.at_home.contains(&purge.id).then_some(purge.removed_at);
             let is_done = is_listed && left.packs.is_empty() && self.are_objects_deleted(since).await?;
             self.index.end_purges(&[purge.id], is_done, now).await?;
@@ -221,7 +225,7 @@ impl Collector {
     /// began at `marked_at`. Reads only.
     pub(super) async fn spent_notes(
         &self,
-        turn: &mut Turn<'_>,
+        collection: &mut CollectionRun<'_>,
         live: &Live,
         marked_at: UnixSeconds,
     ) -> Result<Vec<PurgeId>> {
@@ -234,20 +238,25 @@ impl Collector {
             after = last.id;
             // For the marks, a path that was removed after they began is alive.
             for note in page.iter().filter(|note| note.removed_at < marked_at - CLOCKS_DIFFER) {
-                if !self.has_unneeded_rows(turn, note, live).await? {
+                if !self.has_unneeded_rows(collection, note, live).await? {
                     spent.push(note.id);
                 }
             }
-            turn.step(begun, 0).await?;
+            collection.step(begun, 0).await?;
         }
     }
 
-    async fn has_unneeded_rows(&self, turn: &mut Turn<'_>, note: &Purge, live: &Live) -> Result<bool> {
+    async fn has_unneeded_rows(
+        &self,
+        collection: &mut CollectionRun<'_>,
+        note: &Purge,
+        live: &Live,
+    ) -> Result<bool> {
         for run in &note.runs {
             let mut after = None;
             loop {
                 let page = self.index.find_places(run, after, PAGE_CHUNKS).await?;
-                turn.keep().await?;
+                collection.keep().await?;
                 if page.iter().any(|(chunk, _)| !live.has_chunk(*chunk)) {
                     return Ok(true);
                 }
@@ -272,7 +281,10 @@ impl Collector {
     }
 
     /// The condemned packs, and since when they are.
-    async fn condemned_packs(&self, turn: &mut Turn<'_>) -> Result<BTreeMap<PackNumber, UnixSeconds>> {
+    async fn condemned_packs(
+        &self,
+        collection: &mut CollectionRun<'_>,
+    ) -> Result<BTreeMap<PackNumber, UnixSeconds>> {
         let mut condemned = BTreeMap::new();
         let mut after = PackNumber(0);
         loop {
@@ -281,14 +293,14 @@ impl Collector {
             let Some(last) = page.last() else { return Ok(condemned) };
             after = last.number;
             condemned.extend(page.iter().filter_map(|pack| Some((pack.number, pack.condemned_at?))));
-            turn.step(begun, 0).await?;
+            collection.step(begun, 0).await?;
         }
     }
 
     /// The packs that hold one of these chunks, and the purges all of whose chunks are at home.
     async fn packs_of(
         &self,
-        turn: &mut Turn<'_>,
+        collection: &mut CollectionRun<'_>,
         purges: &[Purge],
         chunks: &RoaringTreemap,
     ) -> Result<Found> {
@@ -307,7 +319,7 @@ impl Collector {
                     }
                     pages += 1;
                     if pages % PAUSE_PAGES == 0 {
-                        turn.step(begun, 0).await?;
+                        collection.step(begun, 0).await?;
                         begun = Instant::now();
                     }
                     match page.last() {
@@ -320,14 +332,14 @@ impl Collector {
                 found.at_home.insert(purge.id);
             }
         }
-        turn.step(begun, 0).await?;
+        collection.step(begun, 0).await?;
         Ok(found)
     }
 
     /// Moves what may be needed out of a pack, and condemns it. `false` if the pack has to wait.
     async fn empty_pack(
         &self,
-        turn: &mut Turn<'_>,
+        collection: &mut CollectionRun<'_>,
         number: PackNumber,
         purging: &mut Purging,
         live: &Live,
@@ -350,12 +362,12 @@ impl Collector {
             }
         };
         // A pack of which nothing has to move needs no store.
-        if !open.is_empty() && turn.is_store_down() {
+        if !open.is_empty() && collection.is_store_down() {
             return Ok(false);
         }
         for open in open {
             let chunks = open.chunks();
-            let Some(moved) = self.write_pack(turn, open, report).await? else { return Ok(false) };
+            let Some(moved) = self.write_pack(collection, open, report).await? else { return Ok(false) };
             if moved.len() < chunks {
                 // Damaged, or moved by another process: the next round looks again.
                 return Ok(true);

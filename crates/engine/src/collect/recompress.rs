@@ -16,7 +16,7 @@ use bytes::Bytes;
 use dormer_format::{Decoder, Encoder, RawChunk, StoredChunk};
 use dormer_index::{ChunkRow, UnixSeconds};
 
-use super::turn::Turn;
+use super::collection_run::CollectionRun;
 use crate::cpu::blocking;
 use crate::pace::pause_after;
 use crate::{Error, Result};
@@ -85,7 +85,7 @@ pub(super) fn as_stored(row: &ChunkRow, bytes: Bytes) -> StoredChunk {
 
 /// Recompresses chunks, in batches. Returns the contexts too, for the next ones.
 pub(super) async fn recompress(
-    turn: &mut Turn<'_>,
+    collection: &mut CollectionRun<'_>,
     mut recompressor: Recompressor,
     chunks: Vec<(ChunkRow, Bytes)>,
 ) -> Result<(Recompressor, Vec<StoredChunk>)> {
@@ -108,7 +108,7 @@ pub(super) async fn recompress(
         let (back, shrunk) = blocking(work).await;
         recompressor = back;
         done.extend(shrunk);
-        turn.keep().await?;
+        collection.keep().await?;
         tokio::time::sleep(pause_after(begun.elapsed())).await;
     }
     Ok((recompressor, done))

@@ -6,12 +6,14 @@ use std::time::Instant;
 use dormer_index::{JobIndex, JobKind, JobLease, UnixSeconds};
 use dormer_nix::with_causes;
 
+use super::collection_run::CollectionRun;
 use super::collector::Collector;
 use super::progress::CollectionPhase;
 use super::report::CollectionReport;
+use super::settings::CollectSettings;
 use super::strays::Listing;
-use super::turn::Turn;
 use crate::Result;
+use crate::lease_renewal::LeaseRenewal;
 
 /// Graces or aliases removed in one transaction.
 const EXPIRE_ROWS: u32 = 1_024;
@@ -47,37 +49,40 @@ impl Collector {
 
     async fn run_uncounted(&self, lease: &JobLease, lease_seconds: i64) -> Result<CollectionReport> {
         let mut report = CollectionReport::default();
-        let turn = &mut Turn {
+        let CollectSettings { renew_after, stuck_after, .. } = self.settings;
+        let renewal = LeaseRenewal::new(&*self.blobs, renew_after, stuck_after);
+        let collection = &mut CollectionRun {
             index: &*self.index,
             clock: &*self.clock,
             lease,
             lease_seconds,
             renewed: Instant::now(),
-            renew_after: self.settings.renew_after,
+            renewal,
             rows: 0,
-            kept_before: self.kept_before().await,
+            kept_before: None,
             store_failures: 0,
         };
+        collection.kept_before = collection.while_renewing(self.kept_before()).await?;
         self.progress.begin(CollectionPhase::Deleting);
-        self.delete_objects(turn, &mut report).await?;
+        self.delete_objects(collection, &mut report).await?;
         self.progress.begin(CollectionPhase::Expiring);
-        self.expire_names(turn, &mut report).await?;
+        self.expire_names(collection, &mut report).await?;
         // The order matters: what is condemned below is judged by these marks.
         let (now, mut limits) = self.begin_marks();
-        limits.kept_before = turn.kept_before;
+        limits.kept_before = collection.kept_before;
         self.progress.begin(CollectionPhase::Marking);
-        let marks = self.mark(turn, now, &mut report).await?;
-        let live = self.live_packs(marks, Some(turn)).await?;
+        let marks = self.mark(collection, now, &mut report).await?;
+        let live = self.live_packs(marks, Some(collection)).await?;
         self.progress.begin(CollectionPhase::Judging);
-        self.judge_packs(turn, &live, &limits, &mut report).await?;
-        let notes = self.spent_notes(turn, &live, now).await?;
+        self.judge_packs(collection, &live, &limits, &mut report).await?;
+        let notes = self.spent_notes(collection, &live, now).await?;
         drop(live);
         self.progress.begin(CollectionPhase::Purging);
-        let purging = self.purge(turn, &mut report).await?;
+        let purging = self.purge(collection, &mut report).await?;
         self.progress.begin(CollectionPhase::Deleting);
-        self.delete_objects(turn, &mut report).await?;
-        let listing = self.list_if_due(turn, self.wants_listing(&purging).await?, &mut report).await?;
-        self.end_purges(turn, &purging, listing == Listing::Believed, &mut report).await?;
+        self.delete_objects(collection, &mut report).await?;
+        let listing = self.list_if_due(collection, self.wants_listing(&purging).await?, &mut report).await?;
+        self.end_purges(collection, &purging, listing == Listing::Believed, &mut report).await?;
         self.forget_notes(&notes).await?;
         if report.nars > 0 || report.removed.packs > 0 {
             self.index.reload_known_keys().await?;
@@ -87,7 +92,11 @@ impl Collector {
         Ok(report)
     }
 
-    async fn expire_names(&self, turn: &mut Turn<'_>, report: &mut CollectionReport) -> Result<()> {
+    async fn expire_names(
+        &self,
+        collection: &mut CollectionRun<'_>,
+        report: &mut CollectionReport,
+    ) -> Result<()> {
         let now = self.clock.now();
         loop {
             let begun = Instant::now();
@@ -96,7 +105,7 @@ impl Collector {
             if removed == 0 {
                 break;
             }
-            turn.step(begun, removed).await?;
+            collection.step(begun, removed).await?;
         }
         loop {
             let begun = Instant::now();
@@ -105,7 +114,7 @@ impl Collector {
             if removed == 0 {
                 return Ok(());
             }
-            turn.step(begun, removed).await?;
+            collection.step(begun, removed).await?;
         }
     }
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use dormer_index::ExpiryDefaults;
 
+use crate::lease_renewal::STUCK_AFTER;
+
 /// How a collector works.
 #[derive(Debug, Clone)]
 pub struct CollectSettings {
@@ -26,6 +28,8 @@ pub struct CollectSettings {
     pub cold_seconds: i64,
     /// The lease is renewed at least so often; a lease lasts several times longer.
     pub renew_after: Duration,
+    /// A call to a folder that takes longer is stuck, and the lease is renewed no more.
+    pub stuck_after: Duration,
 }
 
 impl Default for CollectSettings {
@@ -45,6 +49,7 @@ impl Default for CollectSettings {
             recompress_level: None,
             cold_seconds: 30 * 86_400,
             renew_after: Duration::from_secs(3),
+            stuck_after: STUCK_AFTER,
         }
     }
 }

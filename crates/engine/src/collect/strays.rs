@@ -8,12 +8,13 @@ use dormer_format::PackId;
 use dormer_index::PackFate;
 use dormer_nix::with_causes;
 
+use super::collection_run::CollectionRun;
 use super::collector::Collector;
 use super::plan::stray_seconds;
 use super::progress::CollectionPhase;
 use super::report::{CollectionReport, EndedCollection};
-use super::turn::Turn;
 use crate::Result;
+use crate::lease_renewal::Leased as _;
 use crate::pace::pause_after;
 
 /// Packs looked up at once after a listing.
@@ -54,7 +55,7 @@ impl Collector {
     /// of a database may find packs of another one; these are never deleted.
     pub(super) async fn list_if_due(
         &self,
-        turn: &mut Turn<'_>,
+        collection: &mut CollectionRun<'_>,
         is_needed: bool,
         report: &mut CollectionReport,
     ) -> Result<Listing> {
@@ -65,10 +66,10 @@ impl Collector {
         if !is_needed && listed_at.is_some_and(|at| now < at + self.settings.listing_seconds) {
             return Ok(Listing::Skipped);
         }
-        turn.renew().await?;
+        collection.renew().await?;
         self.progress.begin(CollectionPhase::Listing);
         // The listing first, the rows second: the listing lacks a pack that is stored meanwhile.
-        let listed = match turn.while_renewing(self.blobs.list()).await? {
+        let listed = match collection.while_renewing(self.blobs.list()).await? {
             Ok(listed) => listed,
             // All else of the run is done, and a later run lists again.
             Err(error) => {
@@ -77,7 +78,7 @@ impl Collector {
                 return Ok(Listing::Skipped);
             }
         };
-        let Strays { new: strays, kept, listed } = self.strays_among(&listed, Some(turn)).await?;
+        let Strays { new: strays, kept, listed } = self.strays_among(&listed, Some(collection)).await?;
         if strays.len() > STRAYS_BELIEVED && strays.len() as u64 * 2 > listed && listed_at.is_some() {
             report.strays_kept = (strays.len() + kept.len()) as u64;
             tracing::error!(
@@ -117,7 +118,11 @@ impl Collector {
         self.strays_among(&listed, None).await
     }
 
-    async fn strays_among(&self, listed: &[BlobKey], mut turn: Option<&mut Turn<'_>>) -> Result<Strays> {
+    async fn strays_among(
+        &self,
+        listed: &[BlobKey],
+        mut collection: Option<&mut CollectionRun<'_>>,
+    ) -> Result<Strays> {
         let listed: Vec<PackId> = listed.iter().map(|BlobKey::Pack(pack)| *pack).collect();
         let mut strays = Strays { new: Vec::new(), kept: Vec::new(), listed: listed.len() as u64 };
         for some in listed.chunks(LISTED_PACKS) {
@@ -129,8 +134,8 @@ impl Collector {
                     PackFate::Doomed => {}
                 }
             }
-            match &mut turn {
-                Some(turn) => turn.step(begun, 0).await?,
+            match &mut collection {
+                Some(collection) => collection.step(begun, 0).await?,
                 None => tokio::time::sleep(pause_after(begun.elapsed())).await,
             }
         }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::lease_renewal::STUCK_AFTER;
+
 /// How the journal is written.
 #[derive(Debug, Clone)]
 pub struct JournalSettings {
@@ -28,7 +30,7 @@ impl Default for JournalSettings {
             interval: Duration::from_secs(20),
             lease_seconds: 30,
             renew_after: Duration::from_secs(5),
-            stuck_after: Duration::from_mins(5),
+            stuck_after: STUCK_AFTER,
             segment_bytes_min: 8 * 1024 * 1024,
             snapshot_weight: 1,
         }

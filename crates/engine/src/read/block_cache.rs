@@ -21,7 +21,7 @@ use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::PackId;
 use moka::future::Cache;
 
-use crate::PACK_PROOF;
+use crate::remembered::PACK_PROOF;
 
 /// Bytes of a block: about 1 ms at 100 MB/s, against 10 to 50 ms for a request. Blocks lie side by
 /// side from a pack's first byte on.

@@ -119,7 +119,7 @@ impl Engine {
     async fn fetch(&self, fetch: &Fetch, rows: &[&ChunkRow]) -> Result<Bytes, ReadFailure> {
         let attempt = |number| {
             if number > 1 {
-                self.metrics().read_retries.inc();
+                self.metrics().reads.retries.inc();
             }
             self.fetch_once(fetch, rows, number == 1)
         };

@@ -30,6 +30,5 @@ mod plan;
 pub(crate) use self::block_cache::BlockCache;
 pub(crate) use self::fetch::{FetchFailure, ReadFailure};
 pub use self::nar_stream::NarStream;
-pub(crate) use self::open::{ENCODING_UPDATES_MAX, LargePlanKey, PlanKey};
 pub use self::open::{OpenNar, PartStream};
 pub(crate) use self::plan::{ReadPlan, windows};

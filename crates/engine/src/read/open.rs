@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use dormer_blobs::BlobKey;
 use dormer_format::{EncodingTag, HoleFill, PackId, Recipe, TagBuilder};
-use dormer_index::{Cache, CacheId, ChunkRow, Nar, NarId, NarKey};
+use dormer_index::{Cache, ChunkRow, Nar, NarId, NarQuery};
 use dormer_nix::NarHash;
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::nar_stream::NarStream;
 use super::plan::{Chunks, ReadPlan, Window, windows};
-use crate::coherence::CacheState;
 use crate::{Engine, Error, Result};
 
 /// Look-ups of packs at once: a NAR of 64 GiB has 2,700 packs.
@@ -28,19 +27,6 @@ const OPENING_BYTES: u64 = 512 * 1024;
 /// down. The usual write takes some milliseconds; after it no narinfo names the old tag, or the
 /// damaged NAR, any more.
 const WRITE_WAIT: Duration = Duration::from_millis(500);
-
-/// New tags and marks of damage that are being written at once. When there are more, the next read
-/// of the NAR writes them.
-pub(crate) const ENCODING_UPDATES_MAX: usize = 8;
-
-/// The key of a remembered read plan. It contains the state of the cache, so a change of an object
-/// discards the plans of its cache and of no other.
-pub(crate) type PlanKey = (CacheId, CacheState, NarKey);
-
-/// The key of a remembered plan of a large NAR: all that can change its bytes. The index names the
-/// NAR and its present tag at each opening, so the plan may be remembered for long, whatever
-/// happens to the cache meanwhile. Each window is compared with the plan when it is loaded.
-pub(crate) type LargePlanKey = (NarId, EncodingTag);
 
 /// A NAR that can be read: its packs were there a moment ago.
 #[derive(Debug, Clone)]
@@ -169,7 +155,7 @@ impl FramePlace {
 impl Engine {
     /// Opens a NAR of a cache. `None` when the cache has no NAR under this key, or when bytes of
     /// the NAR turn out missing.
-    pub async fn open_nar(&self, cache: &Cache, key: &NarKey) -> Result<Option<OpenNar>> {
+    pub async fn open_nar(&self, cache: &Cache, key: &NarQuery) -> Result<Option<OpenNar>> {
         let plan_key = (cache.id, self.change_counts().cache_state(cache.id), key.clone());
         if let Some(plan) = self.remembered_plans().get(&plan_key) {
             return Ok(Some(OpenNar { engine: self.clone(), plan }));
@@ -189,7 +175,7 @@ impl Engine {
     /// Opens the NAR behind an upload alias, and returns the compression that the alias names.
     pub async fn open_alias(&self, cache: &Cache, file_name: &str) -> Result<Option<(String, OpenNar)>> {
         let Some(alias) = self.find_alias(cache, file_name).await? else { return Ok(None) };
-        let key = NarKey::Hash(alias.nar.hash);
+        let key = NarQuery::Hash(alias.nar.hash);
         Ok(self.open_nar(cache, &key).await?.map(|open| (alias.compression, open)))
     }
 
@@ -264,7 +250,7 @@ impl Engine {
     /// tries again.
     async fn update_encoding(&self, nar: &Nar, tag: EncodingTag, file_size: u64) {
         let Some(turn) = self.encoding_updates().try_take_turn() else {
-            self.metrics().encoding_failures.inc();
+            self.metrics().reads.encoding_failures.inc();
             return;
         };
         let (engine, id, hash) = (self.clone(), nar.id, nar.hash);
@@ -273,7 +259,7 @@ impl Engine {
             match engine.index().update_encoding(id, &tag, file_size, engine.now()).await {
                 Ok(()) => engine.forget_nars(),
                 Err(error) => {
-                    engine.metrics().encoding_failures.inc();
+                    engine.metrics().reads.encoding_failures.inc();
                     tracing::warn!(nar.hash = %hash, %error, "failed to record the new tag of a healed NAR");
                 }
             }
@@ -385,7 +371,7 @@ impl Engine {
     /// again.
     pub(super) async fn mark_damaged(&self, nar: NarId, hash: &NarHash, pages: Vec<Vec<u64>>) {
         tracing::error!(nar.hash = %hash, chunk.numbers = ?pages, "stored bytes are damaged");
-        self.metrics().nars_damaged.inc();
+        self.metrics().reads.nars_damaged.inc();
         let Some(turn) = self.encoding_updates().try_take_turn() else {
             tracing::error!(nar.hash = %hash, "too many writes wait for the database to mark a NAR damaged");
             return;

@@ -4,7 +4,7 @@ use prometheus::core::{Collector as MetricSource, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
-use super::EndedScrub;
+use super::state::EndedScrub;
 use crate::metrics::gauge_value;
 
 /// Counters of the scrub.

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormer_format::ChunkId;
-use dormer_index::{Cache, CacheVisibility, NewSession, SessionId, SessionOpened, UnixSeconds};
+use dormer_index::{Cache, CacheId, CacheVisibility, NewSession, SessionId, SessionOpened, UnixSeconds};
 use roaring::RoaringTreemap;
 use tokio::time::Instant;
 
@@ -54,6 +54,12 @@ const LOOK_CHUNKS: usize = 16_384;
 
 /// Parts of a session in one look-up. The runs of one take 64 KiB at most.
 const LOOK_PARTS: u32 = 32;
+
+/// Most caches that are looked at for one question, the session's own first.
+const CACHES_MAX: usize = 32;
+
+/// How long one question may read recipes.
+const READ_MAX: Duration = Duration::from_secs(2);
 
 /// What a caller may read.
 #[derive(Clone)]
@@ -156,7 +162,7 @@ impl Engine {
         }
         let count = |label, is_missing| {
             let count = missing.iter().filter(|missing| **missing == is_missing).count();
-            self.metrics().session_chunks.with_label_values(&[label]).inc_by(count as u64);
+            self.metrics().sessions.chunks.with_label_values(&[label]).inc_by(count as u64);
         };
         count("missing", true);
         count("present", false);
@@ -172,6 +178,28 @@ impl Engine {
         let received = self.received(session).await?;
         let readable = self.readable_chunks(&session.cache, reader).await?;
         Ok(Allowed { everything: false, received, readable })
+    }
+
+    /// What the caches use that a caller may read, the session's own first.
+    async fn readable_chunks(&self, own: &Cache, reader: &Reader) -> Result<Vec<Arc<readable::CacheChunks>>> {
+        let index = &**self.index();
+        let all = self.readable().list(index).await?;
+        let mut caches: Vec<CacheId> =
+            all.iter().filter(|(_, cache)| (reader.may_read)(cache)).map(|(id, _)| *id).collect();
+        // A stable sort: the others stay in the order of their names.
+        caches.sort_by_key(|id| *id != own.id);
+        caches.truncate(CACHES_MAX);
+        let until = Instant::now() + READ_MAX;
+        let mut readable = Vec::with_capacity(caches.len());
+        for cache in caches {
+            let chunks = self.readable().of(cache);
+            if Instant::now() < until {
+                chunks.refresh(index, until).await?;
+            }
+            readable.push(chunks);
+        }
+        self.readable().shrink();
+        Ok(readable)
     }
 
     /// Whether a caller may read every cache that exists or existed.

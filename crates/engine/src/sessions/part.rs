@@ -158,7 +158,7 @@ impl Engine {
             is_any_new |= !claims.is_empty();
             for (position, claimed) in claims {
                 let chunk = stored_chunk(&part, &entries[position]);
-                self.metrics().new_chunk_bytes.inc_by(chunk.layout.raw_len.into());
+                self.metrics().pushes.new_chunk_bytes.inc_by(chunk.layout.raw_len.into());
                 let slot = PackSlot { stream, position: (batch * LOOK_PART_CHUNKS + position) as u64 };
                 self.ingest_context().packer.add(slot, chunk, claimed).await;
             }
@@ -182,8 +182,8 @@ impl Engine {
         if !self.index().add_part(&session.id, &part_row, self.now()).await? {
             return Err(Error::NoSession);
         }
-        self.metrics().session_parts.inc();
-        self.metrics().session_part_bytes.inc_by(part.len() as u64);
+        self.metrics().sessions.parts.inc();
+        self.metrics().sessions.part_bytes.inc_by(part.len() as u64);
         Ok(())
     }
 

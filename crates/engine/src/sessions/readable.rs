@@ -13,7 +13,7 @@
 //! Invariants
 //! - A bitmap never holds a chunk that no object of its cache used since the bitmap was begun. So
 //!   lag tells nothing: a chunk that is not there yet is sent once more.
-//! - One question reads for at most [`READ_MAX`], then answers with what it knows. The next one
+//! - One question reads for at most [`READ_MAX`](super::READ_MAX), then answers with what it knows. The next one
 //!   goes on from there.
 //! - All bitmaps together take at most [`BITMAP_BYTES_MAX`]; a single one may take more.
 
@@ -21,24 +21,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use dormer_index::{Cache, CacheId, CacheVisibility, Index, ObjectPlace};
+use dormer_index::{CacheId, CacheVisibility, Index, ObjectPlace};
 use roaring::RoaringTreemap;
 use tokio::time::Instant;
 
-use super::Reader;
-use crate::{Engine, Result};
+use crate::Result;
 
 /// Memory for all bitmaps, in bytes: some 100,000 packs of chunks.
 const BITMAP_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// Most caches that are looked at for one question, the session's own first.
-const CACHES_MAX: usize = 32;
-
 /// Recipes in one page: about 100 KiB.
 const PAGE_RECIPES: u32 = 1_024;
-
-/// How long one question may read recipes.
-const READ_MAX: Duration = Duration::from_secs(2);
 
 /// A bitmap that was brought up to date within this time is taken as it is.
 const FRESH: Duration = Duration::from_secs(1);
@@ -113,7 +106,7 @@ impl CacheChunks {
     }
 
     /// Reads what is new, as far as there is time, and makes the bitmap anew if that is due.
-    async fn refresh(&self, index: &dyn Index, until: Instant) -> Result<()> {
+    pub(super) async fn refresh(&self, index: &dyn Index, until: Instant) -> Result<()> {
         let mut progress = self.progress.lock().await;
         if progress.read_at.is_some_and(|read_at| read_at.elapsed() < FRESH) {
             return Ok(());
@@ -184,7 +177,7 @@ impl CacheChunks {
 }
 
 impl ReadableChunks {
-    fn of(&self, cache: CacheId) -> Arc<CacheChunks> {
+    pub(super) fn of(&self, cache: CacheId) -> Arc<CacheChunks> {
         let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = caches
             .entry(cache)
@@ -194,7 +187,7 @@ impl ReadableChunks {
     }
 
     /// Forgets the longest unused bitmaps beyond the memory for them.
-    fn shrink(&self) {
+    pub(super) fn shrink(&self) {
         let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
         let mut bytes: u64 = caches.values().map(|kept| kept.chunks.bytes()).sum();
         while bytes > BITMAP_BYTES_MAX && caches.len() > 1 {
@@ -212,7 +205,7 @@ impl ReadableChunks {
         }
     }
 
-    async fn list(&self, index: &dyn Index) -> Result<Arc<Vec<(CacheId, CacheVisibility)>>> {
+    pub(super) async fn list(&self, index: &dyn Index) -> Result<Arc<Vec<(CacheId, CacheVisibility)>>> {
         let mut list = self.list.lock().await;
         match &*list {
             Some(list) if list.read_at.elapsed() < CACHES_REMEMBERED => Ok(Arc::clone(&list.caches)),
@@ -226,33 +219,5 @@ impl ReadableChunks {
                 Ok(caches)
             }
         }
-    }
-}
-
-impl Engine {
-    /// What the caches use that a caller may read, the session's own first.
-    pub(super) async fn readable_chunks(
-        &self,
-        own: &Cache,
-        reader: &Reader,
-    ) -> Result<Vec<Arc<CacheChunks>>> {
-        let index = &**self.index();
-        let all = self.readable().list(index).await?;
-        let mut caches: Vec<CacheId> =
-            all.iter().filter(|(_, cache)| (reader.may_read)(cache)).map(|(id, _)| *id).collect();
-        // A stable sort: the others stay in the order of their names.
-        caches.sort_by_key(|id| *id != own.id);
-        caches.truncate(CACHES_MAX);
-        let until = Instant::now() + READ_MAX;
-        let mut readable = Vec::with_capacity(caches.len());
-        for cache in caches {
-            let chunks = self.readable().of(cache);
-            if Instant::now() < until {
-                chunks.refresh(index, until).await?;
-            }
-            readable.push(chunks);
-        }
-        self.readable().shrink();
-        Ok(readable)
     }
 }

@@ -186,7 +186,7 @@ impl Engine {
         let fills = fills.take(holes.len()).copied().collect();
         let bytes = RawChunk { bytes: std::mem::take(&mut kept.raw), holes, fills }.into_restored();
         ingest.expect(row.clone());
-        self.metrics().session_checked_bytes.with_label_values(&["memory"]).inc_by(bytes.len() as u64);
+        self.metrics().sessions.checked_bytes.with_label_values(&["memory"]).inc_by(bytes.len() as u64);
         ingest.write(&bytes).await
     }
 
@@ -225,7 +225,7 @@ impl Engine {
             (decoding, decoded) = self.cpu().run(decode).await;
             // Its checksum matched, and it was decoded when it came.
             decoded.map_err(Error::Encode)?;
-            self.metrics().session_checked_bytes.with_label_values(&["store"]).inc_by(raw_bytes as u64);
+            self.metrics().sessions.checked_bytes.with_label_values(&["store"]).inc_by(raw_bytes as u64);
             ingest.write(&decoding.raw[..raw_bytes]).await?;
         }
         Ok(decoding)

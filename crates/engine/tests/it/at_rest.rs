@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::common::{decompress, engine_over, hash_of, listing, path, settings};
 use dormer_blobs::LocalBlobs;
-use dormer_index::{NarKey, SqliteIndex, SqliteOptions};
+use dormer_index::{NarQuery, SqliteIndex, SqliteOptions};
 use futures::TryStreamExt;
 
 fn golden() -> &'static Path {
@@ -48,7 +48,7 @@ async fn what_the_first_version_stored_is_still_served_and_signed_alike() {
         let expected = fs::read_to_string(golden().join(format!("{number}.narinfo"))).unwrap();
         assert_eq!(String::from_utf8(narinfo.to_vec()).unwrap(), expected, "signatures and all");
 
-        let open = engine.open_nar(&cache, &NarKey::StorePath(path(number).hash())).await.unwrap().unwrap();
+        let open = engine.open_nar(&cache, &NarQuery::StorePath(path(number).hash())).await.unwrap().unwrap();
         let pieces: Vec<_> = open.stream(None).await.unwrap().try_collect().await.unwrap();
         let nar = decompress(&pieces.concat());
         assert!(expected.contains(&format!("NarHash: {}\n", hash_of(&nar))), "the archive itself");

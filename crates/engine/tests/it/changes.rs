@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::common::{Installation, create_cache, create_main, hash_of, ingest, path, push};
-use dormer_index::NarKey;
+use dormer_index::NarQuery;
 use dormer_testkit::{Random, object_for, package_nar};
 use futures::FutureExt as _;
 
@@ -14,7 +14,7 @@ async fn a_change_of_an_object_discards_the_read_plans_of_its_cache_only() {
     let (main, other) = (create_main(&engine).await, create_cache(&engine, "other").await);
     let nar = package_nar(&mut Random::new(1), 60_000, &[path(9)]);
     push(&engine, &main, &path(1), &nar).await.unwrap();
-    let key = NarKey::Hash(hash_of(&nar));
+    let key = NarQuery::Hash(hash_of(&nar));
     let statements_of_open = async || {
         let before = engine.index().statement_count();
         engine.open_nar(&main, &key).await.unwrap().expect("the cache has it");

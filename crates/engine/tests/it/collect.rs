@@ -20,7 +20,7 @@ use dormer_engine::{
 };
 use dormer_format::PackId;
 use dormer_index::{
-    Cache, CollectIndex, Index, Inventory, JobIndex, JournalIndex, NarKey, PackNumber, PostgresIndex,
+    Cache, CollectIndex, Index, Inventory, JobIndex, JournalIndex, NarQuery, PackNumber, PostgresIndex,
     PostgresOptions, Removal, ScrubIndex, SqlIndex, UnixSeconds,
 };
 use dormer_nix::{NarHash, StorePath};
@@ -678,7 +678,7 @@ async fn rewrites_half_dead_packs(on_postgres: bool) {
     push(&process.engine, &cache, &path(1), &first).await.expect(ANSWERS);
     push(&process.engine, &cache, &path(2), &short).await.expect(ANSWERS);
     process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
-    let key = NarKey::Hash(hash_of(&short));
+    let key = NarQuery::Hash(hash_of(&short));
     let before = process.contracts.index.find_nar_in_cache(cache.id, &key, 0).await.expect(ANSWERS);
     let packs_before = process.contracts.collect.page_packs(PackNumber(0), 9).await.expect(ANSWERS);
     assert_eq!(packs_before.len(), 2);
@@ -777,7 +777,7 @@ async fn a_compaction_leaves_damaged_chunks_for_the_next_push() {
     lab.pass(OLD);
     let key = BlobKey::Pack(rows[0].id);
     let stored = lab.installation.blobs.get_range(&key, 0..rows[0].size).await.expect(ANSWERS);
-    let nar = NarKey::Hash(hash_of(&short));
+    let nar = NarQuery::Hash(hash_of(&short));
     let nar = process.contracts.index.find_nar_in_cache(cache.id, &nar, 0).await.expect(ANSWERS);
     let chunks = process.contracts.index.load_chunks(&nar.expect("there").recipe.runs).await.expect(ANSWERS);
     let shared: Vec<_> = chunks.iter().filter(|chunk| chunk.pack == rows[0].number).collect();
@@ -806,7 +806,7 @@ async fn a_damaged_chunk_that_no_push_heals_leaves_nothing_behind() {
     let [first, ..] = nars();
     push(&process.engine, &cache, &path(1), &first).await.expect(ANSWERS);
     let index = &process.contracts.index;
-    let key = NarKey::Hash(hash_of(&first));
+    let key = NarQuery::Hash(hash_of(&first));
     let nar = index.find_nar_in_cache(cache.id, &key, 0).await.expect(ANSWERS).expect("it was pushed");
     let chunks = index.load_chunks(&nar.recipe.runs).await.expect(ANSWERS);
     index.mark_damaged(nar.id, &[chunks[0].number], 0).await.expect(ANSWERS);
@@ -856,7 +856,7 @@ async fn heals_before(at: u64, faults: &Arc<Faults>) -> Option<Vec<Violation>> {
                 }
                 healed.store(true, Ordering::SeqCst);
                 let index = healer.index();
-                let key = NarKey::Hash(hash_of(&short));
+                let key = NarQuery::Hash(hash_of(&short));
                 let nar = index.find_nar_in_cache(cache.id, &key, 0).await.expect(ANSWERS).expect("there");
                 let runs = nar.recipe.runs.iter();
                 let chunks: Vec<u64> =

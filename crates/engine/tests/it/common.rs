@@ -9,7 +9,7 @@ use dormer_blobs::{Blobs, StoreBlobs};
 use dormer_engine::{
     CreateCache, Engine, EngineSettings, IngestRequest, Ingested, MasterKey, Result, SystemClock,
 };
-use dormer_index::{Cache, Index, NarKey, SqlIndex, SqliteIndex, SqliteOptions};
+use dormer_index::{Cache, Index, NarQuery, SqlIndex, SqliteIndex, SqliteOptions};
 use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{NarHash, NarHasher, StorePath};
 use dormer_testkit::services::Postgres;
@@ -142,7 +142,7 @@ pub(crate) async fn served(
     nar: &[u8],
     range: Option<std::ops::Range<u64>>,
 ) -> Result<Option<Vec<u8>>> {
-    let Some(open) = engine.open_nar(cache, &NarKey::Hash(hash_of(nar))).await? else { return Ok(None) };
+    let Some(open) = engine.open_nar(cache, &NarQuery::Hash(hash_of(nar))).await? else { return Ok(None) };
     let pieces: Vec<Bytes> = open.stream(range).await?.try_collect().await?;
     Ok(Some(pieces.concat()))
 }

@@ -169,7 +169,7 @@ async fn a_chunk_healed_at_another_level_changes_the_tag_of_the_other_nars_that_
     let twin = dormer_testkit::rebuilt(&nar, &path(9), &path(10));
     push(&engine, &cache, &path(1), &nar).await.unwrap();
     push(&engine, &cache, &path(2), &twin).await.unwrap();
-    let key = dormer_index::NarKey::Hash(common::hash_of(&twin));
+    let key = dormer_index::NarQuery::Hash(common::hash_of(&twin));
     let before = engine.open_nar(&cache, &key).await.unwrap().unwrap().tag();
 
     for blob in installation.blobs.list().await.unwrap() {
@@ -201,7 +201,7 @@ async fn a_slow_reader_from_before_a_healing_push_does_not_take_it_back() {
     // Long enough that the stream cannot have read it all ahead.
     let nar = package_nar(&mut Random::new(5), 16_000_000, &[]);
     push(&engine, &cache, &path(1), &nar).await.unwrap();
-    let key = dormer_index::NarKey::Hash(common::hash_of(&nar));
+    let key = dormer_index::NarQuery::Hash(common::hash_of(&nar));
     let mut slow = engine.open_nar(&cache, &key).await.unwrap().unwrap().stream(None).await.unwrap();
     slow.next().await.unwrap().unwrap();
 

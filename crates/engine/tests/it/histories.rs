@@ -12,7 +12,9 @@ use dormer_engine::{
     Clock, Engine, ErrorClass, FULL_PPM, JobRunner, JobSettings, Journal, JournalSettings, MasterKey,
     Recovery, RecoveryIndex, ScrubOptions, Scrubber,
 };
-use dormer_index::{Cache, ExpiryDefaults, Index, JobKind, JournalIndex, NarKey, Pin, Removal, UnixSeconds};
+use dormer_index::{
+    Cache, ExpiryDefaults, Index, JobKind, JournalIndex, NarQuery, Pin, Removal, UnixSeconds,
+};
 use dormer_nix::NarHash;
 use dormer_testkit::{
     FaultBlobs, FaultIndex, FaultJournal, FaultScrub, Faults, Lie, Violation, object_for, rebuilt,
@@ -490,7 +492,7 @@ impl History {
     /// the newest pack first, and a bad disk changes no times: all packs keep their order.
     async fn damage(&self, cache: &Cache, nar: u8, chunk: u8) {
         let index = &self.process.contracts.index;
-        let key = NarKey::Hash(hash_of(&self.nars[usize::from(nar)]));
+        let key = NarQuery::Hash(hash_of(&self.nars[usize::from(nar)]));
         let found = index.find_nar_in_cache(cache.id, &key, 0).await.expect(ANSWERS).expect("it is there");
         let rows = index.load_chunks(&found.recipe.runs).await.expect(ANSWERS);
         // A chunk of holes alone has no bytes.

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_engine::{EngineSettings, Error, IngestRequest};
-use dormer_index::{Index, NarKey, StoredListing};
+use dormer_index::{Index, NarQuery, StoredListing};
 use dormer_nix::nar::{NarLimits, NarReader, Node, encode_tree};
 use dormer_testkit::{Random, object_for, package_nar, rebuilt};
 use futures::StreamExt;
@@ -164,7 +164,7 @@ async fn a_nar_of_several_windows_reads_back_in_any_part() {
     let references: Vec<_> = (2..200).map(path).collect();
     let nar = package_nar(&mut Random::new(4), 1_200_000, &references);
     push(&engine, &cache, &path(1), &nar).await.unwrap();
-    let found = engine.index().find_nar_in_cache(cache.id, &NarKey::Hash(hash_of(&nar)), 0).await;
+    let found = engine.index().find_nar_in_cache(cache.id, &NarQuery::Hash(hash_of(&nar)), 0).await;
     let chunks = found.unwrap().unwrap().recipe.chunk_count();
     assert!(chunks > 3 * 1_024, "only {chunks} chunks");
     let whole = served(&engine, &cache, &nar, None).await.unwrap().unwrap();
@@ -212,7 +212,7 @@ async fn bytes_of_two_encodings_are_never_joined() {
     let cache = create_main(&engine).await;
     let nar = package_nar(&mut Random::new(6), 1_200_000, &[path(9)]);
     push(&engine, &cache, &path(1), &nar).await.unwrap();
-    let key = NarKey::Hash(hash_of(&nar));
+    let key = NarQuery::Hash(hash_of(&nar));
     let before = engine.open_nar(&cache, &key).await.unwrap().unwrap();
     let mut slow = before.clone().stream(None).await.unwrap();
     slow.next().await.unwrap().unwrap();
@@ -250,7 +250,7 @@ async fn many_readers_share_little_memory_and_stalled_ones_keep_nobody_waiting()
     let cache = create_main(&engine).await;
     let nar = package_nar(&mut Random::new(7), 20_000_000, &[path(3), path(4)]);
     push(&engine, &cache, &path(1), &nar).await.unwrap();
-    let open = engine.open_nar(&cache, &NarKey::Hash(hash_of(&nar))).await.unwrap().unwrap();
+    let open = engine.open_nar(&cache, &NarQuery::Hash(hash_of(&nar))).await.unwrap().unwrap();
     let mut stalled = open.clone().stream(None).await.unwrap();
     let piece = stalled.next().await.unwrap().unwrap();
 
@@ -319,7 +319,7 @@ async fn a_reader_that_takes_nothing_keeps_no_turn_at_the_store() {
     let cache = create_main(&engine).await;
     let nar = package_nar(&mut Random::new(9), 8_000_000, &[]);
     push(&engine, &cache, &path(1), &nar).await.unwrap();
-    let open = engine.open_nar(&cache, &NarKey::Hash(hash_of(&nar))).await.unwrap().unwrap();
+    let open = engine.open_nar(&cache, &NarQuery::Hash(hash_of(&nar))).await.unwrap().unwrap();
     // Each takes its first piece, whose read had another one begin behind it, and then nothing
     // more.
     let mut stalled = Vec::new();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_engine::{Clock, CollectSettings, CollectionReport, Collector, CompactionTotals};
 use dormer_format::PackId;
-use dormer_index::{Cache, JobKind, NarKey, PackNumber, PurgeCounts, PurgeId};
+use dormer_index::{Cache, JobKind, NarQuery, PackNumber, PurgeCounts, PurgeId};
 use dormer_nix::NarHash;
 use dormer_testkit::{FaultCollect, Faults, Random, find_leaks, package_nar};
 use futures::future::BoxFuture;
@@ -21,7 +21,7 @@ const NONE: PurgeCounts = PurgeCounts { waiting: 0, untried: 0 };
 /// The stored bytes of each chunk of a NAR.
 async fn stored_chunks(lab: &Lab, process: &Process, cache: &Cache, nar: &[u8]) -> Vec<Vec<u8>> {
     let index = &process.contracts.index;
-    let found = index.find_nar_in_cache(cache.id, &NarKey::Hash(hash_of(nar)), 0).await.expect(ANSWERS);
+    let found = index.find_nar_in_cache(cache.id, &NarQuery::Hash(hash_of(nar)), 0).await.expect(ANSWERS);
     let rows = index.load_chunks(&found.expect("it is there").recipe.runs).await.expect(ANSWERS);
     let mut chunks = Vec::new();
     for row in rows {
@@ -46,7 +46,7 @@ async fn count_in_store(lab: &Lab, chunks: &[Vec<u8>]) -> usize {
 }
 
 async fn counts(process: &Process, cache: &Cache) -> PurgeCounts {
-    process.contracts.index.count_purges(cache.id).await.expect(ANSWERS)
+    process.contracts.index.count_purges(cache.id, None).await.expect(ANSWERS)
 }
 
 /// Pushes a secret, and a path that shares the beginning of its pack. Returns the stored bytes of
@@ -292,6 +292,11 @@ async fn one_object_that_stays_holds_up_no_other() {
     assert_eq!((report.objects_deleted, report.purged), (1, 1));
     assert_eq!(count_in_store(&lab, &own).await, 0);
     assert_eq!(counts(&process, &cache).await, PurgeCounts { waiting: 1, untried: 0 }, "the first one");
+    let of = async |number| {
+        let paths = [path(number).hash()];
+        process.contracts.index.count_purges(cache.id, Some(&paths)).await.expect(ANSWERS)
+    };
+    assert_eq!([of(1).await, of(3).await], [NONE, PurgeCounts { waiting: 1, untried: 0 }]);
     store.keep([]);
     assert_eq!(lab.collect_in(&process, &store).await.purged, 1);
     assert_eq!(counts(&process, &cache).await, NONE);
@@ -587,10 +592,10 @@ async fn a_purge_beside_a_damaged_chunk_of_a_live_path_says_what_it_waits_for() 
     let cache = create_main(&process.engine).await;
     let own = push_secret(&lab, &process, &cache).await;
     let index = &process.contracts.index;
-    let key = NarKey::Hash(hash_of(&beginning()));
+    let key = NarQuery::Hash(hash_of(&beginning()));
     let live = index.find_nar_in_cache(cache.id, &key, 0).await.expect(ANSWERS).expect("it is there");
     let [secret, ..] = nars();
-    let key = NarKey::Hash(hash_of(&secret));
+    let key = NarQuery::Hash(hash_of(&secret));
     let removed = index.find_nar_in_cache(cache.id, &key, 0).await.expect(ANSWERS).expect("it is there");
     let of_secret = index.load_chunks(&removed.recipe.runs).await.expect(ANSWERS);
     let rows = index.load_chunks(&live.recipe.runs).await.expect(ANSWERS);

@@ -14,7 +14,7 @@ use dormer_format::{
     ChunkId, ChunkLayout, HoleFill, PackId, RecipeBuilder, TagBuilder, checksum, hole_frame,
 };
 use dormer_index::{
-    CommitTarget, Index, NarCommit, NarKey, NarSource, NewChunk, NewNar, NewPack, Object, StoredListing,
+    CommitTarget, Index, NarCommit, NarQuery, NarSource, NewChunk, NewNar, NewPack, Object, StoredListing,
 };
 use dormer_nix::{
     BuildTrace, DocumentName, NarInfo, PublicKey, SecretKey, StoreDir, StorePath, TraceKey, fingerprint,
@@ -212,8 +212,8 @@ async fn small_uploads_at_once_share_packs_and_large_ones_lie_together() {
         pushes.spawn(async move {
             let nar = package_nar(&mut Random::new(100 + u64::from(number)), 60_000, &[]);
             push(&engine, &cache, &path(number), &nar).await.unwrap();
-            let nar = engine.open_nar(&cache, &NarKey::Hash(hash_of(&nar))).await.unwrap().unwrap();
-            engine.index().find_nar_in_cache(cache.id, &NarKey::Hash(nar.hash()), 0).await.unwrap().unwrap()
+            let nar = engine.open_nar(&cache, &NarQuery::Hash(hash_of(&nar))).await.unwrap().unwrap();
+            engine.index().find_nar_in_cache(cache.id, &NarQuery::Hash(nar.hash()), 0).await.unwrap().unwrap()
         });
     }
     let nars = pushes.join_all().await;
@@ -278,7 +278,7 @@ async fn bad_input_is_refused_and_leaves_nothing_visible() {
     assert!(matches!(try_with(&nar, Some((good.0, good.1 - 8))).await, Err(Error::SizeMismatch { .. })));
     assert!(matches!(try_with(&nar[..nar.len() - 8], Some(good)).await, Err(Error::MalformedNar(_))));
     assert!(matches!(try_with(b"no NAR at all", None).await, Err(Error::MalformedNar(_))));
-    assert!(engine.open_nar(&cache, &NarKey::Hash(good.0)).await.unwrap().is_none());
+    assert!(engine.open_nar(&cache, &NarQuery::Hash(good.0)).await.unwrap().is_none());
     // And for a NAR that is there: possession is proven with the right bytes only.
     push(&engine, &cache, &path(1), &nar).await.unwrap();
     let mut wrong = nar.clone();

@@ -10,7 +10,7 @@ use crate::common::{
 };
 use dormer_blobs::{Blobs, StoreBlobs};
 use dormer_engine::{Clock, Engine, EngineSettings, MasterKey, SystemClock};
-use dormer_index::{Index, NarKey, PostgresIndex, PostgresOptions};
+use dormer_index::{Index, NarQuery, PostgresIndex, PostgresOptions};
 use dormer_testkit::services::Postgres;
 use dormer_testkit::{Random, object_for, package_nar, rebuilt};
 use prometheus::core::Collector;
@@ -141,7 +141,7 @@ async fn pulls_do_not_wait_for_a_locked_table() {
     for number in 0..50 {
         assert!(engine.narinfo(&cache, &path(number).hash()).await.unwrap().is_some());
     }
-    let open = engine.open_nar(&cache, &NarKey::Hash(hash_of(&nar))).await.unwrap();
+    let open = engine.open_nar(&cache, &NarQuery::Hash(hash_of(&nar))).await.unwrap();
     assert!(open.is_some());
     // Damage that a read finds is written down later.
     for blob in blobs.list().await.unwrap() {

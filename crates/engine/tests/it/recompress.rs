@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::collect::{ANSWERS, DAY, Lab, OLD, Process, beginning, nars};
 use crate::common::{create_main, hash_of, ingest, path, push};
 use dormer_engine::CompactionTotals;
-use dormer_index::{NarKey, PackNumber};
+use dormer_index::{NarQuery, PackNumber};
 use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{NarHash, StorePath};
 use dormer_testkit::{Faults, Random, rebuilt};
@@ -75,7 +75,7 @@ async fn recompresses_once(on_postgres: bool) {
     }
     // Opening a NAR gave it its new tag and size: the narinfo names what is served.
     for nar in &all {
-        let key = NarKey::Hash(hash_of(nar));
+        let key = NarQuery::Hash(hash_of(nar));
         let found = process.contracts.index.find_nar_in_cache(cache.id, &key, 0).await.expect(ANSWERS);
         let found = found.expect("it is there");
         let open = process.engine.open_nar(&cache, &key).await.expect(ANSWERS).expect("it is there");

@@ -8,7 +8,7 @@ use crate::common::{Installation, create_main, decompress, engine_over, hash_of,
 use dormer_blobs::{Blobs, Counters, Method, StoreBlobs};
 use dormer_engine::{Engine, EngineSettings, Error};
 use dormer_format::ChunkParams;
-use dormer_index::{Cache, Index, NarKey};
+use dormer_index::{Cache, Index, NarQuery};
 use dormer_nix::StorePath;
 use dormer_nix::nar::{ListedNode, ListingSearch, Node, encode_tree};
 use dormer_stores::{CallPolicy, Credentials, RemoteKind, RemoteSettings};
@@ -162,7 +162,7 @@ async fn a_nar_of_one_read_costs_one_get_and_a_look_at_it_one_head() {
         push(&engine, &cache, &path(1), &nar).await.unwrap();
     }
     let counts = || (counters.requests(Method::Get), counters.requests(Method::Head));
-    let key = NarKey::Hash(hash_of(&nar));
+    let key = NarQuery::Hash(hash_of(&nar));
     let before = counts();
 
     let engine = engine_on(&installation, &blobs).await;
@@ -232,7 +232,7 @@ async fn read_one_file(
         search.feed(&piece);
     }
     let Some(ListedNode::File { size, nar_offset, .. }) = search.finish() else { panic!("it is a file") };
-    let open = engine.open_nar(cache, &NarKey::Hash(listing.nar)).await.expect(SOUND).expect(THERE);
+    let open = engine.open_nar(cache, &NarQuery::Hash(listing.nar)).await.expect(SOUND).expect(THERE);
     let part = open.stream_part(nar_offset..nar_offset + size).await.expect(SOUND);
     let frames = part.frames.map_ok(|piece| piece.to_vec()).try_concat().await.expect(SOUND);
     let skip = usize::try_from(part.skip).expect(SOUND);
@@ -286,20 +286,20 @@ async fn a_lost_pack_is_found_before_any_answer_begins() {
     }
     let engine = engine_on(&installation, &blobs).await;
     let cache = engine.find_cache("main").await.unwrap().unwrap();
-    let found = engine.index().find_nar_in_cache(cache.id, &NarKey::Hash(hash_of(&nar)), 0).await;
+    let found = engine.index().find_nar_in_cache(cache.id, &NarQuery::Hash(hash_of(&nar)), 0).await;
     let last = found.unwrap().unwrap().recipe.runs.last().copied().unwrap();
     let rows = engine.index().load_chunks(&[last]).await.unwrap();
     assert!(blobs.list().await.unwrap().len() > 1, "it is in several packs");
     blobs.delete(&dormer_blobs::BlobKey::Pack(rows.last().unwrap().pack_id)).await.unwrap();
 
-    let open = engine.open_nar(&cache, &NarKey::Hash(hash_of(&nar))).await.unwrap().unwrap();
+    let open = engine.open_nar(&cache, &NarQuery::Hash(hash_of(&nar))).await.unwrap().unwrap();
     assert!(matches!(open.clone().stream(Some(0..10)).await.map(drop), Err(Error::Damaged { .. })));
     assert!(matches!(open.prove().await, Err(Error::Damaged { .. })));
-    assert!(engine.open_nar(&cache, &NarKey::Hash(hash_of(&nar))).await.unwrap().is_none());
+    assert!(engine.open_nar(&cache, &NarQuery::Hash(hash_of(&nar))).await.unwrap().is_none());
     assert_eq!(engine.missing_paths(&cache, &[path(1).hash()]).await.unwrap(), [path(1).hash()]);
     push(&engine, &cache, &path(1), &nar).await.unwrap();
     // Copied piece by piece: held all at once they would take more than the memory for reads.
-    let open = engine.open_nar(&cache, &NarKey::Hash(hash_of(&nar))).await.unwrap().unwrap();
+    let open = engine.open_nar(&cache, &NarQuery::Hash(hash_of(&nar))).await.unwrap().unwrap();
     let pieces = open.stream(None).await.unwrap().map_ok(|piece| piece.to_vec());
     assert!(decompress(&pieces.try_concat().await.unwrap()) == nar);
 }

@@ -432,7 +432,7 @@ async fn a_slow_request_does_not_cost_the_lease() {
         let blobs = OddStore::slow(&lab.installation.blobs, slow);
         let (index, scrub) = (Arc::clone(&lab.index), Arc::clone(&lab.scrub));
         let scrubber = Scrubber::new(index, scrub, blobs, Arc::new(SystemClock))
-            .renewing_after(Duration::from_millis(200));
+            .renewing(Duration::from_millis(200), Duration::from_mins(1));
         scrubber.open(FULL).await.expect(ANSWERS);
         let (done, other) = tokio::join!(
             scrubber.work_now(&*lab.jobs, "one", LEASE, SLICE),
@@ -465,6 +465,79 @@ async fn a_slow_request_does_not_cost_the_lease() {
         assert!(report.objects_deleted == 1 && other.is_none(), "{report:?} {other:?}");
     };
     tokio::join!(scrubs, collects);
+}
+
+/// One process hangs in a call to its folder. It does not keep its lease for ever, so another one,
+/// whose folder answers, does the work.
+#[tokio::test]
+async fn a_call_that_hangs_gives_the_lease_to_another_process() {
+    const LEASE: i64 = 30;
+    let (renew_after, stuck_after) = (Duration::from_millis(2), Duration::from_millis(200));
+    let lab = crate::collect::Lab::new(false).await;
+    let process = lab.open().await;
+    let jobs = &*process.contracts.jobs;
+    let cache = create_main(&process.engine).await;
+    let nar = package_nar(&mut Random::new(1), 2_000, &[]);
+    push(&process.engine, &cache, &path(1), &nar).await.expect(ANSWERS);
+    let hangs: Arc<dyn Blobs> = OddStore::slow(&lab.installation.blobs, Duration::from_hours(9));
+    let answers = &lab.installation.blobs;
+
+    let scrubber = |blobs: &Arc<dyn Blobs>| {
+        let (index, scrub) = (Arc::clone(&process.contracts.index), Arc::clone(&process.contracts.scrub));
+        Scrubber::new(index, scrub, Arc::clone(blobs), Arc::clone(&lab.clock) as _)
+            .renewing(renew_after, stuck_after)
+    };
+    let (stuck, other) = (scrubber(&hangs), scrubber(answers));
+    let (job, _) = stuck.open(FULL).await.expect(ANSWERS);
+    let waited = tokio::select! {
+        done = stuck.work_now(jobs, "stuck", LEASE, Duration::MAX) => panic!("its store hangs: {done:?}"),
+        waited = after_the_lease(&lab, jobs, async || {
+            other.work_now(jobs, "other", LEASE, Duration::MAX).await.expect(ANSWERS)
+        }) => waited,
+    };
+    assert!(waited >= stuck_after, "the lease was kept for a while: {waited:?}");
+    let report = other.report(job).await.expect(ANSWERS).expect("the other one scrubbed to the end");
+    assert_eq!((report.packs, report.nars, report.found_damage()), (1, 1, false));
+
+    process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    lab.pass(crate::collect::OLD);
+    lab.collect(&process).await;
+    lab.pass(crate::collect::OLD);
+    let collector = |blobs: &Arc<dyn Blobs>| {
+        let settings = CollectSettings { renew_after, stuck_after, ..CollectSettings::default() };
+        let collect = Arc::clone(&process.contracts.collect);
+        Collector::new(collect, Arc::clone(blobs), Arc::clone(&lab.clock) as _, settings)
+    };
+    let (stuck, other) = (collector(&hangs), collector(answers));
+    let waited = tokio::select! {
+        done = stuck.run_now(jobs, "stuck", LEASE) => panic!("its store hangs: {done:?}"),
+        waited = after_the_lease(&lab, jobs, async || {
+            other.run_now(jobs, "other", LEASE).await.expect(ANSWERS).is_some()
+        }) => waited,
+    };
+    assert!(waited >= stuck_after, "the lease was kept for a while: {waited:?}");
+    assert_eq!(lab.installation.blobs.list().await.expect(ANSWERS), [], "the other one deleted the pack");
+}
+
+/// When a process that hangs has the lease, lets time pass and tries to work in another process
+/// until that works. Returns how long it took.
+async fn after_the_lease(
+    lab: &crate::collect::Lab,
+    jobs: &dyn JobIndex,
+    mut works: impl AsyncFnMut() -> bool,
+) -> Duration {
+    let is_held = async || {
+        let open = jobs.list_jobs(None, 9).await.expect(ANSWERS);
+        open.iter().any(|job| job.holder.as_deref() == Some("stuck"))
+    };
+    until("the lease is held", is_held).await;
+    let begun = std::time::Instant::now();
+    while !works().await {
+        // A renewal may be late by as long as the lease lasts: 300 ms.
+        lab.pass(1);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    begun.elapsed()
 }
 
 /// What another replica gets that asks for a lease while the request runs.

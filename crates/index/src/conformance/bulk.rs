@@ -16,8 +16,8 @@ use dormer_nix::{StorePath, StorePathHash};
 use super::fixtures::{NOW, Subject, nar_hash, new_cache, path_hash as pushed_hash, push_object};
 use crate::columns::{pack_references, pack_signatures};
 use crate::contract::{
-    CacheId, CacheIndex as _, NarId, NarKey, ObjectIndex as _, ObjectPlace, OutboxIndex as _, OutboxPosition,
-    PackNumber, SessionIndex, UnixSeconds,
+    CacheId, CacheIndex as _, NarId, NarQuery, ObjectIndex as _, ObjectPlace, OutboxIndex as _,
+    OutboxPosition, PackNumber, SessionIndex, UnixSeconds,
 };
 use crate::sql::Argument::{Bytes, Number};
 use crate::sql::{Sql, both};
@@ -278,7 +278,7 @@ impl Bulk {
                 let found =
                     in_time("a look-up", index.find_object(self.beside, &pushed_hash(number))).await?;
                 assert!(found.is_some(), "what was pushed is there");
-                let key = NarKey::Hash(nar_hash(number));
+                let key = NarQuery::Hash(nar_hash(number));
                 let nar = in_time("opening", index.find_nar_in_cache(self.beside, &key, NOW)).await?;
                 assert!(nar.is_some(), "what was pushed can be read");
             }
@@ -366,7 +366,7 @@ impl Bulk {
         // The loaded recipes have the first pack's chunk.
         let number = self.pushes.load(Ordering::Relaxed);
         assert!(number > 1, "a scan ran before, and pushes beside it");
-        let key = NarKey::Hash(nar_hash(number));
+        let key = NarQuery::Hash(nar_hash(number));
         let find = async || index.find_nar_in_cache(self.beside, &key, NOW).await;
         let nar = find().await?.expect("it was pushed");
         let rows = index.load_chunks(&nar.recipe.runs).await?;

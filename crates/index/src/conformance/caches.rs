@@ -6,7 +6,7 @@ use super::fixtures::{
 };
 use crate::{
     CACHE_KEYS_MAX, CacheId, CachePatch, CacheSelection, CacheTotals, CacheVisibility, CommitTarget, Error,
-    MASTER_KEY_PROOF, NarKey, NarSource, NewCache, PREVIOUS_KEY_PROOF, Removal, Result, SealedKey,
+    MASTER_KEY_PROOF, NarQuery, NarSource, NewCache, PREVIOUS_KEY_PROOF, Removal, Result, SealedKey,
 };
 
 pub(super) async fn a_setting_is_created_once(index: Subject) -> Result<()> {
@@ -300,9 +300,9 @@ pub(super) async fn deleting_a_cache_takes_its_contents(index: Subject) -> Resul
     assert_eq!(index.find_object(id, &path_hash(1)).await?, None);
     assert_eq!(index.present_objects(id, &[path_hash(1)]).await?, []);
     for number in 1..=3 {
-        assert_eq!(index.find_nar_in_cache(id, &NarKey::Hash(nar_hash(number)), NOW).await?, None);
+        assert_eq!(index.find_nar_in_cache(id, &NarQuery::Hash(nar_hash(number)), NOW).await?, None);
     }
-    assert_eq!(index.find_nar_in_cache(id, &NarKey::StorePath(path_hash(1)), NOW).await?, None);
+    assert_eq!(index.find_nar_in_cache(id, &NarQuery::StorePath(path_hash(1)), NOW).await?, None);
     assert_eq!(index.find_alias(id, "f.nar.xz", 0).await?, None);
     assert_eq!(index.cache_totals(id).await?, CacheTotals::default());
     assert!(index.find_object(other, &path_hash(1)).await?.is_some(), "the other cache keeps its own");

@@ -179,7 +179,7 @@ pub(super) async fn graces_and_aliases_end(three: Three) -> Result<()> {
     assert_eq!(three.collect.expire_graces(2, NOW + 3).await?, 1);
     assert_eq!(three.collect.expire_graces(2, NOW + 3).await?, 0);
     let found = async |number, now| {
-        three.index.find_nar_in_cache(id, &crate::NarKey::Hash(nar_hash(number)), now).await
+        three.index.find_nar_in_cache(id, &crate::NarQuery::Hash(nar_hash(number)), now).await
     };
     assert!(found(3, NOW).await?.is_none() && found(4, NOW).await?.is_some());
     assert_eq!(three.collect.expire_aliases(5, NOW - 1).await?, 0);
@@ -536,7 +536,11 @@ pub(super) async fn chunks_get_new_frames_where_they_were_read(three: Three) -> 
 
 pub(super) async fn a_purge_is_noted_with_the_removal_and_kept_until_it_is_done(three: Three) -> Result<()> {
     let id = cache(&three.index, "main").await?;
-    let counts = async || three.index.count_purges(id).await;
+    let counts = async || three.index.count_purges(id, None).await;
+    let counts_of = async |numbers: &[u32]| {
+        let paths: Vec<_> = numbers.iter().map(|number| path_hash(*number)).collect();
+        three.index.count_purges(id, Some(&paths)).await
+    };
     for number in 1..=3 {
         push_object(&three.index, id, number).await?;
     }
@@ -564,6 +568,10 @@ pub(super) async fn a_purge_is_noted_with_the_removal_and_kept_until_it_is_done(
     assert_eq!(purges.iter().map(|purge| purge.runs.clone()).collect::<Vec<_>>(), [&runs[0][..], &runs[2]]);
     assert_eq!(three.collect.open_purges(1).await?, purges[..1]);
     assert_eq!(counts().await?, PurgeCounts { waiting: 2, untried: 2 });
+    assert_eq!(counts_of(&[1, 1, 5]).await?, PurgeCounts { waiting: 1, untried: 1 });
+    assert_eq!(counts_of(&[1, 3]).await?, PurgeCounts { waiting: 2, untried: 2 });
+    assert_eq!(counts_of(&[4]).await?, PurgeCounts { waiting: 0, untried: 0 }, "nobody asked for its bytes");
+    assert_eq!(counts_of(&[]).await?, PurgeCounts { waiting: 0, untried: 0 });
     let jobs = three.jobs.list_jobs(None, 9).await?;
     assert_eq!(jobs.iter().map(|job| job.kind.as_str()).collect::<Vec<_>>(), [JobKind::Collect.as_str()]);
 
@@ -584,6 +592,8 @@ pub(super) async fn a_purge_is_noted_with_the_removal_and_kept_until_it_is_done(
     assert_eq!(three.collect.purge_notes(PurgeId(0), 9).await?, []);
     three.collect.forget_purge_notes(&[notes[0].id]).await?;
     assert_eq!(counts().await?, PurgeCounts { waiting: 2, untried: 1 }, "it was asked for");
+    assert_eq!(counts_of(&[3]).await?, PurgeCounts { waiting: 1, untried: 0 });
+    assert_eq!(counts_of(&[4]).await?, PurgeCounts { waiting: 1, untried: 1 });
     let order = async || {
         let open = three.collect.open_purges(9).await?;
         Ok::<_, Error>(open.iter().map(|purge| purge.id).collect::<Vec<_>>())

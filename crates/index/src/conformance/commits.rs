@@ -5,7 +5,7 @@ use super::fixtures::{
     outbox_since, pack, path, path_hash, push, push_object, recipe, signed_object, tag,
 };
 use crate::{
-    CacheId, ChunkRow, CommitOutcome, CommitTarget, Error, NarCommit, NarId, NarKey, NarSource, NewNar,
+    CacheId, ChunkRow, CommitOutcome, CommitTarget, Error, NarCommit, NarId, NarQuery, NarSource, NewNar,
     Object, PackNumber, Removal, Result, StoredListing,
 };
 
@@ -51,7 +51,7 @@ pub(super) async fn a_commit_makes_the_object_visible(index: Subject) -> Result<
     assert_eq!((found.nar.hash, found.nar.size, found.nar.file_size), (new.hash, new.size, new.file_size));
     assert_eq!((found.nar.tag, found.nar.damaged), (new.tag, false));
     assert_eq!(index.find_nar(&nar_hash(1)).await?, Some(found.nar));
-    let whole = index.find_nar_in_cache(cache, &NarKey::Hash(new.hash), NOW).await?.expect("committed");
+    let whole = index.find_nar_in_cache(cache, &NarQuery::Hash(new.hash), NOW).await?.expect("committed");
     assert_eq!((whole.id, whole.recipe, whole.tag, whole.damaged), (nar, new.recipe, new.tag, false));
     assert_eq!(index.find_listing(nar).await?, Some(new.listing));
     assert_eq!(changes(&index, cache).await?, [Some(path_hash(1))]);
@@ -180,7 +180,7 @@ pub(super) async fn a_damaged_nar_heals_in_place(index: Subject) -> Result<()> {
     again.file_size = 99;
     let outcome = commit(&index, cache, source(again.clone()), CommitTarget::Object(object(1))).await?;
     assert_eq!(outcome, CommitOutcome::Committed(first));
-    let healed = index.find_nar_in_cache(cache, &NarKey::Hash(nar_hash(1)), NOW).await?.expect("there");
+    let healed = index.find_nar_in_cache(cache, &NarQuery::Hash(nar_hash(1)), NOW).await?.expect("there");
     assert_eq!((healed.id, healed.tag, healed.file_size, healed.damaged), (first, tag(2), 99, false));
     assert_eq!(healed.recipe, again.recipe);
     Ok(())
@@ -238,7 +238,7 @@ pub(super) async fn a_replaced_nar_stays_readable_for_the_grace_of_the_commit(in
         index.remove_object(cache, &path_hash(number), Removal::WithGraceUntil(NOW), NOW).await?;
     }
     for (number, grace_seconds) in [(1, 30 * DAY), (2, 60)] {
-        let key = NarKey::Hash(nar_hash(number));
+        let key = NarQuery::Hash(nar_hash(number));
         assert!(index.find_nar_in_cache(cache, &key, NOW + grace_seconds - 1).await?.is_some());
         assert_eq!(index.find_nar_in_cache(cache, &key, NOW + grace_seconds).await?, None);
     }
@@ -394,7 +394,7 @@ pub(super) async fn a_lost_listing_makes_the_next_push_store_the_nar_again(index
     assert_eq!(index.find_listing(nar).await?, None);
     let found = index.find_object(cache, &path_hash(1)).await?.expect("the NAR itself is sound");
     assert!(!found.nar.damaged);
-    let whole = index.find_nar_in_cache(cache, &NarKey::Hash(nar_hash(1)), NOW).await?.expect("as said");
+    let whole = index.find_nar_in_cache(cache, &NarQuery::Hash(nar_hash(1)), NOW).await?.expect("as said");
     assert!(!whole.damaged);
     assert!(
         index.find_nar(&nar_hash(1)).await?.expect("there").damaged,

@@ -4,7 +4,7 @@ use super::fixtures::{NOW, cache, changes, nar_hash, object, path, path_hash, pu
 use super::jobs::Both;
 use crate::{
     AuditFilter, CacheId, CachePatch, CacheRules, CommitTarget, Error, ExpiryDefaults, ExpiryRule, JobKind,
-    JobLease, KEEPERS_WINDOW, Keepers, ListedObject, NarCommit, NarKey, NarSource, NewDocument, Object,
+    JobLease, KEEPERS_WINDOW, Keepers, ListedObject, NarCommit, NarQuery, NarSource, NewDocument, Object,
     ObjectOrder, ObjectPlace, Pin, Result, Use,
 };
 use dormer_nix::{BuildTrace, DocumentName, StorePath, TraceKey};
@@ -76,7 +76,7 @@ impl Both {
     }
 
     async fn is_readable(&self, cache: CacheId, number: u32, now: i64) -> Result<bool> {
-        let key = NarKey::Hash(nar_hash(number));
+        let key = NarQuery::Hash(nar_hash(number));
         Ok(self.index.find_nar_in_cache(cache, &key, now).await?.is_some())
     }
 }

@@ -6,8 +6,8 @@ use dormer_nix::{DocumentName, StorePath};
 
 use super::fixtures::{NOW, alias, cache, changes, nar_hash, object, path, path_hash, push, push_object};
 use crate::{
-    CacheId, CacheTotals, CommitTarget, Error, Index, Job, JobIndex, JobKind, JobLease, NarKey, NewDocument,
-    Object, Removal, Result,
+    CacheId, CacheTotals, CommitTarget, Error, Index, Job, JobIndex, JobKind, JobLease, NarQuery,
+    NewDocument, Object, Removal, Result,
 };
 
 /// What every case works on: both contracts of one adapter.
@@ -239,8 +239,8 @@ pub(super) async fn a_deleted_cache_is_invisible_before_its_job_runs(both: Both)
             assert_eq!(index.present_objects(cache, &hashes).await?, []);
             for number in 1..=22 {
                 assert_eq!(index.find_object(cache, &path_hash(number)).await?, None);
-                let by_path = NarKey::StorePath(path_hash(number));
-                for key in [NarKey::Hash(nar_hash(number)), by_path] {
+                let by_path = NarQuery::StorePath(path_hash(number));
+                for key in [NarQuery::Hash(nar_hash(number)), by_path] {
                     assert_eq!(index.find_nar_in_cache(cache, &key, NOW).await?, None);
                 }
                 let nar = index.find_nar(&nar_hash(number)).await?;

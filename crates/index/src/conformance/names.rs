@@ -5,12 +5,12 @@ use super::fixtures::{
     object, outbox, path, path_hash, push, push_object,
 };
 use crate::{
-    CacheId, CacheVisibility, CommitTarget, NarCommit, NarKey, NarSource, Object, OutboxPosition, Removal,
+    CacheId, CacheVisibility, CommitTarget, NarCommit, NarQuery, NarSource, Object, OutboxPosition, Removal,
     Result, Use,
 };
 
 async fn reads(index: &Subject, cache: CacheId, number: u32, now: i64) -> Result<bool> {
-    Ok(index.find_nar_in_cache(cache, &NarKey::Hash(nar_hash(number)), now).await?.is_some())
+    Ok(index.find_nar_in_cache(cache, &NarQuery::Hash(nar_hash(number)), now).await?.is_some())
 }
 
 pub(super) async fn a_cache_reads_only_what_it_names(index: Subject) -> Result<()> {
@@ -58,11 +58,13 @@ pub(super) async fn the_caches_of_a_nar_are_those_that_name_it(index: Subject) -
 pub(super) async fn a_nar_is_found_by_the_path_that_has_it(index: Subject) -> Result<()> {
     let cache = cache(&index, "main").await?;
     let nar = push(&index, cache, 1, CommitTarget::Object(object(5))).await?;
-    let found = index.find_nar_in_cache(cache, &NarKey::StorePath(path_hash(5)), NOW).await?.expect("there");
+    let found =
+        index.find_nar_in_cache(cache, &NarQuery::StorePath(path_hash(5)), NOW).await?.expect("there");
     assert_eq!((found.id, found.hash), (nar, nar_hash(1)));
-    assert_eq!(index.find_nar_in_cache(cache, &NarKey::StorePath(path_hash(1)), NOW).await?, None);
+    assert_eq!(index.find_nar_in_cache(cache, &NarQuery::StorePath(path_hash(1)), NOW).await?, None);
     index.mark_damaged(nar, &[], NOW).await?;
-    let found = index.find_nar_in_cache(cache, &NarKey::StorePath(path_hash(5)), NOW).await?.expect("there");
+    let found =
+        index.find_nar_in_cache(cache, &NarQuery::StorePath(path_hash(5)), NOW).await?.expect("there");
     assert!(found.damaged, "damaged ones are returned, marked");
     Ok(())
 }
@@ -121,7 +123,7 @@ pub(super) async fn a_removed_object_is_gone_but_its_nar_stays_for_the_grace(ind
     assert!(index.remove_object(cache, &path_hash(1), grace, NOW + 1).await?);
     assert_eq!(index.find_object(cache, &path_hash(1)).await?, None);
     assert_eq!(index.present_objects(cache, &[path_hash(1)]).await?, []);
-    assert_eq!(index.find_nar_in_cache(cache, &NarKey::StorePath(path_hash(1)), NOW).await?, None);
+    assert_eq!(index.find_nar_in_cache(cache, &NarQuery::StorePath(path_hash(1)), NOW).await?, None);
     assert!(reads(&index, cache, 1, NOW + 99).await?);
     assert!(!reads(&index, cache, 1, NOW + 100).await?);
     assert_eq!(changes(&index, cache).await?, [Some(path_hash(1)); 2]);

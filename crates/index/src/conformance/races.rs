@@ -11,7 +11,7 @@ use super::fixtures::{
     NOW, Subject, cache, chunk_id, commit, committed, nar_hash, new_nar, object, pack, path_hash, push,
     push_object, run, signed_object, tag,
 };
-use crate::{CommitTarget, Error, NarKey, NarSource, Result};
+use crate::{CommitTarget, Error, NarQuery, NarSource, Result};
 
 /// Runs calls as tasks at once and returns what they gave, in no order.
 async fn all<T, Fut>(calls: impl IntoIterator<Item = Fut>) -> Vec<T>
@@ -59,7 +59,7 @@ pub(super) async fn racing_commits_of_one_nar_agree(index: Subject) -> Result<()
     let ids: HashSet<_> = all(calls).await.into_iter().collect::<Result<_>>()?;
     assert_eq!(ids.len(), 1, "one row");
     assert_eq!(index.cache_totals(cache).await?.object_count, 8);
-    let nar = index.find_nar_in_cache(cache, &NarKey::Hash(nar_hash(1)), NOW).await?.expect("there");
+    let nar = index.find_nar_in_cache(cache, &NarQuery::Hash(nar_hash(1)), NOW).await?.expect("there");
     let rows = index.load_chunks(&nar.recipe.runs).await?;
     assert_eq!(nar.tag, (0..8).map(tag).find(|tag| *tag == nar.tag).expect("one of them"));
     let winner = (0..8).find(|number| chunk_id(*number) == rows[0].id).expect("one of them");
@@ -81,7 +81,7 @@ pub(super) async fn racing_objects_leave_one_of_them(index: Subject) -> Result<(
     let winner = (1..=8).find(|number| nar_hash(*number) == found.nar.hash).expect("one of them");
     assert_eq!(found.object.sigs, [format!("k:{winner}")], "the object is whole");
     for number in 1..=8 {
-        let key = NarKey::Hash(nar_hash(number));
+        let key = NarQuery::Hash(nar_hash(number));
         assert!(index.find_nar_in_cache(cache, &key, NOW).await?.is_some(), "losers are in their grace");
     }
     Ok(())
@@ -139,7 +139,7 @@ pub(super) async fn readers_see_whole_commits_only(index: Subject) -> Result<()>
             while !done.load(Ordering::SeqCst) {
                 for number in 0..30 {
                     let Some(found) = index.find_object(cache, &path_hash(number)).await? else { continue };
-                    let key = NarKey::Hash(found.nar.hash);
+                    let key = NarQuery::Hash(found.nar.hash);
                     let nar = index.find_nar_in_cache(cache, &key, NOW).await?.expect("its object was seen");
                     let rows = index.load_chunks(&nar.recipe.runs).await?;
                     assert_eq!(rows[0].id, chunk_id(number));

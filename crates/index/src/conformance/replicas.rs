@@ -11,7 +11,7 @@ use super::fixtures::{
     push_object, run, signed_object, tag,
 };
 use crate::{
-    CachePatch, Change, Changes, CommitTarget, Error, NarKey, NarSource, OutboxPosition, Removal, Result,
+    CachePatch, Change, Changes, CommitTarget, Error, NarQuery, NarSource, OutboxPosition, Removal, Result,
 };
 
 /// Longest wait for a notice.
@@ -158,7 +158,7 @@ pub(super) async fn racing_commits_of_two_replicas_agree(a: Subject, b: Subject)
     }
     let nars: HashSet<_> = calls.join_all().await.into_iter().collect::<Result<_>>()?;
     assert_eq!(nars.len(), 1, "one row");
-    let shared = a.find_nar_in_cache(id, &NarKey::Hash(nar_hash(1000)), NOW).await?.expect("there");
+    let shared = a.find_nar_in_cache(id, &NarQuery::Hash(nar_hash(1000)), NOW).await?.expect("there");
     let rows = b.load_chunks(&shared.recipe.runs).await?;
     let winner = (0..16).find(|number| chunk_id(*number) == rows[0].id).expect("one of them");
     assert_eq!(shared.tag, tag(winner), "recipe and tag are of the same upload");
@@ -166,7 +166,7 @@ pub(super) async fn racing_commits_of_two_replicas_agree(a: Subject, b: Subject)
     let winner = (0..16).find(|number| nar_hash(100 + number) == found.nar.hash).expect("one of them");
     assert_eq!(found.object.sigs, [format!("k:{winner}")], "the object is whole");
     for number in 0..16 {
-        let key = NarKey::Hash(nar_hash(100 + number));
+        let key = NarQuery::Hash(nar_hash(100 + number));
         assert!(a.find_nar_in_cache(id, &key, NOW).await?.is_some(), "losers are in their grace");
     }
     Ok(())

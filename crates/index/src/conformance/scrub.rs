@@ -9,7 +9,7 @@ use super::fixtures::{
     NOW, alias, cache, changes, commit, committed, new_nar, object, pack, path_hash, push_object, recipe, tag,
 };
 use crate::{
-    CacheId, ChunkRow, CommitTarget, Error, Index, JobIndex, JobKind, NarId, NarKey, NarSource, PackNumber,
+    CacheId, ChunkRow, CommitTarget, Error, Index, JobIndex, JobKind, NarId, NarQuery, NarSource, PackNumber,
     Result, ScrubIndex, StoredListing,
 };
 
@@ -50,7 +50,7 @@ impl Three {
             let found = self.index.find_object(cache, &path_hash(number)).await?.expect("it is there");
             let hash = found.nar.hash;
             let present = !self.index.present_objects(cache, &[path_hash(number)]).await?.is_empty();
-            let read = self.index.find_nar_in_cache(cache, &NarKey::Hash(hash), NOW).await?.expect("there");
+            let read = self.index.find_nar_in_cache(cache, &NarQuery::Hash(hash), NOW).await?.expect("there");
             let known = self.index.find_nar(&hash).await?.expect("there");
             let damaged = [found.nar.damaged, !present, read.damaged, known.damaged];
             assert!(damaged.iter().all(|one| *one == damaged[0]), "{number}: {damaged:?}");

@@ -16,12 +16,14 @@ mod caches;
 mod chunks;
 mod counters;
 mod documents;
+mod journal;
 mod nars;
 mod objects;
 mod outbox;
 mod retention;
 mod sessions;
 mod settings;
+mod stored_nars;
 
 use std::time::Duration;
 
@@ -33,12 +35,14 @@ pub use caches::*;
 pub use chunks::*;
 pub use counters::*;
 pub use documents::*;
+pub use journal::*;
 pub use nars::*;
 pub use objects::*;
 pub use outbox::*;
 pub use retention::*;
 pub use sessions::*;
 pub use settings::*;
+pub use stored_nars::*;
 
 /// Seconds since 1970-01-01 UTC.
 pub type UnixSeconds = i64;

@@ -1,47 +1,11 @@
-//! NARs, and the commit that makes one visible.
+//! New NARs, and the commit that makes one visible.
 
 use async_trait::async_trait;
 use dormer_format::{ChunkRun, EncodingTag, Recipe};
 use dormer_nix::{BuildId, NarHash, StorePathHash};
 
-use super::{CacheId, NarId, Object, PackNumber, UnixSeconds};
+use super::{CacheId, Nar, NarId, NarSummary, Object, PackNumber, UnixSeconds};
 use crate::Result;
-
-/// A NAR as the index knows it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Nar {
-    /// Row number.
-    pub id: NarId,
-    /// SHA-256 of the archive.
-    pub hash: NarHash,
-    /// Bytes of the archive.
-    pub size: u64,
-    /// Bytes served: all frames and the frames of the holes.
-    pub file_size: u64,
-    /// Names the exact bytes that are served.
-    pub tag: EncodingTag,
-    /// How to rebuild it.
-    pub recipe: Recipe,
-    /// Set while a part of it is known to be unreadable.
-    pub damaged: bool,
-}
-
-/// What a narinfo says of a NAR, without its recipe.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NarSummary {
-    /// Row number.
-    pub id: NarId,
-    /// SHA-256 of the archive.
-    pub hash: NarHash,
-    /// Bytes of the archive.
-    pub size: u64,
-    /// Bytes served.
-    pub file_size: u64,
-    /// Names the exact bytes that are served.
-    pub tag: EncodingTag,
-    /// Set while a part of it is known to be unreadable.
-    pub damaged: bool,
-}
 
 /// A listing at rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,7 +141,7 @@ pub enum CommitOutcome {
 /// What a reader asks a cache's NAR by. A NAR is found only through an object, a grace row or an
 /// alias of that cache.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum NarKey {
+pub enum NarQuery {
     /// Its own hash.
     Hash(NarHash),
     /// An object that has it (Attic's URL form).
@@ -192,7 +156,12 @@ pub trait NarIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn find_nar(&self, hash: &NarHash) -> Result<Option<NarSummary>>;
     /// Finds a NAR with its recipe through an object, a grace row that has not ended, or an alias
     /// of this cache.
-    async fn find_nar_in_cache(&self, cache: CacheId, key: &NarKey, now: UnixSeconds) -> Result<Option<Nar>>;
+    async fn find_nar_in_cache(
+        &self,
+        cache: CacheId,
+        key: &NarQuery,
+        now: UnixSeconds,
+    ) -> Result<Option<Nar>>;
     /// A NAR's listing.
     async fn find_listing(&self, nar: NarId) -> Result<Option<StoredListing>>;
     /// Commits a NAR under a name; see [`NarCommit`]. Writes an outbox row for the object unless

@@ -288,8 +288,8 @@ pub trait RetentionIndex: Send + Sync + std::fmt::Debug + 'static {
         at: UnixSeconds,
     ) -> Result<RemovedForCause>;
     /// How many NARs of removed paths of a cache still have bytes to be removed, and how many of
-    /// these no collection has tried yet.
-    async fn count_purges(&self, cache: CacheId) -> Result<PurgeCounts>;
+    /// these no collection has tried yet. With `paths`, only NARs of these paths count.
+    async fn count_purges(&self, cache: CacheId, paths: Option<&[StorePathHash]>) -> Result<PurgeCounts>;
     /// Entries after a number, in order.
     async fn audit_after(&self, number: i64, limit: u32) -> Result<Vec<AuditEntry>>;
     /// At most `limit` entries before a number that fit a filter, the newest first. One statement,

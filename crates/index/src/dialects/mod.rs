@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use self::postgres::Postgres;
 use self::sqlite::Sqlite;
+use crate::access::{Access, Effect};
 use crate::changes::{Change, Changes};
 use crate::contract::PoolUse;
 use crate::known_keys::KnownKeys;
 use crate::rows::Row;
-use crate::sql::{Argument, Sql};
-use crate::sql_index::{Access, Effect};
+use crate::statement::{Argument, Sql};
 use crate::{Error, Result};
 
 /// A database and the connections to it.

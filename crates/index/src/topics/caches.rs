@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::counters::PATHS_OF_CACHE;
 use super::retention::ADD_AUDIT;
 use super::settings::check_master_key;
-use super::{journal, outbox};
+use super::{journal_notes, outbox};
 use crate::changes::Change;
 use crate::columns::signed;
 use crate::contract::{
@@ -188,7 +188,7 @@ impl CacheIndex for SqlIndex {
             let inserted = inserted.ok_or_else(|| Error::CacheExists { name: cache.name.clone() })?;
             let id = CacheId(inserted.column(0, "caches")?);
             insert_key(&mut tx, id, &cache.key).await?;
-            journal::note_cache(&mut tx, id).await?;
+            journal_notes::note_cache(&mut tx, id).await?;
             Ok(id)
         })
         .await

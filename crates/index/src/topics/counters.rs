@@ -12,6 +12,7 @@
 use async_trait::async_trait;
 
 use super::history;
+use super::stored_counts::STORED;
 use crate::Result;
 use crate::contract::{
     CacheGlance, CacheId, CounterIndex, Day, HistoryDay, PathCounts, StoredCounts, UnixSeconds,
@@ -59,26 +60,6 @@ pub(crate) const GLANCE: Sql = Sql {
             SELECT coalesce(sum(u.paths), 0)::bigint AS paths, coalesce(sum(u.path_bytes), 0)::bigint AS path_bytes
             FROM (SELECT c.paths, c.path_bytes FROM counters AS c WHERE c.cache = k.item
                 UNION ALL SELECT c.paths, c.path_bytes FROM counter_changes AS c WHERE c.cache = k.item) AS u) AS s",
-};
-/// One row for each generation of each cache: few.
-pub(crate) const STORED: Sql = Sql {
-    sqlite: "
-        SELECT coalesce(sum(paths), 0), coalesce(sum(path_bytes), 0), coalesce(sum(nars), 0),
-            coalesce(sum(nar_bytes), 0), coalesce(sum(nar_holed_bytes), 0), coalesce(sum(packs), 0),
-            coalesce(sum(pack_bytes), 0), coalesce(sum(pack_raw_bytes), 0), coalesce(sum(pack_holed_bytes), 0),
-            (SELECT counted_at FROM counter_state)
-        FROM counters",
-    postgres: "
-        SELECT coalesce(sum(k.paths), 0)::bigint, coalesce(sum(k.path_bytes), 0)::bigint,
-            coalesce(sum(k.nars), 0)::bigint, coalesce(sum(k.nar_bytes), 0)::bigint,
-            coalesce(sum(k.nar_holed_bytes), 0)::bigint, coalesce(sum(k.packs), 0)::bigint,
-            coalesce(sum(k.pack_bytes), 0)::bigint, coalesce(sum(k.pack_raw_bytes), 0)::bigint,
-            coalesce(sum(k.pack_holed_bytes), 0)::bigint, (SELECT counted_at FROM counter_state)
-        FROM (
-            SELECT paths, path_bytes, nars, nar_bytes, nar_holed_bytes, packs, pack_bytes, pack_raw_bytes,
-                pack_holed_bytes FROM counters
-            UNION ALL SELECT paths, path_bytes, nars, nar_bytes, nar_holed_bytes, packs, pack_bytes,
-                pack_raw_bytes, pack_holed_bytes FROM counter_changes) AS k",
 };
 // Two folds at once take different rows, and change the counters in the same order.
 const FOLD: Sql = Sql {

@@ -9,10 +9,11 @@ use async_trait::async_trait;
 use dormer_format::EncodingTag;
 use dormer_nix::{BuildId, BuildTrace, DocumentName, NarHash, StorePathHash};
 
-use super::journal::JournalSubject;
-use super::{journal, outbox};
+use super::{journal_notes, outbox};
 use crate::columns::{corrupt, nar_hash, signed, tag, unsigned};
-use crate::contract::{CacheId, DocumentIndex, NewDocument, StoredDocument, TraceOutcome, UnixSeconds};
+use crate::contract::{
+    CacheId, DocumentIndex, JournalSubject, NewDocument, StoredDocument, TraceOutcome, UnixSeconds,
+};
 use crate::object_conflict::merge_signatures;
 use crate::sql::Argument::{Bytes, Number, OptionalBytes, OptionalText, Text};
 use crate::sql::{Sql, Transaction, both, damaged};
@@ -279,7 +280,7 @@ pub(crate) async fn forget(
         tx.run(LOCK_LOG, &[Number(log_key(cache.0, deriver))]).await?;
     }
     for row in tx.rows(FORGET, &arguments).await? {
-        journal::note(tx, &JournalSubject::Document(cache, row.column(0, TABLE)?)).await?;
+        journal_notes::note(tx, &JournalSubject::Document(cache, row.column(0, TABLE)?)).await?;
     }
     Ok(())
 }
@@ -310,7 +311,7 @@ pub(crate) async fn forget_logs(
     tell_outputs(tx, cache, &gone, at).await?;
     let is_gone = !gone.is_empty();
     for name in gone {
-        journal::note(tx, &JournalSubject::Document(cache, name)).await?;
+        journal_notes::note(tx, &JournalSubject::Document(cache, name)).await?;
     }
     Ok(is_gone)
 }

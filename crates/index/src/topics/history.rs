@@ -7,7 +7,7 @@
 //! [`HISTORY_REPEATED_DAYS`]: a cache that rests costs a dozen rows a year. So a reader carries
 //! sizes forward, and begins as many days early.
 
-use super::counters::STORED;
+use super::stored_counts::STORED;
 use crate::Result;
 use crate::columns::signed;
 use crate::contract::{

@@ -1,167 +1,21 @@
-//! What the journal needs: the present state of caches, objects, aliases and documents, what
-//! changed besides objects, and how far the journal is.
-//!
-//! A note says that something besides an object changed. Unlike the outbox it has no order: the row
-//! stays until the journal has written the state that it stands for, and a change meanwhile keeps
-//! it (`changes`).
-
-use std::borrow::Cow;
+//! The journal's own row and its lease, and what it reads: the present state of caches, objects,
+//! aliases and documents. What a recovery writes back.
 
 use async_trait::async_trait;
-use dormer_format::{JOURNAL_BODY_BYTES_MAX, Recipe};
-use dormer_nix::{NarHash, StorePathHash};
+use dormer_format::JOURNAL_BODY_BYTES_MAX;
+use dormer_nix::StorePathHash;
 
-use super::KEYS_MAX;
-use crate::columns::{array, corrupt, nar_hash, read_listing, recipe, signed, unsigned};
+use super::{KEYS_MAX, journal_notes};
+use crate::columns::{array, nar_hash, read_listing, recipe, signed, unsigned};
 use crate::contract::{
-    Cache, CacheId, CacheIndex as _, Object, OutboxPosition, Pin, StoredListing, UnixSeconds,
+    Cache, CacheId, CacheIndex as _, JournalIndex, JournalLease, JournalNote, JournalState, JournaledAlias,
+    JournaledDocument, JournaledNar, JournaledObject, OutboxPosition, Pin, UnixSeconds,
 };
-use crate::publish::records::{Records, records};
 use crate::rows::{Row, read_caches, read_object, read_pin};
 use crate::sql::Argument::{Bytes, Flag, List, Number, OptionalBytes, OptionalNumber, Text};
 use crate::sql::{Sql, Transaction, both};
 use crate::sql_index::{SqlIndex, Write};
 use crate::{Error, Result};
-
-/// A NAR with all that its row and listing say.
-#[derive(Debug, Clone, PartialEq)]
-pub struct JournaledNar {
-    /// SHA-256 of the archive.
-    pub hash: NarHash,
-    /// Bytes of the archive.
-    pub size: u64,
-    /// How to rebuild it.
-    pub recipe: Recipe,
-    /// Its listing, unless it was lost.
-    pub listing: Option<StoredListing>,
-}
-
-/// An object with its NAR.
-#[derive(Debug, Clone, PartialEq)]
-pub struct JournaledObject {
-    /// The cache.
-    pub cache: CacheId,
-    /// The object.
-    pub object: Object,
-    /// When it was pushed first.
-    pub created_at: UnixSeconds,
-    /// Its NAR.
-    pub nar: JournaledNar,
-}
-
-/// An upload alias with its NAR.
-#[derive(Debug, Clone, PartialEq)]
-pub struct JournaledAlias {
-    /// The cache.
-    pub cache: CacheId,
-    /// File name below `nar/`.
-    pub file_name: String,
-    /// Compression that the name promises.
-    pub compression: String,
-    /// When it was made or used last.
-    pub used_at: UnixSeconds,
-    /// Its NAR.
-    pub nar: JournaledNar,
-}
-
-/// A document with all that its row says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JournaledDocument {
-    /// The cache.
-    pub cache: CacheId,
-    /// Row number.
-    pub id: i64,
-    /// Address below the cache.
-    pub name: String,
-    /// Hash of the store path that it belongs to.
-    pub owner: StorePathHash,
-    /// When it was written.
-    pub written_at: UnixSeconds,
-    /// Bytes of the document.
-    pub size: u64,
-    /// How the body is compressed.
-    pub encoding: Option<String>,
-    /// The document, compressed or not; `None` if it is too large for the journal.
-    pub body: Option<Vec<u8>>,
-}
-
-/// What besides objects can change.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum JournalSubject {
-    /// The named values of the installation.
-    Settings,
-    /// A cache with its keys.
-    Cache(CacheId),
-    /// An upload alias, by its file name.
-    Alias(CacheId, String),
-    /// A document, by its address below the cache.
-    Document(CacheId, String),
-    /// A pin, by its name and the hash of its path.
-    Pin(CacheId, String, StorePathHash),
-}
-
-impl JournalSubject {
-    fn columns(&self) -> (i64, i64, Cow<'_, str>) {
-        match self {
-            Self::Settings => (0, SETTINGS_KIND, "".into()),
-            Self::Cache(cache) => (cache.0, CACHE_KIND, "".into()),
-            Self::Alias(cache, name) => (cache.0, ALIAS_KIND, name.into()),
-            Self::Document(cache, name) => (cache.0, DOCUMENT_KIND, name.into()),
-            Self::Pin(cache, name, hash) => (cache.0, PIN_KIND, pin_key(name, hash).into()),
-        }
-    }
-}
-
-/// Kinds in the table of notes. The statements that note many at once name them too.
-const SETTINGS_KIND: i64 = 0;
-const CACHE_KIND: i64 = 1;
-const ALIAS_KIND: i64 = 2;
-const DOCUMENT_KIND: i64 = 3;
-const PIN_KIND: i64 = 4;
-
-/// Something besides an object that changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JournalNote {
-    /// What.
-    pub subject: JournalSubject,
-    changes: i64,
-}
-
-/// How far the journal is.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct JournalState {
-    /// Random number of this database's past; 0 before the first file.
-    pub lineage: i64,
-    /// Where files are written.
-    pub generation: i64,
-    /// Number of the last file under this lease or an earlier one.
-    pub sequence: i64,
-    /// Outbox rows up to here are written.
-    pub cursor: OutboxPosition,
-    /// Where the snapshot goes on; `None` if it is whole.
-    pub snapshot: Option<Vec<u8>>,
-    /// Files up to here (fence, sequence) are older than the snapshot.
-    pub base: (i64, i64),
-    /// Bytes of the snapshot so far.
-    pub snapshot_bytes: i64,
-    /// Bytes of the segments since the snapshot began.
-    pub segment_bytes: i64,
-    /// When a file was written last.
-    pub written_at: UnixSeconds,
-    /// The last fence that a lease has got. Nobody saves it.
-    pub fence: i64,
-}
-
-/// Segments of this weight ask for a snapshot, whatever a snapshot weighs: see
-/// [`JournalState::segment_bytes`].
-pub const SNAPSHOT_WANTED: i64 = 1 << 62;
-
-/// The right to write the journal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct JournalLease {
-    /// Grows with every lease; an older one is worth nothing.
-    pub fence: i64,
-}
 
 // The new fence ends a turn that goes on meanwhile: it would save the weight that it knows. Its
 // lease is worth nothing then, so nobody has to wait for its end.
@@ -218,20 +72,6 @@ pub(crate) const DOCUMENTS_AFTER: Sql = both!(
 
 /// Bytes of documents in one page of [`DOCUMENTS_AFTER`].
 const DOCUMENT_BYTES_MAX: i64 = 4 << 20;
-
-const NOTE: Sql = both!(
-    "INSERT INTO journal_notes (cache, kind, name, changes) VALUES ($1, $2, $3, 1)
-     ON CONFLICT (cache, kind, name) DO UPDATE SET changes = journal_notes.changes + 1"
-);
-const NOTE_PINS: Sql = records!(
-    "INSERT INTO journal_notes (cache, kind, name, changes) SELECT $1, 4, k.name, 1 FROM",
-    2 { name: text 0 },
-    "AS k WHERE 1 = 1 ON CONFLICT (cache, kind, name) DO UPDATE SET changes = journal_notes.changes + 1"
-);
-const NOTES: Sql =
-    both!("SELECT cache, kind, name, changes FROM journal_notes ORDER BY cache, kind, name LIMIT $1");
-const DROP_NOTE: Sql =
-    both!("DELETE FROM journal_notes WHERE cache = $1 AND kind = $2 AND name = $3 AND changes = $4");
 
 pub(crate) const FIND_PIN: Sql = both!(
     "SELECT name, hash, path_name, created_at, ends_at FROM pins WHERE cache = $1 AND name = $2 AND hash = $3"
@@ -295,122 +135,6 @@ const IS_EMPTY: Sql = both!(
 );
 const SETTINGS: Sql = both!("SELECT name, value FROM settings ORDER BY name");
 
-/// Notes that something besides an object changed.
-pub(crate) async fn note(tx: &mut Transaction, subject: &JournalSubject) -> Result<()> {
-    let (cache, kind, name) = subject.columns();
-    tx.run(NOTE, &[Number(cache), Number(kind), Text(&name)]).await.map(drop)
-}
-
-/// Notes that a cache changed.
-pub(crate) async fn note_cache(tx: &mut Transaction, cache: CacheId) -> Result<()> {
-    note(tx, &JournalSubject::Cache(cache)).await
-}
-
-/// Notes that pins of a name changed, by the hashes of their paths: no hash twice.
-pub(crate) async fn note_pins(
-    tx: &mut Transaction,
-    cache: CacheId,
-    name: &str,
-    hashes: &[StorePathHash],
-) -> Result<()> {
-    let mut keys: Vec<String> = hashes.iter().map(|hash| pin_key(name, hash)).collect();
-    // Rows are locked in this order everywhere.
-    keys.sort_unstable();
-    let mut pins = Records::default();
-    for key in &keys {
-        pins.row().text(Some(key));
-    }
-    tx.run(NOTE_PINS, &[Number(cache.0), Text(&pins.finish())]).await.map(drop)
-}
-
-/// What a note calls a pin: the hash of its path, which has one length, and its name.
-fn pin_key(name: &str, hash: &StorePathHash) -> String {
-    format!("{hash}-{name}")
-}
-
-/// Reads back what [`pin_key`] wrote.
-fn read_pin_key(key: &str) -> Option<(String, StorePathHash)> {
-    let (hash, name) = key.split_once('-')?;
-    Some((name.to_owned(), hash.parse().ok()?))
-}
-
-/// What the journal reads and writes in the index.
-#[async_trait]
-pub trait JournalIndex: Send + Sync + std::fmt::Debug + 'static {
-    /// How far the journal is. One statement.
-    async fn journal_state(&self) -> Result<JournalState>;
-    /// Takes the lease for `holder` if the last one has ended at `now` or was its own, until
-    /// `ends_at`. Two calls never get the same fence.
-    async fn lease_journal(
-        &self,
-        holder: &str,
-        now: UnixSeconds,
-        ends_at: UnixSeconds,
-    ) -> Result<Option<(JournalLease, JournalState)>>;
-    /// Saves how far the journal is, forgets the notes that were written and did not change
-    /// meanwhile, and renews the lease, in one transaction. [`Error::JobLeaseLost`], and no effect,
-    /// if another process has taken the lease.
-    async fn save_journal(
-        &self,
-        lease: &JournalLease,
-        state: &JournalState,
-        written: &[JournalNote],
-        ends_at: UnixSeconds,
-    ) -> Result<()>;
-    /// Renews the lease until `ends_at`, and saves nothing. [`Error::JobLeaseLost`] if another
-    /// process has taken it.
-    async fn renew_journal(&self, lease: &JournalLease, ends_at: UnixSeconds) -> Result<()>;
-    /// Gives the lease back.
-    async fn release_journal(&self, lease: &JournalLease) -> Result<()>;
-    /// Asks the journal's next turn for a snapshot, after which all older files go.
-    async fn ask_for_snapshot(&self) -> Result<()>;
-    /// The place behind the last outbox row that followers may rely on.
-    async fn outbox_end(&self) -> Result<OutboxPosition>;
-    /// When the oldest change was made that has ended, and that followers do not see yet, because
-    /// an older transaction is running. `None` if they see all of them.
-    async fn hidden_change(&self) -> Result<Option<UnixSeconds>>;
-    /// What besides objects changed, the first `limit`.
-    async fn journal_notes(&self, limit: u32) -> Result<Vec<JournalNote>>;
-    /// A cache that is not deleted.
-    async fn find_cache_by_id(&self, cache: CacheId) -> Result<Option<Cache>>;
-    /// Those of these objects that are there.
-    async fn journaled_objects(
-        &self,
-        cache: CacheId,
-        hashes: &[StorePathHash],
-    ) -> Result<Vec<JournaledObject>>;
-    /// Objects of all caches, by cache and hash, after one.
-    async fn journaled_objects_after(
-        &self,
-        after: Option<(CacheId, StorePathHash)>,
-        limit: u32,
-    ) -> Result<Vec<JournaledObject>>;
-    /// An alias.
-    async fn journaled_alias(&self, cache: CacheId, file_name: &str) -> Result<Option<JournaledAlias>>;
-    /// Aliases of all caches, by cache and file name, after one.
-    async fn journaled_aliases_after(
-        &self,
-        after: (CacheId, &str),
-        limit: u32,
-    ) -> Result<Vec<JournaledAlias>>;
-    /// A document.
-    async fn journaled_document(&self, cache: CacheId, name: &str) -> Result<Option<JournaledDocument>>;
-    /// Documents of all caches, by row number, after one: at most `limit`, and fewer if they are
-    /// large.
-    async fn journaled_documents_after(&self, after: i64, limit: u32) -> Result<Vec<JournaledDocument>>;
-    /// A pin, also one that has ended.
-    async fn journaled_pin(&self, cache: CacheId, name: &str, hash: &StorePathHash) -> Result<Option<Pin>>;
-    /// All named values of the installation.
-    async fn settings(&self) -> Result<Vec<(String, Vec<u8>)>>;
-    /// Whether no cache, NAR or pack was ever made.
-    async fn is_empty(&self) -> Result<bool>;
-    /// Makes a cache with all its keys; the id in it is not used. A cache of the name that is there
-    /// stays as it is.
-    async fn restore_cache(&self, cache: &Cache) -> Result<CacheId>;
-    /// Stores a named value, whatever there was.
-    async fn restore_setting(&self, name: &str, value: &[u8]) -> Result<()>;
-}
-
 #[async_trait]
 impl JournalIndex for SqlIndex {
     async fn journal_state(&self) -> Result<JournalState> {
@@ -458,8 +182,7 @@ impl JournalIndex for SqlIndex {
                 return Err(Error::JobLeaseLost);
             }
             for note in written {
-                let (cache, kind, name) = note.subject.columns();
-                tx.run(DROP_NOTE, &[Number(cache), Number(kind), Text(&name), Number(note.changes)]).await?;
+                journal_notes::drop_note(&mut tx, note).await?;
             }
             Ok(())
         })
@@ -503,7 +226,7 @@ impl JournalIndex for SqlIndex {
 
     async fn journal_notes(&self, limit: u32) -> Result<Vec<JournalNote>> {
         self.read("read what changed for the journal", async |mut tx| {
-            tx.rows(NOTES, &[Number(limit.into())]).await?.iter().map(read_note).collect()
+            journal_notes::notes(&mut tx, limit).await
         })
         .await
     }
@@ -638,7 +361,7 @@ impl JournalIndex for SqlIndex {
                         [Number(id.0), Text(&key.public_key), Bytes(&key.sealed_secret), Flag(key.active)];
                     tx.run(RESTORE_KEY, &key).await?;
                 }
-                note_cache(&mut tx, id).await?;
+                journal_notes::note_cache(&mut tx, id).await?;
                 Ok(Some(id))
             })
             .await?;
@@ -677,24 +400,6 @@ fn read_state(row: &Row) -> Result<JournalState> {
         written_at: row.column(10, TABLE)?,
         fence: row.column(11, TABLE)?,
     })
-}
-
-/// Columns: cache, kind, name, changes.
-fn read_note(row: &Row) -> Result<JournalNote> {
-    let table = "journal_notes";
-    let (cache, name): (_, String) = (CacheId(row.column(0, table)?), row.column(2, table)?);
-    let subject = match row.column::<i64>(1, table)? {
-        SETTINGS_KIND => JournalSubject::Settings,
-        CACHE_KIND => JournalSubject::Cache(cache),
-        ALIAS_KIND => JournalSubject::Alias(cache, name),
-        DOCUMENT_KIND => JournalSubject::Document(cache, name),
-        PIN_KIND => {
-            let pin = read_pin_key(&name).ok_or_else(|| corrupt(table, format_args!("a pin {name:?}")))?;
-            JournalSubject::Pin(cache, pin.0, pin.1)
-        }
-        kind => return Err(corrupt(table, format_args!("a note of kind {kind}"))),
-    };
-    Ok(JournalNote { subject, changes: row.column(3, table)? })
 }
 
 /// Columns: cache, row number, name, owner, time, size, encoding, body.

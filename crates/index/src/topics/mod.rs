@@ -11,12 +11,14 @@ mod installation;
 #[cfg(any(test, feature = "inventory"))]
 pub(crate) mod inventory;
 pub(crate) mod journal;
+pub(crate) mod journal_notes;
 pub(crate) mod nars;
 pub(crate) mod objects;
 pub(crate) mod outbox;
 pub(crate) mod retention;
 pub(crate) mod sessions;
 mod settings;
+mod stored_counts;
 
 /// Most keys in one call.
 pub(crate) const KEYS_MAX: usize = 16_384;

@@ -11,13 +11,12 @@ use dormer_format::EncodingTag;
 use dormer_nix::NarHash;
 
 use super::counters::generation;
-use super::journal::JournalSubject;
-use super::{chunks, damage, journal, objects, outbox};
+use super::{chunks, damage, journal_notes, objects, outbox};
 use crate::changes::Change;
 use crate::columns::{listing_columns, read_listing, signed};
 use crate::contract::{
-    CacheId, CommitOutcome, CommitTarget, Nar, NarCommit, NarId, NarIndex, NarKey, NarSource, NarSummary,
-    NewNar, StoredListing, UnixSeconds,
+    CacheId, CommitOutcome, CommitTarget, JournalSubject, Nar, NarCommit, NarId, NarIndex, NarQuery,
+    NarSource, NarSummary, NewNar, StoredListing, UnixSeconds,
 };
 use crate::object_conflict::{ObjectChange, change_object};
 use crate::publish::records::{Records, records};
@@ -155,21 +154,26 @@ impl NarIndex for SqlIndex {
         .await
     }
 
-    async fn find_nar_in_cache(&self, cache: CacheId, key: &NarKey, now: UnixSeconds) -> Result<Option<Nar>> {
+    async fn find_nar_in_cache(
+        &self,
+        cache: CacheId,
+        key: &NarQuery,
+        now: UnixSeconds,
+    ) -> Result<Option<Nar>> {
         let may_have = match key {
-            NarKey::Hash(hash) => self.known.may_have_nar(hash),
-            NarKey::StorePath(hash) => self.known.may_have_object(cache, hash),
+            NarQuery::Hash(hash) => self.known.may_have_nar(hash),
+            NarQuery::StorePath(hash) => self.known.may_have_object(cache, hash),
         };
         if !may_have {
             return Ok(None);
         }
         self.read("find a cache's NAR", async |mut tx| {
             let row = match key {
-                NarKey::Hash(hash) => {
+                NarQuery::Hash(hash) => {
                     let key = [Number(cache.0), Bytes(hash.as_bytes()), Number(now)];
                     tx.optional(FIND_NAR_BY_HASH, &key).await?
                 }
-                NarKey::StorePath(hash) => {
+                NarQuery::StorePath(hash) => {
                     tx.optional(FIND_NAR_BY_PATH, &[Number(cache.0), Bytes(hash.as_bytes())]).await?
                 }
             };
@@ -242,7 +246,7 @@ impl NarIndex for SqlIndex {
                 ];
                 tx.run(WRITE_ALIAS, &alias).await?;
                 let alias = JournalSubject::Alias(commit.cache, file_name.clone());
-                journal::note(&mut tx, &alias).await?;
+                journal_notes::note(&mut tx, &alias).await?;
             }
             if healed {
                 outbox::note_new_tag(&mut tx, nar, commit.at).await?;

@@ -4,13 +4,12 @@ use async_trait::async_trait;
 use dormer_nix::{StorePath, StorePathHash};
 
 use super::counters::generation;
-use super::journal::JournalSubject;
-use super::{KEYS_MAX, documents, journal, outbox};
+use super::{KEYS_MAX, documents, journal_notes, outbox};
 use crate::Result;
 use crate::changes::Change;
 use crate::columns::{pack_fields, pack_references, pack_signatures, store_path, unpack_references};
 use crate::contract::{
-    Alias, CacheId, FoundObject, NarCommit, NarId, ObjectIndex, Removal, UnixSeconds, Use,
+    Alias, CacheId, FoundObject, JournalSubject, NarCommit, NarId, ObjectIndex, Removal, UnixSeconds, Use,
 };
 use crate::object_conflict::ObjectChange;
 use crate::publish::records::{Records, records};
@@ -260,7 +259,7 @@ pub(crate) async fn remove(
             }
             for nar in nars {
                 for row in tx.rows(DELETE_ALIASES_OF_NAR, &[Number(cache.0), Number(nar)]).await? {
-                    journal::note(tx, &JournalSubject::Alias(cache, row.column(0, "aliases")?)).await?;
+                    journal_notes::note(tx, &JournalSubject::Alias(cache, row.column(0, "aliases")?)).await?;
                 }
             }
         }

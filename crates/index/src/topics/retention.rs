@@ -1,10 +1,10 @@
 //! Pins, lists of what is in a cache, and removals by hand. What expires by itself is a job
-//! (`jobs/expire_cache.rs`).
+//! (`jobs/expire_cache`).
 
 use async_trait::async_trait;
 use dormer_nix::{StorePath, StorePathHash};
 
-use super::{KEYS_MAX, documents, journal, objects};
+use super::{KEYS_MAX, documents, journal_notes, objects};
 use crate::columns::{array, store_path, unpack_references, unsigned};
 use crate::contract::{
     AUDIT_WINDOW, AuditEntry, AuditFilter, AuditPage, Cache, CacheId, ExtremeObjects, KEEPERS_WINDOW,
@@ -181,6 +181,11 @@ const ASK_PURGES: Sql =
     both!("UPDATE purges SET is_asked = 1, tried_at = NULL WHERE cache = $1 AND hash = $2");
 const COUNT_PURGES: Sql =
     both!("SELECT count(*), count(*) - count(tried_at) FROM purges WHERE cache = $1 AND is_asked = 1");
+const COUNT_PURGES_OF: Sql = both!(
+    "SELECT count(*), count(*) - count(tried_at) FROM purges WHERE cache = $1 AND is_asked = 1 AND hash IN",
+    list 2,
+    ""
+);
 
 pub(super) const ADD_AUDIT: Sql =
     both!("INSERT INTO audit (at, subject, action, cache, hash) VALUES ($1, $2, $3, $4, $5)");
@@ -223,7 +228,7 @@ impl RetentionIndex for SqlIndex {
                 let older = tx.rows(KEEP_NEWEST, &[id, name, Number(keep.max(1).into())]).await?;
                 changed.extend(read_hashes(&older, "pins")?);
             }
-            journal::note_pins(&mut tx, cache, &pin.name, &changed).await
+            journal_notes::note_pins(&mut tx, cache, &pin.name, &changed).await
         })
         .await
     }
@@ -237,7 +242,7 @@ impl RetentionIndex for SqlIndex {
                 None => tx.rows(REMOVE_PINS, &[Number(cache.0), Text(name)]).await?,
             };
             if !removed.is_empty() {
-                journal::note_pins(&mut tx, cache, name, &read_hashes(&removed, "pins")?).await?;
+                journal_notes::note_pins(&mut tx, cache, name, &read_hashes(&removed, "pins")?).await?;
             }
             Ok(removed.len() as u64)
         })
@@ -444,9 +449,14 @@ impl RetentionIndex for SqlIndex {
         .await
     }
 
-    async fn count_purges(&self, cache: CacheId) -> Result<PurgeCounts> {
+    async fn count_purges(&self, cache: CacheId, paths: Option<&[StorePathHash]>) -> Result<PurgeCounts> {
+        let keys: Option<Vec<&[u8]>> =
+            paths.map(|paths| paths.iter().map(|hash| hash.as_bytes().as_slice()).collect());
         self.read("count what is to be purged", async |mut tx| {
-            let row = tx.one(COUNT_PURGES, &[Number(cache.0)]).await?;
+            let row = match &keys {
+                Some(keys) => tx.one(COUNT_PURGES_OF, &[Number(cache.0), List(keys)]).await?,
+                None => tx.one(COUNT_PURGES, &[Number(cache.0)]).await?,
+            };
             Ok(PurgeCounts {
                 waiting: unsigned("purges", row.column(0, "purges")?)?,
                 untried: unsigned("purges", row.column(1, "purges")?)?,

@@ -2,10 +2,9 @@
 
 use async_trait::async_trait;
 
-use super::journal;
-use super::journal::JournalSubject;
+use super::{journal, journal_notes};
 use crate::contract::{
-    CacheId, MASTER_KEY_PROOF, PREVIOUS_KEY_PROOF, SealedKey, SealedKeyPlace, SettingIndex,
+    CacheId, JournalSubject, MASTER_KEY_PROOF, PREVIOUS_KEY_PROOF, SealedKey, SealedKeyPlace, SettingIndex,
 };
 use crate::sql::Argument::{Bytes, Number, Text};
 use crate::sql::{Sql, Transaction, both};
@@ -76,7 +75,7 @@ impl SettingIndex for SqlIndex {
             if tx.run(REPLACE_PROOF, &replace).await? == 0 || tx.run(KEEP_PROOF, &keep).await? == 0 {
                 return Err(Error::MasterKeyReplaced);
             }
-            journal::note(&mut tx, &JournalSubject::Settings).await
+            journal_notes::note(&mut tx, &JournalSubject::Settings).await
         })
         .await
     }
@@ -108,7 +107,7 @@ impl SettingIndex for SqlIndex {
                 let SealedKeyPlace { cache, position } = key.place;
                 let change = [Number(cache.0), Number(position), Bytes(&key.sealed_secret), Bytes(sealed)];
                 if tx.run(REPLACE_SEALED_KEY, &change).await? > 0 {
-                    journal::note_cache(&mut tx, cache).await?;
+                    journal_notes::note_cache(&mut tx, cache).await?;
                 }
             }
             Ok(())
@@ -121,7 +120,7 @@ impl SettingIndex for SqlIndex {
             tx.run(FORGET_SETTING, &[Text(PREVIOUS_KEY_PROOF)]).await?;
             // The snapshot in the store has the keys as the old master key sealed them.
             journal::ask_for_snapshot(&mut tx).await?;
-            journal::note(&mut tx, &JournalSubject::Settings).await
+            journal_notes::note(&mut tx, &JournalSubject::Settings).await
         })
         .await
     }

@@ -13,7 +13,7 @@ use dormer_api::v2::{
 };
 use dormer_api::{CacheName, Permission};
 use dormer_engine::Closure;
-use dormer_index::{Cache, NarKey};
+use dormer_index::{Cache, NarQuery};
 use dormer_nix::nar::{ListedNode, ListingSearch};
 use dormer_nix::{NarHash, NarInfo, StorePath, StorePathHash, with_causes};
 use futures::{Stream, StreamExt as _, TryStreamExt as _, future, stream};
@@ -263,7 +263,7 @@ pub(super) async fn file_pieces(
     size: u64,
 ) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + use<>, Failure> {
     let end = start.checked_add(size).ok_or(Failure::NoSuchObject)?;
-    let open = app.engine.open_nar(cache, &NarKey::Hash(nar)).await?.ok_or(Failure::NoSuchObject)?;
+    let open = app.engine.open_nar(cache, &NarQuery::Hash(nar)).await?.ok_or(Failure::NoSuchObject)?;
     let part = open.stream_part(Range { start, end }).await?;
     let log = move |error: &dormer_engine::Error| {
         tracing::error!(nar.hash = %nar, error = %error, "cut a file short");

@@ -1,7 +1,7 @@
 //! `/_api/v2/`: requests that Attic's API lacks.
 
-use dormer_api::v2::{CacheEntry, ListCachesResponse, PurgesResponse, RemovePathResponse};
-use dormer_api::{CacheName, Permission};
+use dormer_api::v2::{CacheEntry, ListCachesResponse, PURGED_PATHS_MAX, PurgesResponse, RemovePathResponse};
+use dormer_api::{CacheName, Permission, routes};
 use dormer_index::{Cache, PurgeCounts, RemovedForCause};
 use dormer_nix::StorePathHash;
 use http::header::AUTHORIZATION;
@@ -57,15 +57,27 @@ pub(super) fn wants_bytes_gone(call: &Call) -> Result<bool, Failure> {
     }
 }
 
-/// How much of removed paths is still to be removed from the store.
+/// The paths that the query names, if it names any.
+fn named_paths(call: &Call) -> Result<Option<Vec<StorePathHash>>, Failure> {
+    let Some(text) = call.query(routes::PATHS_QUERY) else { return Ok(None) };
+    let paths = text.split(',').map(str::parse).collect::<Result<Vec<_>, _>>().map_err(bad_request)?;
+    if paths.len() > PURGED_PATHS_MAX {
+        return Err(Failure::BadRequest(format!("`paths` are more than {PURGED_PATHS_MAX}")));
+    }
+    Ok(Some(paths))
+}
+
+/// How much of removed paths is still to be removed from the store: of the paths that the query
+/// names, or of all.
 pub(crate) async fn count_purges(
     app: &App,
     call: &Call,
     name: &CacheName,
 ) -> Result<Response<Body>, Failure> {
     let cache = app.open_cache(call, name, Permission::Delete).await?;
-    let counts = app.engine.index().count_purges(cache.id).await.map_err(dormer_engine::Error::from)?;
-    let PurgeCounts { waiting, untried } = counts;
+    let paths = named_paths(call)?;
+    let counts = app.engine.index().count_purges(cache.id, paths.as_deref()).await;
+    let PurgeCounts { waiting, untried } = counts.map_err(dormer_engine::Error::from)?;
     Ok(body::json(StatusCode::OK, &PurgesResponse { waiting, untried }))
 }
 

@@ -89,7 +89,8 @@ fn is_digest(text: &str, bytes: usize) -> bool {
 /// them. Refuses too many, before the bytes of the NAR come.
 pub(crate) fn check_signatures(signatures: &[String]) -> Result<(), Failure> {
     if signatures.len() > SIGNATURES_MAX {
-        return Err(Failure::Engine(Error::TooManySignatures { count: signatures.len() }));
+        let count = signatures.len();
+        return Err(Failure::Engine(Error::TooManySignatures { count, max: SIGNATURES_MAX }));
     }
     signatures.iter().try_for_each(|signature| signature_key_name(signature).map(drop)).map_err(bad_request)
 }

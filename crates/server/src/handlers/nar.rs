@@ -12,7 +12,7 @@ use dormer_api::{CacheName, Permission};
 use dormer_edge::AnswerKind;
 use dormer_engine::OpenNar;
 use dormer_format::EncodingTag;
-use dormer_index::{Cache, NarKey};
+use dormer_index::{Cache, NarQuery};
 use futures::{StreamExt as _, TryStreamExt as _};
 use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG};
 use http::{HeaderValue, Response, StatusCode};
@@ -44,8 +44,8 @@ pub(crate) async fn get_nar(
     file: NarFile<'_>,
 ) -> Result<Response<Body>, Failure> {
     let (key, tag) = match file {
-        NarFile::Encoded(hash, tag) => (NarKey::Hash(hash), Some(tag)),
-        NarFile::StorePath(hash) => (NarKey::StorePath(hash), None),
+        NarFile::Encoded(hash, tag) => (NarQuery::Hash(hash), Some(tag)),
+        NarFile::StorePath(hash) => (NarQuery::StorePath(hash), None),
         NarFile::Upload(file_name) => return get_upload(app, call, name, file_name).await,
     };
     let cache = app.open_cache(call, name, Permission::Pull).await?;

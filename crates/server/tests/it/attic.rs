@@ -650,6 +650,13 @@ fn retention_is_set_pins_added_and_objects_listed_by_the_second_version() {
     let removed = server.call(&deleter, "DELETE", &format!("{object}?now=true"), b"").json();
     assert_eq!(removed, json!({"removed": true, "purging": true}));
     assert_eq!(server.call(&deleter, "GET", purges, b"").json(), json!({"waiting": 1, "untried": 1}));
+    let counted = |numbers: &[u8]| {
+        let paths: Vec<String> = numbers.iter().map(|number| path(*number).hash().to_string()).collect();
+        server.call(&deleter, "GET", &format!("{purges}?paths={}", paths.join(",")), b"")
+    };
+    assert_eq!(counted(&[2, 99]).json(), json!({"waiting": 0, "untried": 0}), "others wait");
+    assert_eq!(counted(&[2, 1, 1]).json(), json!({"waiting": 1, "untried": 1}));
+    assert_eq!([counted(&[1; 100]).status, counted(&[1; 101]).status, counted(&[]).status], [200, 400, 400]);
     let absent = format!("{objects}/{}?now=true", path(99).hash());
     let removed = server.call(&deleter, "DELETE", &absent, b"").json();
     assert_eq!(removed, json!({"removed": false, "purging": false}), "nobody knows its bytes");

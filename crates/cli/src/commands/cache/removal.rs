@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use dormer_api::v2::{PurgesResponse, RemovePathResponse};
 use dormer_client::{ApiClient, CacheRef, NixStore, PageGuard, ServerName};
+use dormer_nix::StorePathHash;
 use serde_json::json;
 
 use crate::commands::path_argument::hash_of;
@@ -55,6 +56,8 @@ pub(super) async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Re
     let (server, api) = context.connect_to_cache(&args.cache)?;
     let (mut removed_count, mut referrer_count) = (0, 0_u64);
     let mut unknown = Vec::new();
+    // The paths whose bytes go. Older servers do not name the referrers.
+    let mut going = hashes.clone();
     for (path, hash) in args.paths.iter().zip(&hashes) {
         let RemovePathResponse { removed, removed_log, purging } =
             api.remove_path(&args.cache.cache, hash, args.now).await?;
@@ -80,6 +83,7 @@ pub(super) async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Re
             pages.follow(referrer_count)?;
             let answer = api.remove_referrers(&args.cache.cache, hash, args.now).await?;
             referrer_count = referrer_count.saturating_add(answer.removed);
+            going.extend(answer.paths);
             more = answer.more;
         }
     }
@@ -96,15 +100,16 @@ pub(super) async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Re
         return Ok(());
     }
     if unknown.len() < hashes.len() || referrer_count > 0 {
-        wait_for_purges(args, &server.name, &api, context).await?;
+        wait_for_purges(args, &going, &server.name, &api, context).await?;
     }
     if unknown.is_empty() { Ok(()) } else { Err(Error::BytesUnknown { paths: unknown }) }
 }
 
-/// Waits until the bytes of removed paths are gone from the store, or until a collection had to
-/// leave some.
+/// Waits until the bytes of these removed paths are gone from the store, or until a collection had
+/// to leave some. Bytes of other paths that wait, perhaps for days, do not count.
 async fn wait_for_purges(
     args: &RemovePathArgs,
+    paths: &[StorePathHash],
     server: &ServerName,
     api: &ApiClient,
     context: &Context,
@@ -113,7 +118,7 @@ async fn wait_for_purges(
     let mut hint_at = tokio::time::Instant::now() + PURGE_HINT;
     context.printer.say("waiting for a collection to remove the bytes from the store");
     let waiting = loop {
-        let PurgesResponse { waiting, untried } = api.count_purges(&args.cache.cache).await?;
+        let PurgesResponse { waiting, untried } = api.count_purges(&args.cache.cache, paths).await?;
         if waiting == 0 || untried == 0 {
             break waiting;
         }

@@ -22,7 +22,7 @@ use dormer_format::{
     ChunkId, HoleFill, NarManifest, PackBuilder, PackId, RawChunk, RecipeBuilder, StoredChunk, checksum,
 };
 use dormer_index::{
-    Cache, CacheVisibility, Index, JobIndex, NarKey, PostgresIndex, PostgresOptions, SessionId,
+    Cache, CacheVisibility, Index, JobIndex, NarQuery, PostgresIndex, PostgresOptions, SessionId,
 };
 use dormer_nix::{NarHash, StorePath};
 use dormer_testkit::{
@@ -152,7 +152,7 @@ async fn both_apis_make_the_same_object(on_postgres: bool) {
     for (number, nar) in (0..).zip(nars()) {
         push(&by_nar, &main_by_nar, &path(number), &nar).await.expect("a sound NAR");
         push_chunks(&engine, &session, &all(), &path(number), &nar).await.expect("a sound NAR");
-        let key = NarKey::Hash(hash_of(&nar));
+        let key = NarQuery::Hash(hash_of(&nar));
         let open_by_nar = by_nar.open_nar(&main_by_nar, &key).await.unwrap().expect("it is there");
         let open = engine.open_nar(&main, &key).await.unwrap().expect("it is there");
         assert_eq!(open.tag(), open_by_nar.tag(), "the same chunks, frames and fills");

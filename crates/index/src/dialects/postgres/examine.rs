@@ -5,8 +5,10 @@ use std::time::{Duration, UNIX_EPOCH};
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Executor as _, Row as _};
 
+use super::index::PostgresIndex;
+use super::open;
+use super::options::PostgresOptions;
 use super::session::failed;
-use super::{PostgresIndex, PostgresOptions, open};
 use crate::{Error, Examination, Result};
 
 const ATTEMPT: &str = "look at the database";

@@ -6,12 +6,12 @@ use dormer_testkit::services::Postgres as Server;
 use sqlx::{AssertSqlSafe, Row as _, query};
 
 use super::tests::{NOW, cache, look_ups_search_indexes, open};
-use super::*;
+use crate::access::Access;
 use crate::synthetic::{
     CHUNKS, Columns, KEY_STEP, NARS, OBJECT_CHUNKS, OBJECTS, PACK_CHUNKS, PACKS, look_around, object_count,
 };
 use crate::topics::objects;
-use crate::{CacheId, Index as _};
+use crate::{CacheId, Index as _, SqlIndex};
 
 /// [`crate::synthetic::key`] in SQL; `number` is an expression.
 fn key(kind: u64, number: &str, len: usize) -> String {

@@ -15,14 +15,15 @@ use sqlx::postgres::{PgListener, PgPool};
 use sqlx::query;
 use tokio::time::{sleep, timeout};
 
-use super::session::Statement;
 use crate::changes::{Change, ChangeSender};
 use crate::contract::CacheId;
 use dormer_nix::{Backoff, with_causes};
 
-const CHANNEL: &str = "dormer_changes";
+pub(super) const CHANNEL: &str = "dormer_changes";
 
-const TELL: &str = "SELECT pg_notify($1, $2)";
+/// A statement that tells other replicas of a change when its transaction commits. `$1` is the
+/// [`CHANNEL`], `$2` the change ([`encode`]).
+pub(super) const TELL: &str = "SELECT pg_notify($1, $2)";
 
 /// A silent connection is asked for a sign of life this often: no other part would notice that it
 /// is gone.
@@ -31,12 +32,7 @@ const QUIET_MAX: Duration = Duration::from_secs(15);
 /// Longest wait for that sign.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// A statement that tells other replicas of a change when its transaction commits.
-pub(super) fn announcement(change: Change) -> Statement<'static> {
-    query(TELL).bind(CHANNEL).bind(encode(change))
-}
-
-fn encode(change: Change) -> String {
+pub(super) fn encode(change: Change) -> String {
     match change {
         Change::Object(cache, hash) => format!("object {} {}", cache.0, hex::encode(hash.as_bytes())),
         Change::Cache(cache) => format!("cache {}", cache.0),

@@ -17,7 +17,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, Row as _};
 
-use super::PostgresOptions;
+use super::options::PostgresOptions;
 use super::session::{SILENT, Shared, failed};
 use crate::migrations::{self, MigrationPlan};
 use crate::{Error, Result};

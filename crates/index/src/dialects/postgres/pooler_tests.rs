@@ -2,6 +2,7 @@
 //! docs/DEPLOYING.md says does not work does not, and is told before it does harm.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use dormer_testkit::services::{PgBouncer, PoolMode, Postgres as Server};
 

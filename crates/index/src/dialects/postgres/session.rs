@@ -17,10 +17,10 @@ use sqlx::postgres::{PgArguments, PgPool, PgRow};
 use sqlx::{AssertSqlSafe, query};
 
 use super::notices;
+use crate::access::{Access, Effect, Lock};
 use crate::changes::Change;
 use crate::rows::Row;
-use crate::sql::{Argument, Column, Sql};
-use crate::sql_index::{Access, Effect, Lock};
+use crate::statement::{Argument, Column, Sql};
 use crate::waiting_count::WaitingCall;
 use crate::{Error, Result};
 
@@ -284,7 +284,8 @@ impl Session {
     }
 
     pub(crate) async fn announce(&mut self, change: Change) -> Result<()> {
-        self.execute(notices::announcement(change)).await.map(drop)
+        let announcement = query(notices::TELL).bind(notices::CHANNEL).bind(notices::encode(change));
+        self.execute(announcement).await.map(drop)
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use dormer_format::{ChunkId, EncodingTag};
 use dormer_nix::{NarHash, StorePathHash};
@@ -11,11 +12,11 @@ use dormer_testkit::services::Postgres as Server;
 use sqlx::{AssertSqlSafe, Row as _, query};
 
 use super::*;
+use crate::access::{Access, Lock};
 use crate::collect;
 use crate::jobs::{expire_cache, recount, spread_damage};
 use crate::scrub;
 use crate::sql::Sql;
-use crate::sql_index::Lock;
 use crate::topics::{
     caches, chunks, counters, damage, documents, history, journal, nars, objects, outbox, retention, sessions,
 };
@@ -907,27 +908,31 @@ pub(super) async fn look_ups_search_indexes(index: &SqlIndex) {
             &["objects_by_nar", "graces_by_nar", "aliases_by_nar"],
         ),
         (
-            expire_cache::EXAMINE_PAGE,
+            expire_cache::examined::EXAMINE_PAGE,
             "1, 2, 3, 4, 5, 6, 7".to_owned(),
             &["objects_by_use", "nars_pkey", "object_refs_pkey", "pins_by_path", "objects_by_name"],
         ),
         (
-            expire_cache::EXAMINE_FREED,
+            expire_cache::examined::EXAMINE_FREED,
             format!("1, 2, 3, {array}"),
             &["objects_cache_hash_key", "nars_pkey", "object_refs_pkey", "pins_by_path", "objects_by_name"],
         ),
         (
-            expire_cache::EXAMINE_ONE,
+            expire_cache::examined::EXAMINE_ONE,
             format!("1, 2, 3, {bytes}"),
             &["objects_cache_hash_key", "nars_pkey", "object_refs_pkey", "pins_by_path", "objects_by_name"],
         ),
-        (expire_cache::DELETE_OBJECTS, format!("1, 2, {array}"), &["objects_cache_hash_key", "objects_pkey"]),
         (
-            expire_cache::SUM_OBJECTS,
+            expire_cache::objects::DELETE_OBJECTS,
+            format!("1, 2, {array}"),
+            &["objects_cache_hash_key", "objects_pkey"],
+        ),
+        (
+            expire_cache::examined::SUM_OBJECTS,
             format!("1, {bytes}, 3"),
             &["objects_cache_hash_key", "nars_pkey", "documents_by_owner", "documents_by_name"],
         ),
-        (expire_cache::SUM_GRACES, format!("1, {bytes}, 3, 4"), &["graces_pkey", "nars_pkey"]),
+        (expire_cache::quota::SUM_GRACES, format!("1, {bytes}, 3, 4"), &["graces_pkey", "nars_pkey"]),
         (retention::LIST_PINS, format!("1, 'x', {bytes}, 4, 5"), &["pins_by_name"]),
         (retention::LIST_PINS_OF_PATH, format!("1, {bytes}, 3, 4"), &["pins_by_path"]),
         (retention::FIND_REFERENCES, format!("1, {array}, 3"), &["objects_cache_hash_key"]),
@@ -965,11 +970,11 @@ pub(super) async fn look_ups_search_indexes(index: &SqlIndex) {
             &["documents_by_owner", "objects_by_deriver"],
         ),
         (
-            expire_cache::EXAMINE_DOCUMENTS,
+            expire_cache::documents::EXAMINE_DOCUMENTS,
             "1, 2, 3".to_owned(),
             &["documents_by_number", "objects_by_deriver", "objects_cache_hash_key"],
         ),
-        (expire_cache::DELETE_DOCUMENTS, "ARRAY[1]".to_owned(), &["documents_pkey"]),
+        (expire_cache::documents::DELETE_DOCUMENTS, "ARRAY[1]".to_owned(), &["documents_pkey"]),
         (documents::OUTPUTS, "1, 'x'".to_owned(), &["objects_by_deriver"]),
         (
             documents::FIND_DEBUG_NAR,

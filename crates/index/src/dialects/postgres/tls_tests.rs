@@ -2,12 +2,14 @@
 //! and a refusal says why.
 
 use std::path::Path;
+use std::time::Duration;
 
 use dormer_testkit::services::{Certificates, Postgres as Server};
 use sqlx::{Row as _, query};
 
 use super::tests::options;
 use super::*;
+use crate::access::Access;
 use crate::{Error, Index as _};
 
 /// A database's URL with another host and these parameters.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
-use super::SqliteIndex;
+use super::index::SqliteIndex;
 use super::open;
 use super::session::failed;
 use crate::columns::corrupt;

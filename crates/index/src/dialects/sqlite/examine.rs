@@ -6,7 +6,7 @@ use std::path::Path;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
-use super::SqliteIndex;
+use super::index::SqliteIndex;
 use super::open;
 use super::session::failed;
 use crate::{Error, Examination, Result};

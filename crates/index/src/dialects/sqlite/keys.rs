@@ -8,14 +8,19 @@ use std::time::Duration;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection as _, query};
 
+use super::database::Sqlite;
+use super::open;
 use super::session::{Connections, Session, Shared, failed};
-use super::{KEYS_WAIT, Sqlite, open};
 use crate::columns::array;
 use crate::key_filter::{Key, KeyFilter, id_key, object_key};
 use crate::known_keys::{KnownKeys, LoadedFilters};
 use crate::rows::Row;
 use crate::{Error, Result};
 use dormer_nix::{Backoff, with_causes};
+
+/// Opening waits this long for the keys of a small database, so that its first look-ups are cheap
+/// too. A large one answers meanwhile.
+const KEYS_WAIT: Duration = Duration::from_millis(200);
 
 /// Rows read at once.
 const PAGE_ROWS: u16 = 8192;

@@ -1,11 +1,11 @@
 //! Look-ups in an index that is large: 5 million objects and 20 million chunks in the long run.
 
 use std::io::Write as _;
+use std::path::Path;
 
 use sqlx::{AssertSqlSafe, Connection as _, raw_sql};
 
 use super::tests::{look_ups_search_indexes, new_cache, open, raw};
-use super::*;
 use crate::synthetic::{
     CHUNKS, Columns, KEY_STEP, NARS, OBJECT_CHUNKS, OBJECTS, PACK_CHUNKS, PACKS, look_around, object_count,
 };

@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::contract::PoolUse;
 use crate::rows::Row;
-use crate::sql::{Argument, Column, Sql};
+use crate::statement::{Argument, Column, Sql};
 use crate::waiting_count::WaitingCall;
 use crate::{Error, Result};
 

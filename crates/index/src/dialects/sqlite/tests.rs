@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use dormer_format::{ChunkId, EncodingTag};
 use dormer_nix::{NarHash, StorePathHash};
@@ -10,6 +11,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _, query};
 
 use super::*;
+use crate::access::Access;
 use crate::collect;
 use crate::jobs::expire_cache;
 use crate::sql::Sql;
@@ -658,7 +660,7 @@ async fn corrupt_rows_are_named() {
         "UPDATE nars SET recipe = x'ff'; UPDATE objects SET refs = x'05'; UPDATE chunks SET layout = x''",
     )
     .await;
-    let key = NarKey::Hash(nar.hash);
+    let key = NarQuery::Hash(nar.hash);
     assert!(matches!(
         index.find_nar_in_cache(cache, &key, NOW).await,
         Err(Error::Corrupt { table: "nars", .. })
@@ -778,7 +780,7 @@ pub(super) async fn look_ups_search_indexes(index: &SqlIndex) {
             &["SEARCH objects USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)"],
         ),
         (
-            expire_cache::EXAMINE_PAGE,
+            expire_cache::examined::EXAMINE_PAGE,
             &[
                 "SEARCH o USING INDEX objects_by_use (cache=? AND last_used_at>? AND last_used_at<?)",
                 "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
@@ -788,14 +790,14 @@ pub(super) async fn look_ups_search_indexes(index: &SqlIndex) {
             ],
         ),
         (
-            expire_cache::EXAMINE_FREED,
+            expire_cache::examined::EXAMINE_FREED,
             &[
                 "SEARCH o USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)",
                 "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
             ],
         ),
         (
-            expire_cache::EXAMINE_ONE,
+            expire_cache::examined::EXAMINE_ONE,
             &[
                 "SEARCH o USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)",
                 "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
@@ -803,11 +805,11 @@ pub(super) async fn look_ups_search_indexes(index: &SqlIndex) {
             ],
         ),
         (
-            expire_cache::DELETE_OBJECTS,
+            expire_cache::objects::DELETE_OBJECTS,
             &["SEARCH objects USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)"],
         ),
         (
-            expire_cache::SUM_OBJECTS,
+            expire_cache::examined::SUM_OBJECTS,
             &[
                 "SEARCH o USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash>?)",
                 "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
@@ -816,7 +818,7 @@ pub(super) async fn look_ups_search_indexes(index: &SqlIndex) {
             ],
         ),
         (
-            expire_cache::SUM_GRACES,
+            expire_cache::quota::SUM_GRACES,
             &[
                 "SEARCH g USING PRIMARY KEY (cache=? AND (hash,nar)>(?,?))",
                 "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
@@ -903,14 +905,17 @@ pub(super) async fn look_ups_search_indexes(index: &SqlIndex) {
             ],
         ),
         (
-            expire_cache::EXAMINE_DOCUMENTS,
+            expire_cache::documents::EXAMINE_DOCUMENTS,
             &[
                 "SEARCH d USING INDEX documents_by_number (cache=? AND id>?)",
                 "SEARCH o USING COVERING INDEX objects_by_deriver (cache=? AND deriver=?)",
                 "SEARCH o USING COVERING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)",
             ],
         ),
-        (expire_cache::DELETE_DOCUMENTS, &["SEARCH documents USING INTEGER PRIMARY KEY (rowid=?)"]),
+        (
+            expire_cache::documents::DELETE_DOCUMENTS,
+            &["SEARCH documents USING INTEGER PRIMARY KEY (rowid=?)"],
+        ),
         (documents::OUTPUTS, &["SEARCH o USING INDEX objects_by_deriver (cache=? AND deriver=?)"]),
         (
             documents::FIND_DEBUG_NAR,

@@ -17,8 +17,8 @@ use dormer_edge::decode_form;
 use dormer_http_host::brief;
 use dormer_nix::NarHash;
 use dormer_pages::SignInView;
-use http::header::{COOKIE, HeaderName, ORIGIN, SET_COOKIE};
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http::header::{HeaderName, ORIGIN, SET_COOKIE};
+use http::{HeaderValue, Method, Response, StatusCode};
 
 use super::show::query;
 use super::{frame, page, see_other};
@@ -28,12 +28,10 @@ use crate::call::Call;
 use crate::failure::Failure;
 use crate::handlers::small_body;
 use crate::request_body::RequestBody;
+use crate::session_cookie::{COOKIE_TOKEN_BYTES_MAX, cookie_name, is_https, own_address};
 
 /// Longest body of a form, in bytes: the longest token and some.
 const FORM_BYTES_MAX: usize = 40 * 1024;
-
-/// Browsers drop a cookie of more than 4,096 bytes, name and attributes included.
-const COOKIE_TOKEN_BYTES_MAX: usize = 3_800;
 
 static FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -45,35 +43,6 @@ impl Form {
     pub(crate) fn field(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.trim())
     }
-}
-
-/// The token in the cookie of a request.
-pub(crate) fn cookie_token(app: &App, call: &Call) -> Option<String> {
-    let name = cookie_name(is_https(app, call));
-    read_cookie(call.headers(), name)
-}
-
-fn read_cookie(headers: &HeaderMap, name: &str) -> Option<String> {
-    let mut cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let token = cookies.find_map(|line| {
-        let mut pairs = line.split(';').filter_map(|pair| pair.trim().split_once('='));
-        pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
-    })?;
-    (1..=COOKIE_TOKEN_BYTES_MAX).contains(&token.len()).then(|| token.to_owned())
-}
-
-/// The address that the visitor's browser knows: what the operator says it is, else what the
-/// request and trusted proxies say. A proxy that ends TLS need not be a trusted one.
-fn own_address(app: &App, call: &Call) -> String {
-    app.settings.api_endpoint.clone().unwrap_or_else(|| call.address(&app.settings.trusted_proxies))
-}
-
-fn is_https(app: &App, call: &Call) -> bool {
-    own_address(app, call).starts_with("https:")
-}
-
-const fn cookie_name(is_https: bool) -> &'static str {
-    if is_https { "__Host-dormer" } else { "dormer" }
 }
 
 /// What a form of a session has to bring: derived from the token, so that only its holder knows it,
@@ -216,20 +185,6 @@ async fn read_form(app: &App, call: &Call, body: &mut RequestBody) -> Result<For
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_cookie_is_found_by_its_whole_name() {
-        let read = |cookies: &[&'static str]| {
-            let lines = cookies.iter().map(|line| (COOKIE, HeaderValue::from_static(line)));
-            read_cookie(&lines.collect(), "dormer")
-        };
-        assert_eq!(read(&["dormer=a.b.c"]).as_deref(), Some("a.b.c"));
-        assert_eq!(read(&["x=1; dormer=a.b.c; y=2"]).as_deref(), Some("a.b.c"));
-        assert_eq!(read(&["xdormer=a; dormers=b", "dormer=c"]).as_deref(), Some("c"));
-        for none in [&["xdormer=a"][..], &["dormer="], &["dormer"], &[]] {
-            assert_eq!(read(none), None, "{none:?}");
-        }
-    }
 
     #[test]
     fn the_proof_of_a_form_does_not_tell_the_token() {

@@ -1,10 +1,11 @@
-//! The lease of a run, and the size of its steps: a run renews its lease between two steps, and
+//! A run under its lease, and the size of its steps: a run renews its lease between two steps, and
 //! pauses after each one.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use dormer_index::{CollectIndex, JobLease, UnixSeconds};
 
+use crate::lease_renewal::{LeaseRenewal, Leased};
 use crate::pace::pause_after;
 use crate::{Clock, Result};
 
@@ -24,14 +25,14 @@ pub(super) const REMOVE_PACKS: usize = 4;
 /// So many packs in a row that cannot be read or stored mean that the store fails.
 const REWRITE_FAILURES_MAX: u32 = 2;
 
-/// The lease of a run, and where the run is.
-pub(super) struct Turn<'a> {
+/// One collection: its lease, and where it is.
+pub(super) struct CollectionRun<'a> {
     pub(super) index: &'a dyn CollectIndex,
     pub(super) clock: &'a dyn Clock,
     pub(super) lease: &'a JobLease,
     pub(super) lease_seconds: i64,
     pub(super) renewed: Instant,
-    pub(super) renew_after: Duration,
+    pub(super) renewal: LeaseRenewal,
     pub(super) rows: u64,
     /// Packs that were there by then stay for a journal that is kept, and so do those without rows.
     pub(super) kept_before: Option<UnixSeconds>,
@@ -39,7 +40,7 @@ pub(super) struct Turn<'a> {
     pub(super) store_failures: u32,
 }
 
-impl Turn<'_> {
+impl CollectionRun<'_> {
     /// Whether this run leaves packs as they are, because the store fails.
     pub(super) fn is_store_down(&self) -> bool {
         self.store_failures >= REWRITE_FAILURES_MAX
@@ -49,7 +50,7 @@ impl Turn<'_> {
     pub(super) async fn step(&mut self, begun: Instant, rows: u64) -> Result<()> {
         self.rows += rows;
         let took = begun.elapsed();
-        if self.renewed.elapsed() >= self.renew_after {
+        if self.renewed.elapsed() >= self.renewal.after {
             self.renew().await?;
         }
         tokio::time::sleep(pause_after(took)).await;
@@ -58,21 +59,17 @@ impl Turn<'_> {
 
     /// Renews the lease in the middle of a step, if that is due.
     pub(super) async fn keep(&mut self) -> Result<()> {
-        if self.renewed.elapsed() >= self.renew_after { self.renew().await } else { Ok(()) }
+        if self.renewed.elapsed() >= self.renewal.after { self.renew().await } else { Ok(()) }
     }
 
-    /// Waits for requests to the store, which may take longer than the lease lasts.
-    pub(super) async fn while_renewing<T>(&mut self, requests: impl Future<Output = T>) -> Result<T> {
-        tokio::pin!(requests);
-        loop {
-            tokio::select! {
-                done = &mut requests => return Ok(done),
-                () = tokio::time::sleep(self.renew_after) => self.renew().await?,
-            }
-        }
+    /// Waits for a call to the store, which may take longer than the lease lasts.
+    pub(super) async fn while_renewing<T>(&mut self, call: impl Future<Output = T>) -> Result<T> {
+        self.renewal.during(call, self).await
     }
+}
 
-    pub(super) async fn renew(&mut self) -> Result<()> {
+impl Leased for CollectionRun<'_> {
+    async fn renew(&mut self) -> Result<()> {
         let now = self.clock.now();
         let (rows, ends_at) = (std::mem::take(&mut self.rows), now + self.lease_seconds);
         self.index.advance_collection(self.lease, rows, now, ends_at).await?;
