@@ -12,11 +12,11 @@
 //! The chunker copies each byte once into the buffer, and once from the buffer into its chunk. A
 //! caller that wants only the chunks' shapes saves the second copy. When the buffer is full, the
 //! remaining bytes move to the front. This module has no loop over single bytes: `memchr` finds
-//! store paths, and FastCDC finds cuts.
+//! store paths, and `cutter` finds cuts.
 
-use fastcdc::v2020::{self, Normalization};
 use memchr::memmem;
 
+use crate::cutter::Cutter;
 use crate::error::{Error, Result};
 use crate::ids::{ChunkId, HOLE_BYTES, HoleFill};
 use crate::layout::{CHUNK_PARAM_MAX, HOLES_MAX, STREAM_HOLES_MAX};
@@ -201,7 +201,7 @@ impl Chunker {
             // Searches and cuts only a full buffer, so that a stream in small pieces is cheap too.
             if self.buffer.len() == self.buffer.capacity() {
                 self.find_holes();
-                while self.decided - self.start >= self.cutter.params.max as usize {
+                while self.decided - self.start >= self.cutter.max() {
                     self.cut(emit);
                 }
                 self.move_to_front();
@@ -322,38 +322,6 @@ impl Cut<'_> {
             holes: self.found.iter().map(offset).collect(),
             fills: self.found.iter().map(|hole| hole.fill).collect(),
         }
-    }
-}
-
-/// FastCDC with everything precomputed that does not depend on the bytes.
-#[derive(Debug)]
-struct Cutter {
-    params: ChunkParams,
-    mask_small: u64,
-    mask_large: u64,
-}
-
-impl Cutter {
-    fn new(params: ChunkParams) -> Self {
-        let (mask_small, mask_large) = v2020::select_masks(params.avg as usize, Normalization::Level1);
-        Self { params, mask_small, mask_large }
-    }
-
-    /// Length of the first chunk of `bytes`. They hold at least a largest chunk, or the end of the
-    /// stream.
-    fn cut(&self, bytes: &[u8]) -> usize {
-        let ChunkParams { min, avg, max } = self.params;
-        let (_, length) = v2020::cut(
-            bytes,
-            min as usize,
-            avg as usize,
-            max as usize,
-            self.mask_small,
-            self.mask_large,
-            self.mask_small << 1,
-            self.mask_large << 1,
-        );
-        length
     }
 }
 

@@ -15,6 +15,7 @@
 mod chunker;
 mod codec;
 mod compression;
+mod cutter;
 mod error;
 mod frame;
 #[cfg(any(test, feature = "fuzz"))]
