@@ -9,10 +9,10 @@
 //! - Between two calls, the chunker keeps at most `BUFFER_CHUNKS` times the largest chunk (1 MiB by
 //!   default), and 40 bytes for each hole in these bytes.
 //!
-//! The chunker copies each byte once into the buffer, and once from the buffer into its chunk. A
-//! caller that wants only the chunks' shapes saves the second copy. When the buffer is full, the
-//! remaining bytes move to the front. This module has no loop over single bytes: `memchr` finds
-//! store paths, and `cutter` finds cuts.
+//! The chunker copies each byte once into the buffer, and once from the buffer into its chunk. When
+//! the buffer is full, the remaining bytes move to the front. A caller that wants only the chunks'
+//! shapes saves all of these copies (`shape_chunker`). This module has no loop over single bytes:
+//! `memchr` finds store paths, and `cutter` finds cuts.
 
 use memchr::memmem;
 
@@ -101,17 +101,6 @@ impl RawChunk {
     }
 }
 
-/// A chunk as cut, without its bytes: for a caller that has them elsewhere.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChunkShape {
-    /// How many bytes the chunk has.
-    pub raw_len: usize,
-    /// Offsets of the holes, ascending; none in a literal chunk.
-    pub holes: Vec<u32>,
-    /// The former contents of the holes, in the same order.
-    pub fills: Vec<HoleFill>,
-}
-
 /// Writes the fills into the holes, which lie inside `bytes`.
 pub(crate) fn fill_holes(bytes: &mut [u8], holes: &[u32], fills: &[HoleFill]) {
     for (&hole, fill) in holes.iter().zip(fills) {
@@ -125,6 +114,12 @@ struct FoundHole {
     /// Where the hole starts in the buffer.
     start: usize,
     fill: HoleFill,
+}
+
+/// Whether a chunk with so many holes is stored without them.
+pub(crate) fn is_literal(raw_len: usize, holes: usize, holes_left: usize) -> bool {
+    // A chunk that consists of one hole would have no stored bytes.
+    holes > HOLES_MAX || holes > holes_left || raw_len == holes * HOLE_BYTES
 }
 
 /// Cuts a stream into chunks.
@@ -173,26 +168,7 @@ impl Chunker {
     }
 
     /// Takes the next bytes of the stream, and appends the chunks that they complete.
-    pub fn push(&mut self, input: &[u8], out: &mut Vec<RawChunk>) {
-        self.take(input, &mut |cut| out.push(cut.to_chunk()));
-    }
-
-    /// Ends the stream, and appends its last chunks.
-    pub fn finish(self, out: &mut Vec<RawChunk>) {
-        self.end(&mut |cut| out.push(cut.to_chunk()));
-    }
-
-    /// As [`push`](Self::push), without copies of the chunks' bytes.
-    pub fn push_shapes(&mut self, input: &[u8], out: &mut Vec<ChunkShape>) {
-        self.take(input, &mut |cut| out.push(cut.to_shape()));
-    }
-
-    /// As [`finish`](Self::finish), without copies of the chunks' bytes.
-    pub fn finish_shapes(self, out: &mut Vec<ChunkShape>) {
-        self.end(&mut |cut| out.push(cut.to_shape()));
-    }
-
-    fn take(&mut self, mut input: &[u8], emit: &mut impl FnMut(Cut<'_>)) {
+    pub fn push(&mut self, mut input: &[u8], out: &mut Vec<RawChunk>) {
         while !input.is_empty() {
             let room = self.buffer.capacity() - self.buffer.len();
             let (now, later) = input.split_at(room.min(input.len()));
@@ -202,18 +178,19 @@ impl Chunker {
             if self.buffer.len() == self.buffer.capacity() {
                 self.find_holes();
                 while self.decided - self.start >= self.cutter.max() {
-                    self.cut(emit);
+                    out.push(self.cut());
                 }
                 self.move_to_front();
             }
         }
     }
 
-    fn end(mut self, emit: &mut impl FnMut(Cut<'_>)) {
+    /// Ends the stream, and appends its last chunks.
+    pub fn finish(mut self, out: &mut Vec<RawChunk>) {
         self.find_holes();
         self.decided = self.buffer.len();
         while self.start < self.decided {
-            self.cut(emit);
+            out.push(self.cut());
         }
     }
 
@@ -246,7 +223,7 @@ impl Chunker {
 
     /// Cuts one chunk off the final bytes. They hold a largest chunk, or all that remains of the
     /// stream.
-    fn cut(&mut self, emit: &mut impl FnMut(Cut<'_>)) {
+    fn cut(&mut self) -> RawChunk {
         let mut end = self.start + self.cutter.cut(&self.buffer[self.start..self.decided]);
         let first_hole = self.next_hole;
         while let Some(hole) = self.holes.get(self.next_hole).filter(|hole| hole.start < end) {
@@ -254,15 +231,18 @@ impl Chunker {
             self.next_hole += 1;
         }
         let found = &self.holes[first_hole..self.next_hole];
-        let bytes = &self.buffer[self.start..end];
-        let too_many = found.len() > HOLES_MAX || found.len() > self.holes_left;
-        // A chunk that consists of one hole would have no stored bytes, so it is literal too.
-        let is_literal = too_many || bytes.len() == found.len() * HOLE_BYTES;
-        emit(Cut { bytes, start: self.start, found, is_literal });
-        if !is_literal {
-            self.holes_left -= found.len();
+        let mut bytes = self.buffer[self.start..end].to_vec();
+        let offset =
+            |hole: &FoundHole| u32::try_from(hole.start - self.start).expect("a chunk has at most 4 MiB");
+        let mut holes: Vec<u32> = found.iter().map(offset).collect();
+        let mut fills: Vec<HoleFill> = found.iter().map(|hole| hole.fill).collect();
+        if is_literal(bytes.len(), found.len(), self.holes_left) {
+            fill_holes(&mut bytes, &holes, &fills);
+            (holes, fills) = (Vec::new(), Vec::new());
         }
+        self.holes_left -= holes.len();
         self.start = end;
+        RawChunk { bytes, holes, fills }
     }
 
     /// Moves the remaining bytes to the front, to make room for more.
@@ -282,52 +262,10 @@ impl Chunker {
     }
 }
 
-/// A chunk that was just cut.
-struct Cut<'a> {
-    /// The blanked bytes.
-    bytes: &'a [u8],
-    /// Where they begin in the buffer.
-    start: usize,
-    /// The holes in them.
-    found: &'a [FoundHole],
-    /// Whether the chunk is stored without holes.
-    is_literal: bool,
-}
-
-impl Cut<'_> {
-    fn to_chunk(&self) -> RawChunk {
-        let mut bytes = self.bytes.to_vec();
-        let ChunkShape { mut holes, mut fills, .. } = self.holes();
-        if self.is_literal {
-            fill_holes(&mut bytes, &holes, &fills);
-            (holes, fills) = (Vec::new(), Vec::new());
-        }
-        RawChunk { bytes, holes, fills }
-    }
-
-    fn to_shape(&self) -> ChunkShape {
-        if self.is_literal {
-            ChunkShape { raw_len: self.bytes.len(), holes: Vec::new(), fills: Vec::new() }
-        } else {
-            self.holes()
-        }
-    }
-
-    /// The found holes, also those of a literal chunk.
-    fn holes(&self) -> ChunkShape {
-        let offset =
-            |hole: &FoundHole| u32::try_from(hole.start - self.start).expect("a chunk has at most 4 MiB");
-        ChunkShape {
-            raw_len: self.bytes.len(),
-            holes: self.found.iter().map(offset).collect(),
-            fills: self.found.iter().map(|hole| hole.fill).collect(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shape_chunker::{ChunkShape, ShapeChunker};
 
     const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
 
@@ -337,11 +275,11 @@ mod tests {
         let mut chunker = Chunker::new(params, store_dir);
         chunker.push(bytes, &mut out);
         chunker.finish(&mut out);
-        let mut chunker = Chunker::new(params, store_dir);
+        let mut chunker = ShapeChunker::new(params, store_dir);
         for piece in bytes.chunks(1_000) {
-            chunker.push_shapes(piece, &mut shapes);
+            chunker.push(piece, &mut shapes);
         }
-        chunker.finish_shapes(&mut shapes);
+        chunker.finish(&mut shapes);
         let shape = |chunk: &RawChunk| ChunkShape {
             raw_len: chunk.bytes.len(),
             holes: chunk.holes.clone(),
