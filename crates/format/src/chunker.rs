@@ -1,4 +1,4 @@
-//! Turns a stream of bytes into chunks: blanks the holes, then cuts with FastCDC.
+//! Turns a stream of bytes into chunks: what `shape_chunker` cuts, with its bytes.
 //!
 //! Layer: format (pure). Spec: docs/STORAGE.md, "Holes" and "Chunks".
 //!
@@ -6,28 +6,23 @@
 //! - Chunks depend only on the stream, the chunk sizes and the store folder, never on how the
 //!   stream arrives in pieces.
 //! - A hole never spans two chunks: a cut that falls into a hole moves to the end of the hole.
-//! - Between two calls, the chunker keeps at most `BUFFER_CHUNKS` times the largest chunk (1 MiB by
-//!   default), and 40 bytes for each hole in these bytes.
+//! - Between two calls, the chunker keeps at most the largest chunk and `STEP_BYTES` (0.6 MiB by
+//!   default), and 36 bytes for each hole in these bytes.
 //!
-//! The chunker copies each byte once into the buffer, and once from the buffer into its chunk. When
-//! the buffer is full, the remaining bytes move to the front. A caller that wants only the chunks'
-//! shapes saves all of these copies (`shape_chunker`). This module has no loop over single bytes:
-//! `memchr` finds store paths, and `cutter` finds cuts.
+//! The chunker copies each byte once into the buffer, and once from the buffer into its chunk. What
+//! is left of a step moves to the front.
 
-use memchr::memmem;
-
-use crate::cutter::Cutter;
 use crate::error::{Error, Result};
 use crate::ids::{ChunkId, HOLE_BYTES, HoleFill};
-use crate::layout::{CHUNK_PARAM_MAX, HOLES_MAX, STREAM_HOLES_MAX};
+use crate::layout::CHUNK_PARAM_MAX;
+use crate::shape_chunker::{ChunkShape, ShapeChunker};
 
 /// The byte that blanks a hole. `e` is not a nix-base32 character, so no hash contains it.
 pub const BLANK: u8 = b'e';
 
-/// Size of the buffer, in largest chunks. With two, at most one byte moves to the front for each
-/// byte that leaves. A larger buffer would cost memory in every upload, and space in the
-/// processor's cache.
-const BUFFER_CHUNKS: usize = 2;
+/// Bytes that are searched and cut at once: enough that a stream in small pieces is cheap too, and
+/// few enough that they stay in the processor's cache.
+const STEP_BYTES: usize = 64 * 1024;
 
 /// The sizes for cutting chunks, in bytes. All are even, because FastCDC advances by two bytes at a
 /// time.
@@ -108,39 +103,14 @@ pub(crate) fn fill_holes(bytes: &mut [u8], holes: &[u32], fills: &[HoleFill]) {
     }
 }
 
-/// A hole in the buffer.
-#[derive(Debug)]
-struct FoundHole {
-    /// Where the hole starts in the buffer.
-    start: usize,
-    fill: HoleFill,
-}
-
-/// Whether a chunk with so many holes is stored without them.
-pub(crate) fn is_literal(raw_len: usize, holes: usize, holes_left: usize) -> bool {
-    // A chunk that consists of one hole would have no stored bytes.
-    holes > HOLES_MAX || holes > holes_left || raw_len == holes * HOLE_BYTES
-}
-
 /// Cuts a stream into chunks.
 #[derive(Debug)]
 pub struct Chunker {
-    cutter: Cutter,
-    finder: memmem::Finder<'static>,
-    /// Bytes of the stream, blanked up to `searched`. The buffer never grows over its first
-    /// capacity.
+    shapes: ShapeChunker,
+    /// Bytes of the stream from the present chunk on. It never grows over its first capacity.
     buffer: Vec<u8>,
-    /// Start of the next chunk to cut.
-    start: usize,
-    /// All holes that start before this position are in `holes`.
+    /// Number of bytes at its front that `shapes` has taken.
     searched: usize,
-    /// Bytes before this position are final: later input cannot turn them into a hole.
-    decided: usize,
-    /// Holes in the buffer, ascending. Those before `next_hole` are already in chunks.
-    holes: Vec<FoundHole>,
-    next_hole: usize,
-    /// Number of holes that the stream may still have.
-    holes_left: usize,
 }
 
 impl Chunker {
@@ -150,122 +120,60 @@ impl Chunker {
     /// # Panics
     /// If the sizes are not valid. Sizes come from settings, which are checked when they are read.
     pub fn new(params: ChunkParams, store_dir: &str) -> Self {
-        params.validate().expect("chunk sizes are checked where they are set");
-        let prefix = format!("{store_dir}/");
-        // Room for the largest chunk, for a store path across its end, and for more bytes to cut.
-        let capacity = BUFFER_CHUNKS * params.max as usize + prefix.len() + HOLE_BYTES;
+        // Room for the largest chunk, for a store path across its end, and for a step.
+        let capacity = params.max as usize + store_dir.len() + 1 + HOLE_BYTES + STEP_BYTES;
         Self {
-            cutter: Cutter::new(params),
-            finder: memmem::Finder::new(prefix.as_bytes()).into_owned(),
+            shapes: ShapeChunker::new(params, store_dir),
             buffer: Vec::with_capacity(capacity),
-            start: 0,
             searched: 0,
-            decided: 0,
-            holes: Vec::new(),
-            next_hole: 0,
-            holes_left: STREAM_HOLES_MAX,
         }
     }
 
     /// Takes the next bytes of the stream, and appends the chunks that they complete.
     pub fn push(&mut self, mut input: &[u8], out: &mut Vec<RawChunk>) {
         while !input.is_empty() {
-            let room = self.buffer.capacity() - self.buffer.len();
+            let room = self.searched + STEP_BYTES - self.buffer.len();
             let (now, later) = input.split_at(room.min(input.len()));
             self.buffer.extend_from_slice(now);
             input = later;
-            // Searches and cuts only a full buffer, so that a stream in small pieces is cheap too.
-            if self.buffer.len() == self.buffer.capacity() {
-                self.find_holes();
-                while self.decided - self.start >= self.cutter.max() {
-                    out.push(self.cut());
-                }
-                self.move_to_front();
+            if now.len() == room {
+                let mut shapes = Vec::new();
+                self.shapes.push(&self.buffer[self.searched..], &mut shapes);
+                let taken = take_chunks(&self.buffer, shapes, out);
+                self.buffer.drain(..taken);
+                self.searched = self.buffer.len();
             }
         }
     }
 
     /// Ends the stream, and appends its last chunks.
-    pub fn finish(mut self, out: &mut Vec<RawChunk>) {
-        self.find_holes();
-        self.decided = self.buffer.len();
-        while self.start < self.decided {
-            out.push(self.cut());
-        }
+    pub fn finish(self, out: &mut Vec<RawChunk>) {
+        let Self { shapes: mut chunker, buffer, searched } = self;
+        let mut shapes = Vec::new();
+        chunker.push(&buffer[searched..], &mut shapes);
+        chunker.finish(&mut shapes);
+        take_chunks(&buffer, shapes, out);
     }
+}
 
-    /// Blanks the holes in the bytes that are not searched yet.
-    fn find_holes(&mut self) {
-        let prefix_len = self.finder.needle().len();
-        while let Some(found) = self.finder.find(&self.buffer[self.searched..]) {
-            let prefix_start = self.searched + found;
-            let hole_start = prefix_start + prefix_len;
-            let Some(hole) = self.buffer[hole_start..].first_chunk_mut::<HOLE_BYTES>() else {
-                // The next bytes decide whether this is a hole. Until then, bytes from here on are
-                // not final.
-                self.searched = prefix_start;
-                self.decided = hole_start;
-                return;
-            };
-            match HoleFill::from_bytes(*hole) {
-                Some(fill) => {
-                    hole.fill(BLANK);
-                    self.holes.push(FoundHole { start: hole_start, fill });
-                    self.searched = hole_start + HOLE_BYTES;
-                }
-                None => self.searched = prefix_start + 1,
-            }
+/// Makes chunks of the bytes at the front, and returns the number of these bytes.
+fn take_chunks(bytes: &[u8], shapes: Vec<ChunkShape>, out: &mut Vec<RawChunk>) -> usize {
+    let mut start = 0;
+    for ChunkShape { raw_len, holes, fills } in shapes {
+        let mut bytes = bytes[start..start + raw_len].to_vec();
+        for &hole in &holes {
+            bytes[hole as usize..][..HOLE_BYTES].fill(BLANK);
         }
-        // A prefix that begins in the last bytes has its hole after them.
-        self.searched = self.searched.max(self.buffer.len().saturating_sub(prefix_len - 1));
-        self.decided = self.buffer.len();
+        out.push(RawChunk { bytes, holes, fills });
+        start += raw_len;
     }
-
-    /// Cuts one chunk off the final bytes. They hold a largest chunk, or all that remains of the
-    /// stream.
-    fn cut(&mut self) -> RawChunk {
-        let mut end = self.start + self.cutter.cut(&self.buffer[self.start..self.decided]);
-        let first_hole = self.next_hole;
-        while let Some(hole) = self.holes.get(self.next_hole).filter(|hole| hole.start < end) {
-            end = end.max(hole.start + HOLE_BYTES);
-            self.next_hole += 1;
-        }
-        let found = &self.holes[first_hole..self.next_hole];
-        let mut bytes = self.buffer[self.start..end].to_vec();
-        let offset =
-            |hole: &FoundHole| u32::try_from(hole.start - self.start).expect("a chunk has at most 4 MiB");
-        let mut holes: Vec<u32> = found.iter().map(offset).collect();
-        let mut fills: Vec<HoleFill> = found.iter().map(|hole| hole.fill).collect();
-        if is_literal(bytes.len(), found.len(), self.holes_left) {
-            fill_holes(&mut bytes, &holes, &fills);
-            (holes, fills) = (Vec::new(), Vec::new());
-        }
-        self.holes_left -= holes.len();
-        self.start = end;
-        RawChunk { bytes, holes, fills }
-    }
-
-    /// Moves the remaining bytes to the front, to make room for more.
-    fn move_to_front(&mut self) {
-        // A store path may begin in bytes that are already in a chunk, with its hole after them.
-        let moved = self.start.min(self.searched);
-        self.buffer.copy_within(moved.., 0);
-        self.buffer.truncate(self.buffer.len() - moved);
-        self.holes.drain(..self.next_hole);
-        for hole in &mut self.holes {
-            hole.start -= moved;
-        }
-        self.next_hole = 0;
-        self.start -= moved;
-        self.searched -= moved;
-        self.decided -= moved;
-    }
+    start
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shape_chunker::{ChunkShape, ShapeChunker};
+    use crate::layout::{HOLES_MAX, STREAM_HOLES_MAX};
 
     const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
 
@@ -413,7 +321,6 @@ mod tests {
             for piece in text.as_bytes().chunks(piece) {
                 chunker.push(piece, &mut Vec::new());
                 assert_eq!(chunker.buffer.capacity(), capacity);
-                assert!(chunker.holes.len() <= capacity / 35 + 1);
             }
         }
     }

@@ -48,19 +48,6 @@ impl Cutter {
         Self { params, gear, mask_small, mask_large, len: 0, hash: 0 }
     }
 
-    /// The largest chunk, before a cut in a hole moves.
-    pub(crate) fn max(&self) -> usize {
-        self.params.max as usize
-    }
-
-    /// Length of the first chunk of `bytes`. They hold at least a largest chunk, or the end of the
-    /// stream.
-    pub(crate) fn cut(&mut self, bytes: &[u8]) -> usize {
-        let length = self.push_last(bytes).unwrap_or(bytes.len());
-        self.restart();
-        length
-    }
-
     /// Takes the next bytes of a stream that goes on behind them. If the present chunk ends in
     /// them, returns how many of them it has: the caller pushes the others again.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Option<usize> {
@@ -86,7 +73,7 @@ impl Cutter {
         if found.is_some() || ignored == 0 {
             return found;
         }
-        if self.len == self.max() {
+        if self.len == self.params.max as usize {
             self.restart();
             return Some(looked_at);
         }
@@ -157,7 +144,7 @@ mod tests {
         let ChunkParams { min, avg, max } = params;
         let theirs = v2020::FastCDC::new(bytes, min as usize, avg as usize, max as usize);
         let (_, expected) = theirs.cut(0, bytes.len());
-        let ours = Cutter::new(params).cut(bytes);
+        let ours = Cutter::new(params).push_last(bytes).unwrap_or(bytes.len());
         assert_eq!(ours, expected, "{params:?}, {} bytes", bytes.len());
         ours
     }

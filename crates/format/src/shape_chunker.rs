@@ -1,19 +1,22 @@
-//! Cuts a stream as [`Chunker`](crate::Chunker) does, for a caller that has the bytes elsewhere.
+//! Finds the chunks of a stream, for a caller that has its bytes: finds the holes, then cuts with
+//! FastCDC as if the holes were blanked.
 //!
 //! Layer: format (pure). Spec: docs/STORAGE.md, "Holes" and "Chunks".
 //!
 //! Invariants
-//! - The shapes are those of the chunks that `Chunker` makes of the same stream, however it arrives
-//!   in pieces.
+//! - The shapes depend only on the stream, the chunk sizes and the store folder, never on how the
+//!   stream arrives in pieces.
 //! - Nothing of the stream is kept, but for a few bytes that the next ones decide: they may turn
 //!   out to be the beginning of a store path.
+//!
+//! This module has no loop over single bytes: `memchr` finds store paths, and `cutter` finds cuts.
 
 use memchr::memmem;
 
-use crate::chunker::{BLANK, ChunkParams, is_literal};
+use crate::chunker::{BLANK, ChunkParams};
 use crate::cutter::Cutter;
 use crate::ids::{HOLE_BYTES, HoleFill};
-use crate::layout::STREAM_HOLES_MAX;
+use crate::layout::{HOLES_MAX, STREAM_HOLES_MAX};
 
 /// A chunk as cut, without its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +46,7 @@ impl ShapeChunker {
     /// Makes a chunker for one stream, as [`Chunker::new`](crate::Chunker::new) does.
     ///
     /// # Panics
-    /// If the sizes are not valid.
+    /// If the sizes are not valid. Sizes come from settings, which are checked when they are read.
     pub fn new(params: ChunkParams, store_dir: &str) -> Self {
         params.validate().expect("chunk sizes are checked where they are set");
         Self {
@@ -147,7 +150,9 @@ impl ShapeChunker {
         let next = ChunkShape { raw_len: 0, holes: Vec::new(), fills: Vec::new() };
         let mut chunk = std::mem::replace(&mut self.present, next);
         chunk.raw_len += bytes;
-        if is_literal(chunk.raw_len, chunk.holes.len(), self.holes_left) {
+        let holes = chunk.holes.len();
+        // A chunk that consists of one hole would have no stored bytes, so it is literal too.
+        if holes > HOLES_MAX || holes > self.holes_left || chunk.raw_len == holes * HOLE_BYTES {
             (chunk.holes, chunk.fills) = (Vec::new(), Vec::new());
         }
         self.holes_left -= chunk.holes.len();
