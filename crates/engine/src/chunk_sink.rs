@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use dormer_format::{
-    ChunkId, ChunkParams, ChunkShape, Chunker, EncodingTag, HoleFill, RawChunk, Recipe, RecipeBuilder,
+    ChunkId, ChunkShape, Chunker, EncodingTag, HoleFill, RawChunk, Recipe, RecipeBuilder, ShapeChunker,
     TagBuilder,
 };
 use dormer_index::{ChunkRow, Index, PackNumber};
@@ -108,14 +108,24 @@ struct NewChunk {
     claimed: ClaimedChunk,
 }
 
+/// How a stream is cut.
+pub(crate) enum Cutting {
+    /// Into chunks, which are stored.
+    Chunks(Chunker),
+    /// Into exactly the stored chunks of [`ChunkSink::expect`] ([`Error::CutMismatch`]).
+    Shapes(ShapeChunker),
+    /// The stream has ended.
+    Ended,
+}
+
 pub(crate) struct ChunkSink {
     context: IngestContext,
     /// Orders this stream's chunks in packs.
     stream: u64,
     position: u64,
-    chunker: Option<Chunker>,
+    cutting: Cutting,
     /// If the stream must be cut into stored chunks: those that its next bytes were decoded from.
-    expected: Option<VecDeque<ChunkRow>>,
+    expected: VecDeque<ChunkRow>,
     batch: Vec<RawChunk>,
     batch_bytes: usize,
     /// A batch is looked up when it has so many raw bytes.
@@ -143,8 +153,7 @@ impl ChunkSink {
     pub(crate) fn new(
         context: IngestContext,
         stream: u64,
-        params: ChunkParams,
-        store_dir: &str,
+        cutting: Cutting,
         batch_bytes_max: usize,
         memory: &Arc<BudgetShare>,
     ) -> Self {
@@ -152,8 +161,8 @@ impl ChunkSink {
             context,
             stream,
             position: 0,
-            chunker: Some(Chunker::new(params, store_dir)),
-            expected: None,
+            cutting,
+            expected: VecDeque::new(),
             batch: Vec::new(),
             batch_bytes: 0,
             batch_bytes_max,
@@ -167,25 +176,22 @@ impl ChunkSink {
         }
     }
 
-    /// Demands that the stream is cut into exactly the chunks of [`expect`](Self::expect)
-    /// ([`Error::CutMismatch`]). No chunk is stored.
-    pub(crate) fn expect_chunks(&mut self) {
-        self.expected = Some(VecDeque::new());
-    }
-
     /// Names the chunk that the next bytes were decoded from, before they are written.
     pub(crate) fn expect(&mut self, row: ChunkRow) {
-        self.expected.get_or_insert_default().push_back(row);
+        self.expected.push_back(row);
     }
 
     /// Takes more bytes; waits while too much is being compressed or stored.
     pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let chunker = self.chunker.as_mut().expect("write is not called after finish");
-        if self.expected.is_some() {
-            let mut shapes = Vec::new();
-            chunker.push_shapes(bytes, &mut shapes);
-            return self.compare(shapes);
-        }
+        let chunker = match &mut self.cutting {
+            Cutting::Chunks(chunker) => chunker,
+            Cutting::Shapes(chunker) => {
+                let mut shapes = Vec::new();
+                chunker.push(bytes, &mut shapes);
+                return self.compare(shapes);
+            }
+            Cutting::Ended => unreachable!("write is not called after finish"),
+        };
         let before = self.batch.len();
         chunker.push(bytes, &mut self.batch);
         self.batch_bytes += self.batch[before..].iter().map(|chunk| chunk.bytes.len()).sum::<usize>();
@@ -198,19 +204,17 @@ impl ChunkSink {
 
     /// Ends the stream: hands everything to the packer.
     pub(crate) async fn finish_chunks(&mut self) -> Result<()> {
-        if self.expected.is_some() {
-            let mut shapes = Vec::new();
-            if let Some(chunker) = self.chunker.take() {
-                chunker.finish_shapes(&mut shapes);
+        match std::mem::replace(&mut self.cutting, Cutting::Ended) {
+            Cutting::Chunks(chunker) => chunker.finish(&mut self.batch),
+            Cutting::Shapes(chunker) => {
+                let mut shapes = Vec::new();
+                chunker.finish(&mut shapes);
+                self.compare(shapes)?;
+                if !self.expected.is_empty() {
+                    return Err(Error::CutMismatch { position: self.position });
+                }
             }
-            self.compare(shapes)?;
-            return match &self.expected {
-                Some(left) if !left.is_empty() => Err(Error::CutMismatch { position: self.position }),
-                _ => Ok(()),
-            };
-        }
-        if let Some(chunker) = self.chunker.take() {
-            chunker.finish(&mut self.batch);
+            Cutting::Ended => {}
         }
         self.flush().await?;
         self.finish_jobs().await;
@@ -318,8 +322,7 @@ impl ChunkSink {
             let is_same = |row: &ChunkRow| {
                 row.layout.raw_len as usize == shape.raw_len && row.layout.holes == shape.holes
             };
-            let expected = self.expected.as_mut().and_then(VecDeque::pop_front);
-            let Some(row) = expected.filter(is_same) else {
+            let Some(row) = self.expected.pop_front().filter(is_same) else {
                 return Err(Error::CutMismatch { position: self.position });
             };
             self.position += 1;

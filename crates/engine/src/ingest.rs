@@ -12,12 +12,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use dormer_format::{Chunker, ShapeChunker};
 use dormer_index::{CacheVisibility, ChunkRow, NarId, NarSource, NewNar, StoredListing};
 use dormer_nix::nar::{Listing, NarLimits, NarReader};
 use dormer_nix::{NarHash, NarHasher};
 
 use crate::budget::{Budget, BudgetShare};
-use crate::chunk_sink::{BATCH_BYTES, ChunkSink, IngestContext, StoredStream};
+use crate::chunk_sink::{BATCH_BYTES, ChunkSink, Cutting, IngestContext, StoredStream};
 use crate::ingest_listing::{ListingSink, PendingListing};
 use crate::metrics::Deduplicated;
 use crate::packer::CountedUpload;
@@ -129,7 +130,8 @@ impl Engine {
         self.begin_ingest_of(request, false).await
     }
 
-    /// Begins an upload. With `checks_cuts`, [`Ingest::expect_chunks`] has to follow.
+    /// Begins an upload. With `checks_cuts`, the NAR must be cut into exactly the stored chunks of
+    /// [`Ingest::expect`] ([`Error::CutMismatch`]).
     pub(crate) async fn begin_ingest_of(&self, request: IngestRequest, checks_cuts: bool) -> Result<Ingest> {
         let settings = self.settings();
         if let Some((_, size)) = request.expected
@@ -144,7 +146,7 @@ impl Engine {
         };
         let work = match known {
             Some(nar) => Work::Verify { id: nar.id, file_size: nar.file_size },
-            None => self.begin_storing(&request, &memory),
+            None => self.begin_storing(&request, checks_cuts, &memory),
         };
         Ok(Ingest {
             context: self.ingest_context().clone(),
@@ -172,13 +174,18 @@ impl Engine {
         }
     }
 
-    fn begin_storing(&self, request: &IngestRequest, memory: &Arc<BudgetShare>) -> Work {
+    fn begin_storing(&self, request: &IngestRequest, checks_cuts: bool, memory: &Arc<BudgetShare>) -> Work {
         let settings = self.settings();
         // The order in packs: the NAR's chunks, then its listing's.
         let stream = self.streams_begun().fetch_add(2, Ordering::Relaxed);
         let (params, store_dir) = (settings.chunk_params, &request.store_dir);
         let context = self.ingest_context().clone();
-        let sink = ChunkSink::new(context, stream, params, store_dir, BATCH_BYTES, memory);
+        let cutting = if checks_cuts {
+            Cutting::Shapes(ShapeChunker::new(params, store_dir))
+        } else {
+            Cutting::Chunks(Chunker::new(params, store_dir))
+        };
+        let sink = ChunkSink::new(context, stream, cutting, BATCH_BYTES, memory);
         Work::Store(Box::new(Storing {
             sink,
             listing: ListingSink::new(self.ingest_context().clone(), stream + 1, params, store_dir, memory),
@@ -208,14 +215,9 @@ impl Engine {
 }
 
 impl Ingest {
-    /// Demands that the NAR is cut into exactly the chunks of [`expect`](Self::expect)
-    /// ([`Error::CutMismatch`]). With `hides_known`, the upload of a NAR that the server has takes
-    /// as long as any other.
-    pub(crate) fn expect_chunks(&mut self, hides_known: bool) {
-        self.hides_known = hides_known;
-        if let Work::Store(storing) = &mut self.work {
-            storing.sink.expect_chunks();
-        }
+    /// Makes the upload of a NAR that the server has take as long as any other.
+    pub(crate) fn hide_known(&mut self) {
+        self.hides_known = true;
     }
 
     /// Names the stored chunk that the next bytes were decoded from, before they are written.

@@ -6,10 +6,10 @@
 
 use std::sync::Arc;
 
-use dormer_format::ChunkParams;
+use dormer_format::{ChunkParams, Chunker};
 
 use crate::budget::BudgetShare;
-use crate::chunk_sink::{ChunkSink, IngestContext};
+use crate::chunk_sink::{ChunkSink, Cutting, IngestContext};
 use crate::{Error, Result};
 
 /// Most JSON that the sink gathers to compress it at once. 1 MiB lists some 10,000 files.
@@ -95,8 +95,9 @@ impl ListingSink {
     }
 
     async fn store_gathered(&mut self) -> Result<()> {
-        let (context, params) = (self.context.clone(), self.chunk_params);
-        let sink = ChunkSink::new(context, self.stream, params, &self.store_dir, BATCH_BYTES, &self.memory);
+        let context = self.context.clone();
+        let cutting = Cutting::Chunks(Chunker::new(self.chunk_params, &self.store_dir));
+        let sink = ChunkSink::new(context, self.stream, cutting, BATCH_BYTES, &self.memory);
         self.chunks = Some(Box::new(sink));
         let gathered = std::mem::take(&mut self.gathered);
         self.store(&gathered).await

@@ -57,7 +57,7 @@ pub struct EngineSettings {
 }
 
 /// Memory of one upload of a large NAR: a batch of chunks that gathers and one that is being
-/// compressed (3 MiB each), the chunker's buffer (1.1 MiB), the listing (a chunker and two batches
+/// compressed (3 MiB each), the chunker's buffer (0.6 MiB), the listing (a chunker and two batches
 /// of 0.5 MiB), queued chunks (0.5 MiB), and the body's frames in flight.
 pub const UPLOAD_BYTES: u64 = 10 * MIB;
 

@@ -1,4 +1,4 @@
-//! Turns a stream of bytes into chunks: blanks the holes, then cuts with FastCDC.
+//! Turns a stream of bytes into chunks: what `shape_chunker` cuts, with its bytes.
 //!
 //! Layer: format (pure). Spec: docs/STORAGE.md, "Holes" and "Chunks".
 //!
@@ -6,28 +6,23 @@
 //! - Chunks depend only on the stream, the chunk sizes and the store folder, never on how the
 //!   stream arrives in pieces.
 //! - A hole never spans two chunks: a cut that falls into a hole moves to the end of the hole.
-//! - Between two calls, the chunker keeps at most `BUFFER_CHUNKS` times the largest chunk (1 MiB by
-//!   default), and 40 bytes for each hole in these bytes.
+//! - Between two calls, the chunker keeps at most the largest chunk and `STEP_BYTES` (0.6 MiB by
+//!   default), and 36 bytes for each hole in these bytes.
 //!
-//! The chunker copies each byte once into the buffer, and once from the buffer into its chunk. A
-//! caller that wants only the chunks' shapes saves the second copy. When the buffer is full, the
-//! remaining bytes move to the front. This module has no loop over single bytes: `memchr` finds
-//! store paths, and FastCDC finds cuts.
-
-use fastcdc::v2020::{self, Normalization};
-use memchr::memmem;
+//! The chunker copies each byte once into the buffer, and once from the buffer into its chunk. What
+//! is left of a step moves to the front.
 
 use crate::error::{Error, Result};
 use crate::ids::{ChunkId, HOLE_BYTES, HoleFill};
-use crate::layout::{CHUNK_PARAM_MAX, HOLES_MAX, STREAM_HOLES_MAX};
+use crate::layout::CHUNK_PARAM_MAX;
+use crate::shape_chunker::{ChunkShape, ShapeChunker};
 
 /// The byte that blanks a hole. `e` is not a nix-base32 character, so no hash contains it.
 pub const BLANK: u8 = b'e';
 
-/// Size of the buffer, in largest chunks. With two, at most one byte moves to the front for each
-/// byte that leaves. A larger buffer would cost memory in every upload, and space in the
-/// processor's cache.
-const BUFFER_CHUNKS: usize = 2;
+/// Bytes that are searched and cut at once: enough that a stream in small pieces is cheap too, and
+/// few enough that they stay in the processor's cache.
+const STEP_BYTES: usize = 64 * 1024;
 
 /// The sizes for cutting chunks, in bytes. All are even, because FastCDC advances by two bytes at a
 /// time.
@@ -101,17 +96,6 @@ impl RawChunk {
     }
 }
 
-/// A chunk as cut, without its bytes: for a caller that has them elsewhere.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChunkShape {
-    /// How many bytes the chunk has.
-    pub raw_len: usize,
-    /// Offsets of the holes, ascending; none in a literal chunk.
-    pub holes: Vec<u32>,
-    /// The former contents of the holes, in the same order.
-    pub fills: Vec<HoleFill>,
-}
-
 /// Writes the fills into the holes, which lie inside `bytes`.
 pub(crate) fn fill_holes(bytes: &mut [u8], holes: &[u32], fills: &[HoleFill]) {
     for (&hole, fill) in holes.iter().zip(fills) {
@@ -119,33 +103,14 @@ pub(crate) fn fill_holes(bytes: &mut [u8], holes: &[u32], fills: &[HoleFill]) {
     }
 }
 
-/// A hole in the buffer.
-#[derive(Debug)]
-struct FoundHole {
-    /// Where the hole starts in the buffer.
-    start: usize,
-    fill: HoleFill,
-}
-
 /// Cuts a stream into chunks.
 #[derive(Debug)]
 pub struct Chunker {
-    cutter: Cutter,
-    finder: memmem::Finder<'static>,
-    /// Bytes of the stream, blanked up to `searched`. The buffer never grows over its first
-    /// capacity.
+    shapes: ShapeChunker,
+    /// Bytes of the stream from the present chunk on. It never grows over its first capacity.
     buffer: Vec<u8>,
-    /// Start of the next chunk to cut.
-    start: usize,
-    /// All holes that start before this position are in `holes`.
+    /// Number of bytes at its front that `shapes` has taken.
     searched: usize,
-    /// Bytes before this position are final: later input cannot turn them into a hole.
-    decided: usize,
-    /// Holes in the buffer, ascending. Those before `next_hole` are already in chunks.
-    holes: Vec<FoundHole>,
-    next_hole: usize,
-    /// Number of holes that the stream may still have.
-    holes_left: usize,
 }
 
 impl Chunker {
@@ -155,211 +120,60 @@ impl Chunker {
     /// # Panics
     /// If the sizes are not valid. Sizes come from settings, which are checked when they are read.
     pub fn new(params: ChunkParams, store_dir: &str) -> Self {
-        params.validate().expect("chunk sizes are checked where they are set");
-        let prefix = format!("{store_dir}/");
-        // Room for the largest chunk, for a store path across its end, and for more bytes to cut.
-        let capacity = BUFFER_CHUNKS * params.max as usize + prefix.len() + HOLE_BYTES;
+        // Room for the largest chunk, for a store path across its end, and for a step.
+        let capacity = params.max as usize + store_dir.len() + 1 + HOLE_BYTES + STEP_BYTES;
         Self {
-            cutter: Cutter::new(params),
-            finder: memmem::Finder::new(prefix.as_bytes()).into_owned(),
+            shapes: ShapeChunker::new(params, store_dir),
             buffer: Vec::with_capacity(capacity),
-            start: 0,
             searched: 0,
-            decided: 0,
-            holes: Vec::new(),
-            next_hole: 0,
-            holes_left: STREAM_HOLES_MAX,
         }
     }
 
     /// Takes the next bytes of the stream, and appends the chunks that they complete.
-    pub fn push(&mut self, input: &[u8], out: &mut Vec<RawChunk>) {
-        self.take(input, &mut |cut| out.push(cut.to_chunk()));
+    pub fn push(&mut self, mut input: &[u8], out: &mut Vec<RawChunk>) {
+        while !input.is_empty() {
+            let room = self.searched + STEP_BYTES - self.buffer.len();
+            let (now, later) = input.split_at(room.min(input.len()));
+            self.buffer.extend_from_slice(now);
+            input = later;
+            if now.len() == room {
+                let mut shapes = Vec::new();
+                self.shapes.push(&self.buffer[self.searched..], &mut shapes);
+                let taken = take_chunks(&self.buffer, shapes, out);
+                self.buffer.drain(..taken);
+                self.searched = self.buffer.len();
+            }
+        }
     }
 
     /// Ends the stream, and appends its last chunks.
     pub fn finish(self, out: &mut Vec<RawChunk>) {
-        self.end(&mut |cut| out.push(cut.to_chunk()));
-    }
-
-    /// As [`push`](Self::push), without copies of the chunks' bytes.
-    pub fn push_shapes(&mut self, input: &[u8], out: &mut Vec<ChunkShape>) {
-        self.take(input, &mut |cut| out.push(cut.to_shape()));
-    }
-
-    /// As [`finish`](Self::finish), without copies of the chunks' bytes.
-    pub fn finish_shapes(self, out: &mut Vec<ChunkShape>) {
-        self.end(&mut |cut| out.push(cut.to_shape()));
-    }
-
-    fn take(&mut self, mut input: &[u8], emit: &mut impl FnMut(Cut<'_>)) {
-        while !input.is_empty() {
-            let room = self.buffer.capacity() - self.buffer.len();
-            let (now, later) = input.split_at(room.min(input.len()));
-            self.buffer.extend_from_slice(now);
-            input = later;
-            // Searches and cuts only a full buffer, so that a stream in small pieces is cheap too.
-            if self.buffer.len() == self.buffer.capacity() {
-                self.find_holes();
-                while self.decided - self.start >= self.cutter.params.max as usize {
-                    self.cut(emit);
-                }
-                self.move_to_front();
-            }
-        }
-    }
-
-    fn end(mut self, emit: &mut impl FnMut(Cut<'_>)) {
-        self.find_holes();
-        self.decided = self.buffer.len();
-        while self.start < self.decided {
-            self.cut(emit);
-        }
-    }
-
-    /// Blanks the holes in the bytes that are not searched yet.
-    fn find_holes(&mut self) {
-        let prefix_len = self.finder.needle().len();
-        while let Some(found) = self.finder.find(&self.buffer[self.searched..]) {
-            let prefix_start = self.searched + found;
-            let hole_start = prefix_start + prefix_len;
-            let Some(hole) = self.buffer[hole_start..].first_chunk_mut::<HOLE_BYTES>() else {
-                // The next bytes decide whether this is a hole. Until then, bytes from here on are
-                // not final.
-                self.searched = prefix_start;
-                self.decided = hole_start;
-                return;
-            };
-            match HoleFill::from_bytes(*hole) {
-                Some(fill) => {
-                    hole.fill(BLANK);
-                    self.holes.push(FoundHole { start: hole_start, fill });
-                    self.searched = hole_start + HOLE_BYTES;
-                }
-                None => self.searched = prefix_start + 1,
-            }
-        }
-        // A prefix that begins in the last bytes has its hole after them.
-        self.searched = self.searched.max(self.buffer.len().saturating_sub(prefix_len - 1));
-        self.decided = self.buffer.len();
-    }
-
-    /// Cuts one chunk off the final bytes. They hold a largest chunk, or all that remains of the
-    /// stream.
-    fn cut(&mut self, emit: &mut impl FnMut(Cut<'_>)) {
-        let mut end = self.start + self.cutter.cut(&self.buffer[self.start..self.decided]);
-        let first_hole = self.next_hole;
-        while let Some(hole) = self.holes.get(self.next_hole).filter(|hole| hole.start < end) {
-            end = end.max(hole.start + HOLE_BYTES);
-            self.next_hole += 1;
-        }
-        let found = &self.holes[first_hole..self.next_hole];
-        let bytes = &self.buffer[self.start..end];
-        let too_many = found.len() > HOLES_MAX || found.len() > self.holes_left;
-        // A chunk that consists of one hole would have no stored bytes, so it is literal too.
-        let is_literal = too_many || bytes.len() == found.len() * HOLE_BYTES;
-        emit(Cut { bytes, start: self.start, found, is_literal });
-        if !is_literal {
-            self.holes_left -= found.len();
-        }
-        self.start = end;
-    }
-
-    /// Moves the remaining bytes to the front, to make room for more.
-    fn move_to_front(&mut self) {
-        // A store path may begin in bytes that are already in a chunk, with its hole after them.
-        let moved = self.start.min(self.searched);
-        self.buffer.copy_within(moved.., 0);
-        self.buffer.truncate(self.buffer.len() - moved);
-        self.holes.drain(..self.next_hole);
-        for hole in &mut self.holes {
-            hole.start -= moved;
-        }
-        self.next_hole = 0;
-        self.start -= moved;
-        self.searched -= moved;
-        self.decided -= moved;
+        let Self { shapes: mut chunker, buffer, searched } = self;
+        let mut shapes = Vec::new();
+        chunker.push(&buffer[searched..], &mut shapes);
+        chunker.finish(&mut shapes);
+        take_chunks(&buffer, shapes, out);
     }
 }
 
-/// A chunk that was just cut.
-struct Cut<'a> {
-    /// The blanked bytes.
-    bytes: &'a [u8],
-    /// Where they begin in the buffer.
-    start: usize,
-    /// The holes in them.
-    found: &'a [FoundHole],
-    /// Whether the chunk is stored without holes.
-    is_literal: bool,
-}
-
-impl Cut<'_> {
-    fn to_chunk(&self) -> RawChunk {
-        let mut bytes = self.bytes.to_vec();
-        let ChunkShape { mut holes, mut fills, .. } = self.holes();
-        if self.is_literal {
-            fill_holes(&mut bytes, &holes, &fills);
-            (holes, fills) = (Vec::new(), Vec::new());
+/// Makes chunks of the bytes at the front, and returns the number of these bytes.
+fn take_chunks(bytes: &[u8], shapes: Vec<ChunkShape>, out: &mut Vec<RawChunk>) -> usize {
+    let mut start = 0;
+    for ChunkShape { raw_len, holes, fills } in shapes {
+        let mut bytes = bytes[start..start + raw_len].to_vec();
+        for &hole in &holes {
+            bytes[hole as usize..][..HOLE_BYTES].fill(BLANK);
         }
-        RawChunk { bytes, holes, fills }
+        out.push(RawChunk { bytes, holes, fills });
+        start += raw_len;
     }
-
-    fn to_shape(&self) -> ChunkShape {
-        if self.is_literal {
-            ChunkShape { raw_len: self.bytes.len(), holes: Vec::new(), fills: Vec::new() }
-        } else {
-            self.holes()
-        }
-    }
-
-    /// The found holes, also those of a literal chunk.
-    fn holes(&self) -> ChunkShape {
-        let offset =
-            |hole: &FoundHole| u32::try_from(hole.start - self.start).expect("a chunk has at most 4 MiB");
-        ChunkShape {
-            raw_len: self.bytes.len(),
-            holes: self.found.iter().map(offset).collect(),
-            fills: self.found.iter().map(|hole| hole.fill).collect(),
-        }
-    }
-}
-
-/// FastCDC with everything precomputed that does not depend on the bytes.
-#[derive(Debug)]
-struct Cutter {
-    params: ChunkParams,
-    mask_small: u64,
-    mask_large: u64,
-}
-
-impl Cutter {
-    fn new(params: ChunkParams) -> Self {
-        let (mask_small, mask_large) = v2020::select_masks(params.avg as usize, Normalization::Level1);
-        Self { params, mask_small, mask_large }
-    }
-
-    /// Length of the first chunk of `bytes`. They hold at least a largest chunk, or the end of the
-    /// stream.
-    fn cut(&self, bytes: &[u8]) -> usize {
-        let ChunkParams { min, avg, max } = self.params;
-        let (_, length) = v2020::cut(
-            bytes,
-            min as usize,
-            avg as usize,
-            max as usize,
-            self.mask_small,
-            self.mask_large,
-            self.mask_small << 1,
-            self.mask_large << 1,
-        );
-        length
-    }
+    start
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::{HOLES_MAX, STREAM_HOLES_MAX};
 
     const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
 
@@ -369,11 +183,11 @@ mod tests {
         let mut chunker = Chunker::new(params, store_dir);
         chunker.push(bytes, &mut out);
         chunker.finish(&mut out);
-        let mut chunker = Chunker::new(params, store_dir);
+        let mut chunker = ShapeChunker::new(params, store_dir);
         for piece in bytes.chunks(1_000) {
-            chunker.push_shapes(piece, &mut shapes);
+            chunker.push(piece, &mut shapes);
         }
-        chunker.finish_shapes(&mut shapes);
+        chunker.finish(&mut shapes);
         let shape = |chunk: &RawChunk| ChunkShape {
             raw_len: chunk.bytes.len(),
             holes: chunk.holes.clone(),
@@ -507,7 +321,6 @@ mod tests {
             for piece in text.as_bytes().chunks(piece) {
                 chunker.push(piece, &mut Vec::new());
                 assert_eq!(chunker.buffer.capacity(), capacity);
-                assert!(chunker.holes.len() <= capacity / 35 + 1);
             }
         }
     }

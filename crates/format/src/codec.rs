@@ -14,12 +14,12 @@ use std::io::Cursor;
 use bytes::Bytes;
 use twox_hash::XxHash3_64;
 use zstd::bulk::{Compressor, Decompressor};
-use zstd::zstd_safe::{CParameter, compress_bound};
+use zstd::zstd_safe::{CParameter, WriteBuf, compress_bound};
 
 use crate::chunker::{BLANK, RawChunk, fill_holes};
 use crate::error::{Error, Malformed, Result};
 use crate::frame::{check_frame, check_stored};
-use crate::ids::{ChunkId, HOLE_BYTES, HoleFill};
+use crate::ids::{ChunkId, HoleFill};
 use crate::layout::{ChunkLayout, check_holes, segments};
 
 /// Base-2 logarithm of the largest zstd window. The window exceeds the largest chunk (slightly over
@@ -162,8 +162,9 @@ impl Decoder {
 
     /// Returns the bytes of a chunk as they are in its NAR.
     pub fn decode(&mut self, stored: &[u8], layout: &ChunkLayout, fills: &[HoleFill]) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; layout.raw_len as usize];
-        self.decode_into(stored, layout, fills, &mut bytes)?;
+        check_fills(layout, fills)?;
+        let mut bytes = self.decode_blanked(stored, layout)?;
+        fill_holes(&mut bytes, &layout.holes, fills);
         Ok(bytes)
     }
 
@@ -175,64 +176,60 @@ impl Decoder {
         fills: &[HoleFill],
         bytes: &mut [u8],
     ) -> Result<()> {
-        if fills.len() != layout.holes.len() {
-            return Err(Error::Chunk { source: Malformed::Mismatch { what: "the count of fills" } });
-        }
-        self.decode_segments(stored, layout, bytes)?;
-        fill_holes(bytes, &layout.holes, fills);
-        Ok(())
-    }
-
-    /// Returns the blanked bytes of a chunk, as [`ChunkId::compute`] takes them.
-    pub fn decode_blanked(&mut self, stored: &[u8], layout: &ChunkLayout) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; layout.raw_len as usize];
-        self.decode_blanked_into(stored, layout, &mut bytes)?;
-        Ok(bytes)
-    }
-
-    /// As [`decode_blanked`](Self::decode_blanked), into bytes of the caller: as many as the chunk
-    /// has.
-    pub fn decode_blanked_into(
-        &mut self,
-        stored: &[u8],
-        layout: &ChunkLayout,
-        bytes: &mut [u8],
-    ) -> Result<()> {
-        self.decode_segments(stored, layout, bytes)?;
-        for &hole in &layout.holes {
-            bytes[hole as usize..][..HOLE_BYTES].fill(BLANK);
-        }
-        Ok(())
-    }
-
-    /// Decompresses a chunk's frames into its segments. The bytes of its holes stay as they are.
-    fn decode_segments(&mut self, stored: &[u8], layout: &ChunkLayout, bytes: &mut [u8]) -> Result<()> {
-        layout.validate()?;
-        check_stored(stored, layout).map_err(|source| Error::Chunk { source })?;
+        check_fills(layout, fills)?;
+        check_chunk(stored, layout)?;
         if bytes.len() != layout.raw_len as usize {
             return Err(Error::Chunk { source: Malformed::Mismatch { what: "the room for a chunk" } });
         }
         let mut rest = stored;
         for (frame, (segment, &frame_len)) in layout.segments().zip(&layout.frames).enumerate() {
             let (now, behind) = rest.split_at(frame_len as usize);
-            self.decompress(now, &mut bytes[segment], frame)?;
+            let content_bytes = segment.len();
+            self.decompress(now, &mut bytes[segment], content_bytes, frame)?;
             rest = behind;
         }
+        fill_holes(bytes, &layout.holes, fills);
         Ok(())
+    }
+
+    /// Returns the blanked bytes of a chunk, as [`ChunkId::compute`] takes them.
+    pub fn decode_blanked(&mut self, stored: &[u8], layout: &ChunkLayout) -> Result<Vec<u8>> {
+        check_chunk(stored, layout)?;
+        // Each frame is decompressed behind what there is, so no byte is written twice.
+        let mut bytes = Vec::with_capacity(layout.raw_len as usize);
+        let mut rest = stored;
+        for (frame, (segment, &frame_len)) in layout.segments().zip(&layout.frames).enumerate() {
+            let (now, behind) = rest.split_at(frame_len as usize);
+            bytes.resize(segment.start, BLANK);
+            let mut destination = Cursor::new(&mut bytes);
+            destination.set_position(segment.start as u64);
+            self.decompress(now, &mut destination, segment.len(), frame)?;
+            rest = behind;
+        }
+        bytes.resize(layout.raw_len as usize, BLANK);
+        Ok(bytes)
     }
 
     /// Decompresses one frame into a segment. The content must fill the segment exactly.
     pub fn decode_frame(&mut self, frame: &[u8], segment: &mut [u8]) -> Result<()> {
         check_frame(frame, segment.len()).map_err(|source| Error::Frame { source })?;
-        self.decompress(frame, segment, 0)
+        let content_bytes = segment.len();
+        self.decompress(frame, segment, content_bytes, 0)
     }
 
-    fn decompress(&mut self, frame: &[u8], segment: &mut [u8], position: usize) -> Result<()> {
+    /// Decompresses a frame that must have so many bytes of content.
+    fn decompress(
+        &mut self,
+        frame: &[u8],
+        destination: &mut (impl WriteBuf + ?Sized),
+        content_bytes: usize,
+        position: usize,
+    ) -> Result<()> {
         let written = self
             .decompressor
-            .decompress_to_buffer(frame, segment)
+            .decompress_to_buffer(frame, destination)
             .map_err(|source| Error::Decompress { frame: position, source })?;
-        if written == segment.len() {
+        if written == content_bytes {
             Ok(())
         } else {
             Err(Error::Chunk { source: Malformed::Mismatch { what: "the content size of a frame" } })
@@ -240,11 +237,26 @@ impl Decoder {
     }
 }
 
+fn check_fills(layout: &ChunkLayout, fills: &[HoleFill]) -> Result<()> {
+    if fills.len() == layout.holes.len() {
+        Ok(())
+    } else {
+        Err(Error::Chunk { source: Malformed::Mismatch { what: "the count of fills" } })
+    }
+}
+
+/// Checks a layout, and stored bytes against it, without decompressing them.
+fn check_chunk(stored: &[u8], layout: &ChunkLayout) -> Result<()> {
+    layout.validate()?;
+    check_stored(stored, layout).map_err(|source| Error::Chunk { source })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::frame::validate_frame;
     use crate::frame_size::frame_bytes_max;
+    use crate::ids::HOLE_BYTES;
 
     /// Bytes that no compressor can shrink.
     fn noise(len: usize) -> Vec<u8> {
@@ -382,15 +394,12 @@ mod tests {
         let mut used = vec![b'#'; 500];
         decoder.decode_into(&stored.bytes, &stored.layout, &chunk.fills, &mut used).unwrap();
         assert_eq!(used, chunk.restore());
-        decoder.decode_blanked_into(&stored.bytes, &stored.layout, &mut used).unwrap();
-        assert_eq!(ChunkId::compute(&used, &chunk.holes), stored.id);
+        assert_eq!(decoder.decode(&stored.bytes, &stored.layout, &chunk.fills).unwrap(), used);
+        assert_eq!(decoder.decode_blanked(&stored.bytes, &stored.layout).unwrap(), chunk.bytes);
         for len in [0, 499, 501] {
             let mut room = vec![0; len];
-            assert!(decoder.decode_blanked_into(&stored.bytes, &stored.layout, &mut room).is_err(), "{len}");
-            assert!(
-                decoder.decode_into(&stored.bytes, &stored.layout, &chunk.fills, &mut room).is_err(),
-                "{len}"
-            );
+            let decoded = decoder.decode_into(&stored.bytes, &stored.layout, &chunk.fills, &mut room);
+            assert!(decoded.is_err(), "{len}");
         }
     }
 }

@@ -15,6 +15,7 @@
 mod chunker;
 mod codec;
 mod compression;
+mod cutter;
 mod error;
 mod frame;
 mod frame_size;
@@ -26,11 +27,12 @@ mod layout;
 mod manifest;
 mod pack;
 mod recipe;
+mod shape_chunker;
 mod stream_decoder;
 mod tag;
 mod wire;
 
-pub use chunker::{BLANK, ChunkParams, ChunkShape, Chunker, RawChunk};
+pub use chunker::{BLANK, ChunkParams, Chunker, RawChunk};
 pub use codec::{Decoder, Encoder, StoredChunk, checksum, encoder_bytes_max};
 pub use compression::{COMPRESSED_HEAD_BYTES, Compression, SUPPORTED_COMPRESSIONS, WindowTooLarge};
 pub use error::{Error, Malformed, Result};
@@ -49,6 +51,7 @@ pub use pack::{
     PackTrailer, read_header, read_pack, read_table, read_trailer,
 };
 pub use recipe::{ChunkRun, FillRun, HoleFills, Recipe, RecipeBuilder};
+pub use shape_chunker::{ChunkShape, ShapeChunker};
 pub use stream_decoder::{DecodeStep, STEP_OUTPUT_BYTES, StreamDecoder};
 pub use tag::TagBuilder;
 

@@ -480,7 +480,9 @@ impl Pipeline {
     }
 
     fn start_encoding(&mut self) {
-        while self.encodes.len() < self.encoding_max && !self.lacked.is_empty() {
+        while self.encodes.len() < threads_now(self.encoding_max, self.encoded_bytes())
+            && !self.lacked.is_empty()
+        {
             let (mut batch, mut raw_bytes, mut bytes) = (Vec::new(), 0, 0);
             let mut targets = 0;
             let used = self.encoded_bytes();
@@ -622,6 +624,13 @@ impl Pipeline {
     }
 }
 
+/// How many of `threads` compress while so many compressed bytes are in memory. When half of the
+/// room is taken, the lines have enough to send, and one thread is faster than most lines: several
+/// at once would only take the cache from each other.
+fn threads_now(threads: usize, encoded_bytes: u64) -> usize {
+    if encoded_bytes < ENCODED_BYTES_MAX / 2 { threads } else { 1 }
+}
+
 /// Nothing aborts single tasks, so an error is a panic in our code.
 fn passed_on<T>(outcome: Result<T, JoinError>) -> T {
     outcome.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
@@ -647,5 +656,18 @@ impl UploadReporter for PartReporter {
 
     fn retrying(&self, retry: &Retry<'_>) {
         self.reporter.part_retrying(retry);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_thread_compresses_while_the_lines_have_enough_to_send() {
+        assert_eq!(threads_now(4, 0), 4);
+        assert_eq!(threads_now(4, ENCODED_BYTES_MAX / 2 - 1), 4);
+        assert_eq!(threads_now(4, ENCODED_BYTES_MAX / 2), 1);
+        assert_eq!(threads_now(1, ENCODED_BYTES_MAX), 1);
     }
 }

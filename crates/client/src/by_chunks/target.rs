@@ -25,8 +25,10 @@ use crate::path_info::PathInfo;
 use crate::push::{FailedPath, NotTriedPath, PushSummary};
 use crate::reporter::{PathDone, PushReporter};
 
-/// NAR bytes in a commit that does not wait for more paths. A gigabyte takes some 11 commits.
-const COMMIT_NAR_BYTES: u64 = 96 * 1024 * 1024;
+/// NAR bytes in a commit that does not wait for more paths. A gigabyte takes some 13 commits. The
+/// server keeps up to 96 MiB of a session decoded until they are checked, and while these gather,
+/// chunks of later paths come.
+const COMMIT_NAR_BYTES: u64 = 80 * 1024 * 1024;
 /// Paths in a commit that does not wait for more paths.
 const COMMIT_PATHS: usize = 128;
 /// Longest time that a path waits for others to be committed with.

@@ -59,14 +59,9 @@ impl DecodedChunks {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a copy of a chunk's blanked bytes, if `memory` has some to spare.
-    pub(super) fn keep(&self, memory: &Budget, session: SessionId, chunk: ChunkId, raw: &[u8]) {
+    /// Keeps a chunk's blanked bytes, if `memory` has some to spare.
+    pub(super) fn keep(&self, memory: &Budget, session: SessionId, chunk: ChunkId, raw: Vec<u8>) {
         let bytes = raw.len() as u64;
-        if !self.lock().has_room(memory, session, bytes) {
-            return;
-        }
-        // Not under the lock, and soon accounted for.
-        let raw = raw.to_vec();
         let mut kept = self.lock();
         if !kept.has_room(memory, session, bytes) || kept.numbers.contains_key(&(session, chunk)) {
             return;
@@ -185,7 +180,7 @@ mod tests {
     /// Keeps chunks of a KiB, and returns which of them are kept.
     fn keep(kept: &DecodedChunks, memory: &Budget, of: u8, numbers: std::ops::Range<u8>) -> Vec<u8> {
         for number in numbers.clone() {
-            kept.keep(memory, session(of), chunk(number), &[number; 1024]);
+            kept.keep(memory, session(of), chunk(number), vec![number; 1024]);
         }
         numbers.filter(|number| kept.has(session(of), chunk(*number))).collect()
     }
@@ -201,7 +196,7 @@ mod tests {
         assert!(kept.take(session(1), chunk(3)).is_none(), "one check takes it");
         drop(taken);
         keep(&kept, &budget, 1, 3..4);
-        kept.keep(&budget, session(1), chunk(3), &[0; 1024]);
+        kept.keep(&budget, session(1), chunk(3), vec![0; 1024]);
         assert_eq!(kept.bytes(), 12 * KIB, "once");
     }
 

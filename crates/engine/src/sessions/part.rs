@@ -11,8 +11,10 @@
 //! - A part that was answered is durable: its chunks' packs first, then the note about the part.
 //! - A part whose chunks are all stored waits for a pack as well, if its caller may not know that
 //!   they are: it stores a chunk of noise, which the next collection removes.
-//! - Memory: the part, which the caller accounts for, and two chunks. The packer gets copies, so a
-//!   pack that waits keeps no whole part alive.
+//! - Memory: the part, which the caller accounts for, and a decoded chunk. The packer gets slices
+//!   of the part, because the part waits for its packs anyway. A part that fails between two
+//!   look-ups leaves some of them to the packer, and so all of its memory, until their pack is
+//!   stored; only an index that cannot be reached makes it fail there.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -43,7 +45,7 @@ pub const PART_RAW_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// nearly nothing come near this.
 pub const PART_CHUNKS_MAX: usize = 4_096;
 
-/// Memory of a part beside its bytes: a decoded chunk, a copy of it and small things.
+/// Memory of a part beside its bytes: a decoded chunk and small things.
 const PART_MEMORY_BYTES: u64 = 2 * 1024 * 1024;
 
 /// Memory of a chunk of a part, until the part is written down: its entry, its row, and what waits
@@ -238,12 +240,11 @@ impl Engine {
             let (kept, memory, session) =
                 (Arc::clone(self.decoded_chunks()), self.upload_memory().clone(), session.id);
             let work = move || {
-                let checked = job.iter().enumerate().try_for_each(|(position, entry)| {
-                    let wrong = check.find_fault(&part[range(entry)], entry)?;
-                    if let Some(what) = wrong {
-                        return Err(Error::PartChunk { position: first + position, what });
-                    }
-                    kept.keep(&memory, session, entry.id, check.last(entry));
+                let checked = job.iter().enumerate().try_for_each(|(position, entry)| -> Result<()> {
+                    let raw = check
+                        .decode(&part[range(entry)], entry)?
+                        .map_err(|what| Error::PartChunk { position: first + position, what })?;
+                    kept.keep(&memory, session, entry.id, raw);
                     Ok(())
                 });
                 (check, checked)
@@ -257,37 +258,29 @@ impl Engine {
     }
 }
 
-/// Checks chunks of a part, one after another with the same contexts and buffer.
+/// Checks chunks of a part, one after another with the same contexts.
 struct ChunkCheck {
     decoder: Decoder,
     /// zstd's fastest level, made when a chunk is hardly compressed.
     trial: Option<Encoder>,
-    raw: Vec<u8>,
 }
 
 impl ChunkCheck {
     fn new() -> Result<Self> {
-        Ok(Self { decoder: Decoder::new().map_err(Error::Encode)?, trial: None, raw: Vec::new() })
+        Ok(Self { decoder: Decoder::new().map_err(Error::Encode)?, trial: None })
     }
 
-    /// The blanked bytes of the chunk that was checked last.
-    fn last(&self, entry: &PackEntry) -> &[u8] {
-        &self.raw[..entry.layout.raw_len as usize]
-    }
-
-    /// Returns what is wrong with a chunk, if anything is.
-    fn find_fault(&mut self, stored: &[u8], entry: &PackEntry) -> Result<Option<&'static str>> {
+    /// Returns the blanked bytes of a chunk, or what is wrong with it.
+    fn decode(&mut self, stored: &[u8], entry: &PackEntry) -> Result<Result<Vec<u8>, &'static str>> {
         let PackEntry { layout, id, .. } = entry;
-        let raw_len = layout.raw_len as usize;
-        self.raw.resize(self.raw.len().max(raw_len), 0);
-        let raw = &mut self.raw[..raw_len];
-        if self.decoder.decode_blanked_into(stored, layout, raw).is_err() {
-            return Ok(Some("cannot be decoded"));
+        let Ok(raw) = self.decoder.decode_blanked(stored, layout) else {
+            return Ok(Err("cannot be decoded"));
+        };
+        if ChunkId::compute(&raw, &layout.holes) != *id {
+            return Ok(Err("has another id than it is sent under"));
         }
-        if ChunkId::compute(raw, &layout.holes) != *id {
-            return Ok(Some("has another id than it is sent under"));
-        }
-        Ok(if is_wasteful(&mut self.trial, raw, layout)? { Some("is hardly compressed") } else { None })
+        let is_wasteful = is_wasteful(&mut self.trial, &raw, layout)?;
+        Ok(if is_wasteful { Err("is hardly compressed") } else { Ok(raw) })
     }
 }
 
@@ -318,13 +311,13 @@ fn range(entry: &PackEntry) -> std::ops::Range<usize> {
     start..start + entry.layout.stored_len() as usize
 }
 
-/// A chunk as the packer takes it: a copy of the frames, exactly as they came.
+/// A chunk as the packer takes it: its frames in the part, exactly as they came.
 fn stored_chunk(part: &Bytes, entry: &PackEntry) -> StoredChunk {
     StoredChunk {
         id: entry.id,
         layout: entry.layout.clone(),
         checksum: entry.checksum,
-        bytes: Bytes::copy_from_slice(&part[range(entry)]),
+        bytes: part.slice(range(entry)),
     }
 }
 
@@ -335,4 +328,29 @@ fn runs(numbers: &[u64]) -> Vec<ChunkRun> {
         recipe.push_chunk(*number);
     }
     recipe.finish().runs
+}
+
+#[cfg(test)]
+mod tests {
+    use dormer_format::{PackBuilder, PackId, RawChunk};
+
+    use super::*;
+
+    #[test]
+    fn the_packer_gets_the_bytes_of_the_part_and_no_copies() {
+        let mut encoder = Encoder::new(1).unwrap();
+        let mut pack = PackBuilder::new(PackId::from_bytes([1; 16]));
+        let chunks = [b"first".repeat(100), b"second".repeat(100)]
+            .map(|bytes| encoder.encode(&RawChunk { bytes, holes: Vec::new(), fills: Vec::new() }).unwrap());
+        for chunk in &chunks {
+            pack.add(chunk.clone());
+        }
+        let part = Bytes::from(pack.finish().parts.concat());
+        let (_, entries) = read_pack(&part).unwrap();
+        for (entry, chunk) in entries.iter().zip(&chunks) {
+            let stored = stored_chunk(&part, entry);
+            assert_eq!(stored, *chunk);
+            assert!(part.as_ptr_range().contains(&stored.bytes.as_ptr()), "it is a copy");
+        }
+    }
 }

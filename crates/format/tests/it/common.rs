@@ -1,6 +1,6 @@
 //! What several tests share: a deterministic input with everything that chunking must distinguish.
 
-use dormer_format::{ChunkParams, Chunker, RawChunk};
+use dormer_format::{ChunkParams, ChunkShape, Chunker, RawChunk, ShapeChunker};
 
 /// The store folder of all inputs here.
 pub(crate) const STORE_DIR: &str = "/nix/store";
@@ -79,10 +79,12 @@ pub(crate) fn dense_sample(seed: u64, len: usize) -> Vec<u8> {
     out
 }
 
-/// All chunks of an input that arrives in pieces of the given sizes, in turn.
+/// All chunks of an input that arrives in pieces of the given sizes, in turn. Their shapes are the
+/// same without their bytes.
 pub(crate) fn chunks_in_pieces(params: ChunkParams, bytes: &[u8], sizes: &[usize]) -> Vec<RawChunk> {
-    let mut out = Vec::new();
+    let (mut out, mut shapes) = (Vec::new(), Vec::new());
     let mut chunker = Chunker::new(params, STORE_DIR);
+    let mut shape_chunker = ShapeChunker::new(params, STORE_DIR);
     let mut rest = bytes;
     for &size in sizes.iter().cycle() {
         if rest.is_empty() {
@@ -90,9 +92,17 @@ pub(crate) fn chunks_in_pieces(params: ChunkParams, bytes: &[u8], sizes: &[usize
         }
         let (now, later) = rest.split_at(size.min(rest.len()));
         chunker.push(now, &mut out);
+        shape_chunker.push(now, &mut shapes);
         rest = later;
     }
     chunker.finish(&mut out);
+    shape_chunker.finish(&mut shapes);
+    let shape = |chunk: &RawChunk| ChunkShape {
+        raw_len: chunk.bytes.len(),
+        holes: chunk.holes.clone(),
+        fills: chunk.fills.clone(),
+    };
+    assert_eq!(out.iter().map(shape).collect::<Vec<_>>(), shapes);
     out
 }
 
