@@ -7,8 +7,8 @@ use dormer_api::CacheName;
 use dormer_edge::EdgeKey;
 use dormer_format::EncodingTag;
 use dormer_index::{
-    Cache, FoundObject, NotedFrom, PendingObject, PendingVerdicts, PublishDone, PublishIntent, PublishState,
-    PublishedNar, PublishedObject,
+    Cache, FoundObject, NarRows, NotedFrom, ObjectRows, PendingObject, PendingVerdicts, PublishDone,
+    PublishIntent, PublishState, PublishedNar, PublishedObject,
 };
 use dormer_nix::{NarHash, StorePath, StorePathHash};
 
@@ -149,7 +149,7 @@ impl Run<'_> {
         }
         let mut published = HashMap::new();
         for page in hashes.chunks(REFERENCES_PAGE) {
-            let rows = self.state().find_published(self.target(), cache.id, page).await?;
+            let rows = self.state().published_objects(self.target(), cache.id, ObjectRows::Of(page)).await?;
             published.extend(rows.into_iter().map(|row| (row.hash, row)));
         }
         let mut known = HashMap::new();
@@ -160,7 +160,7 @@ impl Run<'_> {
                 let kind = if found.nar.damaged { Reference::Damaged } else { Reference::Present };
                 known.insert(found.object.path.hash(), kind);
             }
-            for row in self.state().find_published(self.target(), cache.id, page).await? {
+            for row in self.state().published_objects(self.target(), cache.id, ObjectRows::Of(page)).await? {
                 let there = row.state == PublishState::Published;
                 match known.get(&row.hash) {
                     Some(_) if there => known.insert(row.hash, Reference::Published),
@@ -207,6 +207,9 @@ impl Run<'_> {
             NarToSend { nar: (nar.hash, nar.tag), size: nar.size, published_tag }
         };
         let nar_of = |place: usize| -> NarKey { to_send(place).published() };
+        let objects: Vec<&FoundObject> = places.iter().map(|place| &page.found[*place]).collect();
+        let mut documents = self.plan_documents(cache, name, &objects, &page.published).await?;
+        done.counts.left_out += documents.left_out;
         let intents: Vec<PublishIntent> = places
             .iter()
             .map(|place| PublishIntent {
@@ -214,6 +217,7 @@ impl Run<'_> {
                 nar: nar_of(*place),
                 file_size: page.found[*place].nar.file_size,
                 references: page.candidates[*place].references.clone(),
+                documents: documents.wanted_of(&page.candidates[*place].hash),
             })
             .collect();
         self.state().begin_publishing(&self.lease(), cache.id, &intents).await?;
@@ -221,9 +225,6 @@ impl Run<'_> {
         let wanted: Vec<NarToSend> = places.iter().map(|place| to_send(*place)).collect();
         let (nars, is_cut) = self.send_nars(cache, name, &wanted, &mut done.counts).await?;
         done.is_cut = is_cut;
-        let objects: Vec<&FoundObject> = places.iter().map(|place| &page.found[*place]).collect();
-        let mut documents = self.plan_documents(cache, name, &objects, &page.published).await?;
-        done.counts.left_out += documents.left_out;
         let mut gone: HashSet<StorePathHash> = HashSet::new();
         for level in &plan.levels {
             let mut ready = Vec::new();
@@ -255,17 +256,17 @@ impl Run<'_> {
             }
             let hashes: Vec<StorePathHash> =
                 ready.iter().map(|(place, _)| page.candidates[*place].hash).collect();
-            self.begin_documents(cache.id, &documents, &hashes).await?;
             let run = &*self;
             let writing = ready.into_iter().map(|(place, nar)| async move {
                 let row = page.published.get(&page.candidates[place].hash);
                 run.write_narinfo(cache, name, &page.candidates[place], &page.found[place], nar, row).await
             });
             let written: Vec<(PublishDone, bool)> = self.in_flight.all(writing).await?;
-            done.counts.documents += self.bring_documents(cache, name, &mut documents, &hashes).await?;
-            let finished: Vec<PublishDone> = written.iter().map(|(finished, _)| finished.clone()).collect();
-            self.state().finish_publishing(&self.lease(), cache.id, &finished, self.grace_end()).await?;
             let wrote = written.iter().filter(|(_, wrote)| *wrote).count() as u64;
+            done.counts.documents += self.bring_documents(cache, name, &mut documents, &hashes).await?;
+            let finished: Vec<PublishDone> =
+                written.into_iter().map(|(finished, _)| documents.complete(finished)).collect();
+            self.state().finish_publishing(&self.lease(), cache.id, &finished, self.grace_end()).await?;
             done.done += finished.len() as u64;
             done.published.extend(finished.iter().map(|finished| finished.hash));
             done.counts.published += wrote;
@@ -285,7 +286,7 @@ impl Run<'_> {
         counts: &mut Counts,
     ) -> Result<(HashMap<NarKey, PublishedNar>, bool)> {
         let hashes: Vec<NarHash> = wanted.iter().map(|wanted| wanted.nar.0).collect();
-        let rows = self.state().find_published_nars(self.target(), cache.id, &hashes).await?;
+        let rows = self.state().published_nars(self.target(), cache.id, NarRows::Of(&hashes)).await?;
         // A file that was written once, and is to be sent again, was found missing or damaged.
         let was_written = |nar: &&PublishedNar| nar.file_hash.is_some() || nar.etag.is_some();
         let written_once: HashSet<NarKey> = rows.iter().filter(was_written).map(|nar| nar.nar).collect();
@@ -379,6 +380,8 @@ impl Run<'_> {
             etag: None,
             upstream,
             references: candidate.references.clone(),
+            documents: Vec::new(),
+            stale_documents: Vec::new(),
         };
         if let Some(row) = row.filter(|row| row.state == PublishState::Published && row.digest == done.digest)
         {

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dormer_api::CacheName;
 use dormer_engine::Engine;
 use dormer_index::{
-    Cache, CacheId, CacheScan, Index, Lease, OutboxPosition, PublishIndex, PublishedCache, TargetId,
-    UnixSeconds,
+    Cache, CacheId, CacheScan, Index, Lease, NarRows, ObjectRows, OutboxPosition, PublishIndex,
+    PublishedCache, TargetId, UnixSeconds,
 };
 use dormer_nix::{StorePathHash, with_causes};
 use dormer_stores::{Store, WriteWindow};
@@ -204,14 +204,12 @@ impl Publisher {
         Ok(Outcome { caches, writes: writes - requests.0, listings: listings - requests.1, unknown })
     }
 
-    /// Whether a run would find anything to do. Costs three statements or four.
+    /// Whether a run would find anything to do. Costs a few statements, and two for each cache.
     pub async fn has_work(&self) -> Result<bool> {
         let target = self.state.open_target(&self.settings.name, self.store.location()).await?;
         let published = self.state.published_caches(target.id).await?;
-        if target.error.is_some() || target.missed_changes || published.is_empty() {
-            return Ok(true);
-        }
-        if !self.index().outbox_after(target.cursor, 1).await?.is_empty() {
+        let has_changes = target.unseen_since.is_some() || target.missed_changes;
+        if has_changes || target.error.is_some() || published.is_empty() {
             return Ok(true);
         }
         let looks_at_all = self.is_due(self.looked_at().or(target.ran_at));
@@ -220,10 +218,11 @@ impl Publisher {
                 continue;
             }
             let pending = self.state.pending_objects(target.id, cache.id, None, PENDING_LOOKED_AT).await?;
+            let due = NarRows::Due { at: self.engine.now(), limit: 1 };
             // What waits for something was looked at; now and then its time may have come.
             if pending.iter().any(|pending| pending.reason.is_none())
                 || (looks_at_all && !pending.is_empty())
-                || !self.state.due_nars(target.id, cache.id, self.engine.now(), 1).await?.is_empty()
+                || !self.state.published_nars(target.id, cache.id, due).await?.is_empty()
             {
                 return Ok(true);
             }
@@ -286,7 +285,7 @@ impl Publisher {
             let hashes: Vec<StorePathHash> = hashes.into_iter().collect();
             for page in hashes.chunks(4_096) {
                 let found = self.state.find_objects(cache.id, page).await?;
-                let there = self.state.find_published(target.id, cache.id, page).await?;
+                let there = self.state.published_objects(target.id, cache.id, ObjectRows::Of(page)).await?;
                 let present: HashSet<StorePathHash> =
                     found.iter().map(|found| found.object.path.hash()).collect();
                 preview.publish += found.len() as u64;

@@ -6,7 +6,10 @@ use std::collections::{HashMap, HashSet};
 use dormer_api::CacheName;
 use dormer_edge::EdgeKey;
 use dormer_format::EncodingTag;
-use dormer_index::{Cache, CacheId, PendingVerdicts, PublishedCache, PublishedObject};
+use dormer_index::{
+    Cache, CacheId, Forget, NarRows, ObjectRows, PendingVerdicts, PublishedCache, PublishedObject, Removals,
+    RemovalsBegun,
+};
 use dormer_nix::{NarHash, StorePathHash};
 
 use crate::publisher::Run;
@@ -19,10 +22,6 @@ const PAGE: u32 = 512;
 
 /// Rows scanned, or forgotten, together.
 const SCANNED_PAGE: u32 = 4_096;
-
-/// In place of the digest of a narinfo that a comparison found in the target, and that neither the
-/// rows nor the lab know. No word of the lab says that it was removed for cause.
-pub(crate) const FOUND: &[u8] = b"found";
 
 /// How long a removal is remembered. A push takes hours at most, and a path that waits for the
 /// removed one by then has it in its own row.
@@ -71,27 +70,19 @@ impl Run<'_> {
         if absent.is_empty() {
             return Ok(false);
         }
-        let there = self.state().find_published(self.target(), cache.id, absent).await?;
-        let served = self.served_nars(cache, there.iter().map(|row| row.nar.0)).await?;
-        let mut urgent = there.iter().any(|row| !served.contains(&row.nar.0) && row.digest != FOUND);
-        let gone: HashSet<StorePathHash> = there.iter().map(|row| row.hash).collect();
-        self.remove_with_referrers(cache.id, &gone.iter().copied().collect::<Vec<_>>()).await?;
-        urgent |= self.end_graces(cache, absent).await?;
-        let settled: Vec<StorePathHash> =
-            absent.iter().filter(|hash| !gone.contains(hash)).copied().collect();
-        self.settle(cache.id, &PendingVerdicts { removed: settled, ..PendingVerdicts::default() }).await?;
-        Ok(urgent)
+        let removals = Removals { gone: absent.to_vec(), ..Removals::default() };
+        Ok(self.begin_removing(cache.id, &removals).await?.is_urgent())
     }
 
-    /// Records that these objects are being removed, and all that refers to them, through all
+    /// Records that objects are being removed, and all that refers to them, through all
     /// generations.
-    async fn remove_with_referrers(&self, cache: CacheId, hashes: &[StorePathHash]) -> Result<()> {
-        if hashes.is_empty() {
-            return Ok(());
+    async fn begin_removing(&self, cache: CacheId, removals: &Removals) -> Result<RemovalsBegun> {
+        let begun = self.state().begin_removing(&self.lease(), cache, removals, self.now()).await?;
+        if begun.leaving > 0 {
+            // `remove_all` goes on with it.
+            self.take_referrers(cache).await?;
         }
-        self.state().begin_removing(&self.lease(), cache, hashes).await?;
-        // `remove_all` goes on with it.
-        self.take_referrers(cache).await.map(drop)
+        Ok(begun)
     }
 
     /// Takes along all that refers to what is being removed. Returns whether that has come to its
@@ -115,25 +106,16 @@ impl Run<'_> {
         present: &HashMap<StorePathHash, NarHash>,
         published: &HashMap<StorePathHash, PublishedObject>,
     ) -> Result<bool> {
-        let replaced: Vec<&PublishedObject> = published
-            .values()
-            .filter(|row| present.get(&row.hash).is_some_and(|nar| *nar != row.nar.0))
-            .collect();
-        let served = self.served_nars(cache, replaced.iter().map(|row| row.nar.0)).await?;
-        let gone: Vec<StorePathHash> =
-            replaced.iter().filter(|row| !served.contains(&row.nar.0)).map(|row| row.hash).collect();
-        self.remove_with_referrers(cache.id, &gone).await?;
-        let present: Vec<StorePathHash> = present.keys().copied().collect();
-        Ok(self.end_graces(cache, &present).await? || !gone.is_empty())
-    }
-
-    /// Ends the graces of earlier NARs of these paths that the lab no longer serves. Returns
-    /// whether there are any.
-    async fn end_graces(&self, cache: &Cache, hashes: &[StorePathHash]) -> Result<bool> {
-        if hashes.is_empty() {
+        if present.is_empty() {
             return Ok(false);
         }
-        Ok(self.state().end_graces(&self.lease(), cache.id, hashes, self.now()).await? > 0)
+        let is_replaced = |hash: &StorePathHash| {
+            published.get(hash).is_some_and(|row| present.get(hash) != Some(&row.nar.0))
+        };
+        let (replaced, kept) = present.keys().copied().partition(is_replaced);
+        let removals = Removals { replaced, kept, ..Removals::default() };
+        let begun = self.begin_removing(cache.id, &removals).await?;
+        Ok(begun.leaving > 0 || begun.is_urgent())
     }
 
     /// Records the verdicts on objects.
@@ -146,26 +128,11 @@ impl Run<'_> {
 
     /// Forgets removals that are older than any push under way.
     pub(crate) async fn forget_old_removals(&self, cache: &Cache) -> Result<()> {
-        let before = self.now() - REMOVED_KEPT_SECONDS;
-        while self.state().forget_removed(&self.lease(), cache.id, before, SCANNED_PAGE).await? > 0
+        let old = Forget::RemovedBefore(self.now() - REMOVED_KEPT_SECONDS);
+        while !self.state().forget_rows(&self.lease(), cache.id, old, SCANNED_PAGE).await?
             && !self.publisher.is_stopping()
         {}
         Ok(())
-    }
-
-    /// Those of these NARs that the lab serves in the cache.
-    async fn served_nars(
-        &self,
-        cache: &Cache,
-        nars: impl Iterator<Item = NarHash>,
-    ) -> Result<HashSet<NarHash>> {
-        let mut nars: Vec<NarHash> = nars.collect();
-        if nars.is_empty() {
-            return Ok(HashSet::new());
-        }
-        nars.sort_unstable();
-        nars.dedup();
-        Ok(self.state().find_served_nars(cache.id, &nars, self.now()).await?.into_iter().collect())
     }
 
     /// Removes the narinfos that are being removed, referrers first. Without a `cache`, all of the
@@ -223,7 +190,6 @@ impl Run<'_> {
         next: Vec<StorePathHash>,
     ) -> Result<u64> {
         self.touch().await?;
-        let rows = self.state().find_published(self.target(), cache_id, &next).await?;
         self.take_documents_of(cache_id, name, &next).await?;
         let run = &*self;
         // Listings also where none are published now: they may have been.
@@ -232,33 +198,13 @@ impl Run<'_> {
             Ok(run.store().delete(&EdgeKey::Listing(name.clone(), *hash).to_string()).await?)
         });
         self.in_flight.all(deletions).await?;
-        let served = match cache {
-            Some(cache) => self.served_nars(cache, rows.iter().map(|row| row.nar.0)).await?,
-            None => HashSet::new(),
-        };
-        let has_grace =
-            |row: &PublishedObject| served.contains(&row.nar.0) || (cache.is_some() && row.digest == FOUND);
-        let gone_at = |row: &PublishedObject| if has_grace(row) { self.grace_end() } else { self.now() };
-        let removed: Vec<_> = rows.iter().map(|row| (row.hash, gone_at(row))).collect();
-        let count = next.len() as u64;
-        // Those that are gone for good; those that were taken along are looked at again.
-        let present = self.state().find_objects(cache_id, &next).await?;
-        let present: HashSet<StorePathHash> = present.iter().map(|found| found.object.path.hash()).collect();
-        let upstreams: HashSet<StorePathHash> =
-            rows.iter().filter(|row| row.upstream).map(|row| row.hash).collect();
-        let (upstream, absent): (Vec<StorePathHash>, Vec<StorePathHash>) = next
-            .into_iter()
-            .filter(|hash| !present.contains(hash))
-            .partition(|hash| upstreams.contains(hash));
-        // A referrer of an upstream's path finds that path elsewhere.
-        let verdicts = PendingVerdicts { removed: absent, done: upstream, ..PendingVerdicts::default() };
-        // Before the rows go: what is still to be looked at ends the graces of NARs that it named.
-        self.settle(cache_id, &verdicts).await?;
-        self.state().finish_removing(&self.lease(), cache_id, &removed).await?;
-        for (hash, _) in &removed {
+        let now = self.now();
+        let grace_end = if cache.is_some() { self.grace_end() } else { now };
+        self.state().finish_removing(&self.lease(), cache_id, &next, grace_end, now).await?;
+        for hash in &next {
             self.publisher.reporter.path_removed(name.as_str(), hash);
         }
-        Ok(count)
+        Ok(next.len() as u64)
     }
 
     /// Deletes NARs whose grace is over at this time. Returns whether all are gone; if not, the
@@ -274,7 +220,10 @@ impl Run<'_> {
             if self.publisher.is_stopping() || (counts.nars_deleted > 0 && self.has_to_pause()) {
                 return Ok((counts, false));
             }
-            let due = self.state().due_nars(self.target(), cache, now, PAGE).await?;
+            let due = self
+                .state()
+                .published_nars(self.target(), cache, NarRows::Due { at: now, limit: PAGE })
+                .await?;
             if due.is_empty() {
                 return Ok((counts, true));
             }
@@ -293,7 +242,7 @@ impl Run<'_> {
     ) -> Result<()> {
         self.state().begin_deleting_nars(&self.lease(), cache, nars).await?;
         self.delete_all(nars.iter().map(|nar| EdgeKey::Nar(name.clone(), nar_file(*nar)))).await?;
-        Ok(self.state().forget_nars(&self.lease(), cache, nars).await?)
+        Ok(self.state().finish_deleting_nars(&self.lease(), cache, nars).await?)
     }
 
     /// Deletes files.
@@ -327,7 +276,8 @@ impl Run<'_> {
             return Ok((counts, false));
         }
         documents::remove_cache_info(self, &name).await?;
-        while !self.state().forget_published_cache(&self.lease(), published.cache, SCANNED_PAGE).await? {
+        let id = published.cache;
+        while !self.state().forget_rows(&self.lease(), id, Forget::All, SCANNED_PAGE).await? {
             if self.publisher.is_stopping() {
                 return Ok((counts, false));
             }
@@ -347,14 +297,13 @@ impl Run<'_> {
             if self.publisher.is_stopping() {
                 return Ok(false);
             }
-            let rows = self
-                .state()
-                .list_published(self.target(), published.cache, 0..=u8::MAX, after, SCANNED_PAGE)
-                .await?;
+            let page = ObjectRows::Page { bytes: 0..=u8::MAX, after, limit: SCANNED_PAGE };
+            let rows = self.state().published_objects(self.target(), published.cache, page).await?;
             let Some(last) = rows.last() else { return Ok(true) };
             after = Some(last.hash);
-            let hashes: Vec<StorePathHash> = rows.iter().map(|row| row.hash).collect();
-            self.state().begin_removing(&self.lease(), published.cache, &hashes).await?;
+            let gone = rows.iter().map(|row| row.hash).collect();
+            let removals = Removals { gone, ..Removals::default() };
+            self.state().begin_removing(&self.lease(), published.cache, &removals, self.now()).await?;
         }
     }
 
@@ -365,7 +314,8 @@ impl Run<'_> {
             let unknown = PublishedCache { basis: Vec::new(), scan: None, ..published.clone() };
             self.state().write_published_cache(&self.lease(), &unknown, self.now()).await?;
         }
-        while !self.state().forget_pending(&self.lease(), published.cache, SCANNED_PAGE).await?
+        let id = published.cache;
+        while !self.state().forget_rows(&self.lease(), id, Forget::Pending, SCANNED_PAGE).await?
             && !self.publisher.is_stopping()
         {}
         Ok(())

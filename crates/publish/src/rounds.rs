@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use dormer_api::CacheName;
 use dormer_edge::CacheState;
 use dormer_index::{
-    Cache, CacheId, CacheScan, OutboxPosition, PendingObject, PublishedCache, PublishedNar, UnixSeconds,
+    Cache, CacheId, CacheScan, Drift, NarRows, OutboxPosition, PendingObject, PublishedCache, PublishedNar,
+    UnixSeconds,
 };
 use dormer_nix::StorePathHash;
 
@@ -437,22 +438,21 @@ impl Run<'_> {
         let scan = row.scan.get_or_insert(CacheScan::Objects(None)).clone();
         let mut after = None;
         loop {
-            let nars = self
-                .state()
-                .list_published_nars(self.target(), cache.id, 0..=u8::MAX, after, NOTED_TOGETHER)
-                .await?;
+            let page = NarRows::Page { bytes: 0..=u8::MAX, after, limit: NOTED_TOGETHER };
+            let nars = self.state().published_nars(self.target(), cache.id, page).await?;
             let Some(last) = nars.last() else { return Ok(true) };
             after = Some(last.nar);
             let (unnamed, named): (Vec<_>, Vec<_>) =
                 nars.into_iter().partition(|nar| nar.delete_after.is_some() && !cache.is_public);
             let keys = |nars: Vec<PublishedNar>| nars.into_iter().map(|nar| nar.nar).collect::<Vec<_>>();
-            let (unnamed, named) = (keys(unnamed), keys(named));
+            let (unnamed, outdated_nars) = (keys(unnamed), keys(named));
             if !unnamed.is_empty() {
                 self.delete_nars(cache.id, name, &unnamed).await?;
                 outcome.nars_deleted += unnamed.len() as u64;
             }
+            let drift = Drift { outdated_nars, ..Drift::default() };
             let (lease, now) = (self.lease(), self.now());
-            self.state().note_other_headers(&lease, cache.id, &named, now, scan.clone()).await?;
+            self.state().note_drift(&lease, cache.id, &drift, now, Some(scan.clone())).await?;
             if self.publisher.is_stopping() {
                 return Ok(false);
             }
