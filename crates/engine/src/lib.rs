@@ -48,7 +48,7 @@ use dormer_index::{Cache, CollectIndex, Index, ScrubIndex, UnixSeconds};
 use dormer_nix::SecretKey;
 use moka::sync::Cache as Remembered;
 
-use crate::budget::{Budget, BudgetShare, BudgetUse, Lent};
+use crate::budget::{BudgetUse, Lent};
 use crate::chunk_sink::IngestContext;
 use crate::coherence::{ChangeCounts, LARGE_PLAN_REMEMBERED, REMEMBERED};
 use crate::metrics::{EngineMetrics, gauge_value};
@@ -59,6 +59,7 @@ use crate::sessions::{DecodedChunks, ReadableChunks, Verifications};
 use crate::use_recorder::UseRecorder;
 
 pub use activity::{Activity, Taken};
+pub use budget::{Budget, BudgetShare};
 pub use caches::{CreateCache, KeyChange, UpdateCache};
 pub use clock::{Clock, SystemClock};
 pub use collect::{
