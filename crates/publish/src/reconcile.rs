@@ -55,7 +55,7 @@ impl Run<'_> {
     /// Compares the narinfos after this last byte of their hashes. Returns where the scan goes on,
     /// and how many files were not as they should be.
     pub(crate) async fn compare_narinfos(
-        &mut self,
+        &self,
         cache: &Cache,
         name: &CacheName,
         after: Option<u8>,
@@ -128,7 +128,7 @@ impl Run<'_> {
     /// Compares NAR files, likewise: also those in grace, and those that were never finished. A
     /// push may name them again.
     pub(crate) async fn compare_nars(
-        &mut self,
+        &self,
         cache: &Cache,
         name: &CacheName,
         after: Option<u8>,
@@ -218,7 +218,7 @@ impl Run<'_> {
 
     /// Compares logs and traces after this name below the cache.
     pub(crate) async fn compare_documents(
-        &mut self,
+        &self,
         cache: &Cache,
         name: &CacheName,
         after: Option<String>,

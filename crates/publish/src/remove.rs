@@ -15,7 +15,8 @@ use dormer_nix::{NarHash, StorePathHash};
 use crate::publisher::Run;
 use crate::report::Counts;
 use crate::transfer::nar_file;
-use crate::{Error, Result, documents};
+use crate::turn::Turn;
+use crate::{Result, documents};
 
 /// Objects removed together.
 const PAGE: u32 = 512;
@@ -30,7 +31,7 @@ const REMOVED_KEPT_SECONDS: i64 = 30 * 86_400;
 impl Run<'_> {
     /// Begins to remove what the cache no longer has. Returns whether some of it was removed for
     /// cause: the lab no longer serves its NAR, so it must leave the target at once.
-    pub(crate) async fn begin_removals(&mut self, cache: &Cache) -> Result<bool> {
+    pub(crate) async fn begin_removals(&self, turn: &Turn<'_>, cache: &Cache) -> Result<bool> {
         let mut urgent = false;
         let mut after = None;
         loop {
@@ -40,14 +41,15 @@ impl Run<'_> {
             }
             after = page.next;
             for absent in page.absent.chunks(PAGE as usize) {
-                urgent |= self.begin_removing_absent(cache, absent).await?;
+                urgent |= self.begin_removing_absent(turn, cache, absent).await?;
             }
         }
     }
 
     /// The same for those of these objects that the cache no longer has.
     pub(crate) async fn begin_removals_among(
-        &mut self,
+        &self,
+        turn: &Turn<'_>,
         cache: &Cache,
         changed: &[StorePathHash],
     ) -> Result<bool> {
@@ -61,26 +63,36 @@ impl Run<'_> {
                 found.iter().map(|found| found.object.path.hash()).collect();
             let absent: Vec<StorePathHash> =
                 page.iter().filter(|hash| !present.contains(hash)).copied().collect();
-            urgent |= self.begin_removing_absent(cache, &absent).await?;
+            urgent |= self.begin_removing_absent(turn, cache, &absent).await?;
         }
         Ok(urgent)
     }
 
-    async fn begin_removing_absent(&mut self, cache: &Cache, absent: &[StorePathHash]) -> Result<bool> {
+    async fn begin_removing_absent(
+        &self,
+        turn: &Turn<'_>,
+        cache: &Cache,
+        absent: &[StorePathHash],
+    ) -> Result<bool> {
         if absent.is_empty() {
             return Ok(false);
         }
         let removals = Removals { gone: absent.to_vec(), ..Removals::default() };
-        Ok(self.begin_removing(cache.id, &removals).await?.is_urgent())
+        Ok(self.begin_removing(turn, cache.id, &removals).await?.is_urgent())
     }
 
     /// Records that objects are being removed, and all that refers to them, through all
     /// generations.
-    async fn begin_removing(&self, cache: CacheId, removals: &Removals) -> Result<RemovalsBegun> {
+    async fn begin_removing(
+        &self,
+        turn: &Turn<'_>,
+        cache: CacheId,
+        removals: &Removals,
+    ) -> Result<RemovalsBegun> {
         let begun = self.state().begin_removing(&self.lease(), cache, removals, self.now()).await?;
         if begun.leaving > 0 {
             // `remove_all` goes on with it.
-            self.take_referrers(cache).await?;
+            self.take_referrers(turn, cache).await?;
         }
         Ok(begun)
     }
@@ -88,9 +100,9 @@ impl Run<'_> {
     /// Takes along all that refers to what is being removed. Returns whether that has come to its
     /// end, before which nothing goes; if not, the turn of the cache is over. Each turn takes a
     /// step.
-    async fn take_referrers(&self, cache: CacheId) -> Result<bool> {
+    async fn take_referrers(&self, turn: &Turn<'_>, cache: CacheId) -> Result<bool> {
         while self.state().take_referrers(&self.lease(), cache, self.now()).await?.more {
-            if self.has_to_pause() {
+            if turn.has_to_pause() {
                 return Ok(false);
             }
         }
@@ -101,7 +113,8 @@ impl Run<'_> {
     /// serves the published one: they were removed for cause and pushed again. Returns whether
     /// there are any.
     pub(crate) async fn begin_replacements(
-        &mut self,
+        &self,
+        turn: &Turn<'_>,
         cache: &Cache,
         present: &HashMap<StorePathHash, NarHash>,
         published: &HashMap<StorePathHash, PublishedObject>,
@@ -114,7 +127,7 @@ impl Run<'_> {
         };
         let (replaced, kept) = present.keys().copied().partition(is_replaced);
         let removals = Removals { replaced, kept, ..Removals::default() };
-        let begun = self.begin_removing(cache.id, &removals).await?;
+        let begun = self.begin_removing(turn, cache.id, &removals).await?;
         Ok(begun.leaving > 0 || begun.is_urgent())
     }
 
@@ -139,13 +152,14 @@ impl Run<'_> {
     /// cache goes, and its NARs have no grace. Returns whether all are gone; if not, the turn of
     /// the cache is over. Each turn removes a page.
     pub(crate) async fn remove_all(
-        &mut self,
+        &self,
+        turn: &mut Turn<'_>,
         cache_id: CacheId,
         name: &CacheName,
         cache: Option<&Cache>,
     ) -> Result<(Counts, bool)> {
         // Also of what an earlier run recorded before it ended.
-        if !self.take_referrers(cache_id).await? {
+        if !self.take_referrers(turn, cache_id).await? {
             return Ok((Counts::default(), false));
         }
         let mut counts = Counts::default();
@@ -158,7 +172,7 @@ impl Run<'_> {
             let mut after = None;
             let mut is_empty = true;
             loop {
-                if self.publisher.is_stopping() || (counts.removed + removed > 0 && self.has_to_pause()) {
+                if self.publisher.is_stopping() || (counts.removed + removed > 0 && turn.has_to_pause()) {
                     counts.removed += removed;
                     return Ok((counts, false));
                 }
@@ -168,7 +182,7 @@ impl Run<'_> {
                 }
                 (after, is_empty) = (page.next, false);
                 if !page.hashes.is_empty() {
-                    removed += self.remove_page(cache_id, name, cache, page.hashes).await?;
+                    removed += self.remove_page(turn, cache_id, name, cache, page.hashes).await?;
                 }
             }
             counts.removed += removed;
@@ -177,25 +191,25 @@ impl Run<'_> {
             }
             any = removed == 0;
         }
-        let (deleted, is_done) = self.delete_due_nars(cache_id, name, self.now()).await?;
+        let (deleted, is_done) = self.delete_due_nars(turn, cache_id, name, self.now()).await?;
         counts += deleted;
         Ok((counts, is_done))
     }
 
     async fn remove_page(
-        &mut self,
+        &self,
+        turn: &mut Turn<'_>,
         cache_id: CacheId,
         name: &CacheName,
         cache: Option<&Cache>,
         next: Vec<StorePathHash>,
     ) -> Result<u64> {
-        self.touch().await?;
+        turn.mark_out_of_date().await?;
         self.take_documents_of(cache_id, name, &next).await?;
-        let run = &*self;
         // Listings also where none are published now: they may have been.
         let deletions = next.iter().map(|hash| async move {
-            run.store().delete(&EdgeKey::Narinfo(name.clone(), *hash).to_string()).await?;
-            Ok(run.store().delete(&EdgeKey::Listing(name.clone(), *hash).to_string()).await?)
+            self.store().delete(&EdgeKey::Narinfo(name.clone(), *hash).to_string()).await?;
+            Ok(self.store().delete(&EdgeKey::Listing(name.clone(), *hash).to_string()).await?)
         });
         self.in_flight.all(deletions).await?;
         let now = self.now();
@@ -209,15 +223,16 @@ impl Run<'_> {
 
     /// Deletes NARs whose grace is over at this time. Returns whether all are gone; if not, the
     /// turn of the cache is over. Each turn deletes a page.
-    pub(crate) async fn delete_due_nars(
-        &mut self,
+    async fn delete_due_nars(
+        &self,
+        turn: &Turn<'_>,
         cache: CacheId,
         name: &CacheName,
         now: i64,
     ) -> Result<(Counts, bool)> {
         let mut counts = Counts::default();
         loop {
-            if self.publisher.is_stopping() || (counts.nars_deleted > 0 && self.has_to_pause()) {
+            if self.publisher.is_stopping() || (counts.nars_deleted > 0 && turn.has_to_pause()) {
                 return Ok((counts, false));
             }
             let due = self
@@ -252,30 +267,25 @@ impl Run<'_> {
         self.in_flight.all(deletions).await.map(drop)
     }
 
-    /// Removes a whole cache: its state document first, so that the edge no longer serves it; then
-    /// everything in it. Returns whether all is gone; if not, its turn is over.
-    pub(crate) async fn withdraw(&mut self, published: &PublishedCache) -> Result<(Counts, bool)> {
-        let name: CacheName =
-            published.name.parse().map_err(|_| Error::CacheName { name: published.name.clone() })?;
-        self.untouched = None;
-        self.begin_turn();
-        if !self.turns_of(published.cache).is_withdrawal_noted
-            && !self.note_withdrawal(published, &name).await?
-        {
-            return Ok((Counts::default(), false));
-        }
-        self.turns_of(published.cache).is_withdrawal_noted = true;
-        let (mut counts, mut is_done) = self.remove_all(published.cache, &name, None).await?;
+    /// Removes everything of a cache whose withdrawal was noted. Returns whether all is gone; if
+    /// not, its turn is over.
+    pub(crate) async fn withdraw(
+        &self,
+        turn: &mut Turn<'_>,
+        published: &PublishedCache,
+        name: &CacheName,
+    ) -> Result<(Counts, bool)> {
+        let (mut counts, mut is_done) = self.remove_all(turn, published.cache, name, None).await?;
         if is_done {
             // Also those that were in grace.
-            let (deleted, all) = self.delete_due_nars(published.cache, &name, i64::MAX).await?;
+            let (deleted, all) = self.delete_due_nars(turn, published.cache, name, i64::MAX).await?;
             counts += deleted;
             is_done = all;
         }
         if !is_done {
             return Ok((counts, false));
         }
-        documents::remove_cache_info(self, &name).await?;
+        documents::remove_cache_info(self, name).await?;
         let id = published.cache;
         while !self.state().forget_rows(&self.lease(), id, Forget::All, SCANNED_PAGE).await? {
             if self.publisher.is_stopping() {
@@ -285,9 +295,9 @@ impl Run<'_> {
         Ok((counts, true))
     }
 
-    /// Notes that all of a cache goes, and takes its state document away. Returns `false` if the
-    /// run is to end.
-    async fn note_withdrawal(&mut self, published: &PublishedCache, name: &CacheName) -> Result<bool> {
+    /// Notes that all of a cache goes, and takes its state document away first, so that the edge no
+    /// longer serves it. Returns `false` if the run is to end.
+    pub(crate) async fn note_withdrawal(&self, published: &PublishedCache, name: &CacheName) -> Result<bool> {
         // If the cache is published again before this is done, nothing counts as written.
         let unknown = PublishedCache { basis: Vec::new(), document: Vec::new(), ..published.clone() };
         self.state().write_published_cache(&self.lease(), &unknown, self.now()).await?;
@@ -309,7 +319,7 @@ impl Run<'_> {
 
     /// Sets a cache aside that the settings no longer name: nothing of it is looked at any more.
     /// When it is selected again, all of it is.
-    pub(crate) async fn set_aside(&mut self, published: &PublishedCache) -> Result<()> {
+    pub(crate) async fn set_aside(&self, published: &PublishedCache) -> Result<()> {
         if !published.basis.is_empty() {
             let unknown = PublishedCache { basis: Vec::new(), scan: None, ..published.clone() };
             self.state().write_published_cache(&self.lease(), &unknown, self.now()).await?;
