@@ -1,9 +1,9 @@
-//! Budgets: everything in the engine that a task may have to wait for, as one type.
+//! Budgets: everything that a task may have to wait for, as one type.
 //!
 //! A budget counts bytes of memory, or turns to do something. A task takes a share before it uses
 //! the memory or begins the work, and waits in line when too little is free. The share returns when
-//! it is dropped. Each budget reports its limit, what is in use and how many tasks wait
-//! (`dormer_budget_…`), so an operator sees what a stuck request waits for.
+//! it is dropped. Each budget of the engine reports its limit, what is in use and how many tasks
+//! wait (`dormer_budget_…`), so an operator sees what a stuck request waits for.
 //!
 //! Invariants
 //! - The shares of a budget never exceed its limit. A task that asks for more than the limit gets
@@ -45,7 +45,7 @@ pub(crate) fn large_bytes_max(bytes_max: u64) -> u64 {
 
 /// Memory or turns for one purpose; clones share it.
 #[derive(Debug, Clone)]
-pub(crate) struct Budget {
+pub struct Budget {
     /// The budget's name in metrics.
     name: &'static str,
     /// What the error says there is too much of when a wait times out.
@@ -91,7 +91,7 @@ pub(crate) struct BudgetUse {
 
 /// A part of a budget, which returns to it when dropped.
 #[derive(Debug)]
-pub(crate) struct BudgetShare {
+pub struct BudgetShare {
     permits: OwnedSemaphorePermit,
     /// As many of those for large shares, if it is one.
     of_large: Option<OwnedSemaphorePermit>,
@@ -118,12 +118,7 @@ impl Drop for WaitCount<'_> {
 impl Budget {
     /// A budget of so many bytes, at least a KiB. [`Error::Busy`] names `busy` when nothing was
     /// free for `patience`.
-    pub(crate) fn of_memory(
-        name: &'static str,
-        bytes_max: u64,
-        patience: Duration,
-        busy: &'static str,
-    ) -> Self {
+    pub fn of_memory(name: &'static str, bytes_max: u64, patience: Duration, busy: &'static str) -> Self {
         Self::new(name, bytes_max / MEMORY_UNIT, MEMORY_UNIT, patience, busy)
     }
 
@@ -193,7 +188,7 @@ impl Budget {
     }
 
     /// Takes a share when its turn comes, however long that takes.
-    pub(crate) async fn take_at_last(&self, amount: u64) -> BudgetShare {
+    pub async fn take_at_last(&self, amount: u64) -> BudgetShare {
         let permits = u32::try_from(amount.div_ceil(self.unit)).unwrap_or(u32::MAX).min(self.permits_max);
         let _waiting = WaitCount::new(&self.waiting);
         let Some(large) = self.large.as_ref().filter(|large| permits > large.piece) else {

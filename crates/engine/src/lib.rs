@@ -52,7 +52,7 @@ use dormer_index::{Cache, CollectIndex, Index, ScrubIndex, UnixSeconds};
 use dormer_nix::SecretKey;
 use moka::sync::Cache as Remembered;
 
-use crate::budget::{Budget, BudgetShare, BudgetUse, Lent};
+use crate::budget::{BudgetUse, Lent};
 use crate::change_counts::ChangeCounts;
 use crate::chunk_sink::IngestContext;
 use crate::metrics::{EngineMetrics, gauge_value};
@@ -66,6 +66,7 @@ use crate::sessions::{DecodedChunks, ReadableChunks, Verifications};
 use crate::use_recorder::UseRecorder;
 
 pub use activity::{Activity, Taken};
+pub use budget::{Budget, BudgetShare};
 pub use caches::{CreateCache, KeyChange, UpdateCache};
 pub use clock::{Clock, SystemClock};
 pub use collect::{

@@ -148,7 +148,7 @@ where
         a_nar_that_nothing_names_may_go, an_intent_that_came_to_nothing_leaves_nothing,
         referrers_are_removed_first_and_know_what_they_lost, what_an_upstream_key_signed_takes_nothing_along,
         a_circle_can_be_removed, new_references_replace_the_old_ones, drift_is_looked_at_again,
-        a_cache_is_remembered_and_forgotten, documents_are_written_down_with_their_objects, what_waits_is_counted_for_all_targets_at_once,
+        a_cache_is_remembered_and_forgotten, documents_of_objects_are_found, documents_come_and_go_with_their_objects, what_was_found_leaves_without_haste, a_removal_settles_what_the_cache_lacks, what_waits_is_counted_for_all_targets_at_once,
         every_write_renews_the_lease, rows_come_in_the_order_of_names, the_outbox_is_trimmed_to_what_is_needed, a_grace_lasts_while_the_lab_serves_the_nar,
     }
 }

@@ -51,11 +51,7 @@ pub use examination::Examination;
 pub use jobs::{ExpiryDefaults, Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep};
 pub use migrations::{Migration, MigrationPlan};
 pub use open_index::OpenIndex;
-pub use publish::{
-    AbsentPage, CacheScan, Lease, NotedFrom, OwnedDocument, PendingObject, PendingVerdicts, PublishBacklog,
-    PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget, PublishedCache,
-    PublishedDocument, PublishedFile, PublishedNar, PublishedObject, ReferrersTaken, RemovablePage, TargetId,
-};
+pub use publish::*;
 pub use scrub::{LastScrub, ScrubIndex};
 pub use sql_index::SqlIndex;
 #[cfg(any(test, feature = "inventory"))]

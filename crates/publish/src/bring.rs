@@ -7,8 +7,8 @@ use dormer_api::CacheName;
 use dormer_edge::EdgeKey;
 use dormer_format::EncodingTag;
 use dormer_index::{
-    Cache, FoundObject, NotedFrom, PendingObject, PendingVerdicts, PublishDone, PublishIntent, PublishState,
-    PublishedNar, PublishedObject,
+    Cache, FoundObject, NarRows, NotedFrom, ObjectRows, PendingObject, PendingVerdicts, PublishDone,
+    PublishIntent, PublishState, PublishedNar, PublishedObject,
 };
 use dormer_nix::{NarHash, StorePath, StorePathHash};
 
@@ -19,6 +19,7 @@ use crate::publisher::Run;
 use crate::report::Counts;
 use crate::settings::seconds;
 use crate::transfer::{FilePlace, NarToSend, Sent, nar_file, put_small};
+use crate::turn::Turn;
 
 /// Paths planned together. Each holds its row in memory: about a KiB.
 pub(crate) const PAGE_OBJECTS: u32 = 1_024;
@@ -58,31 +59,43 @@ struct Page {
     damaged: Vec<StorePathHash>,
 }
 
+/// Paths that wait, and why.
+type Waits = Vec<(StorePathHash, Wait)>;
+
+/// The NARs of a page.
+struct PageNars {
+    /// Those that are in the target.
+    there: HashMap<NarKey, PublishedNar>,
+    /// Whether the turn of the cache was over before all were sent.
+    is_cut: bool,
+    /// What was sent.
+    counts: Counts,
+}
+
 impl Run<'_> {
     pub(crate) async fn publish_page(
-        &mut self,
+        &self,
+        turn: &mut Turn<'_>,
         cache: &Cache,
         name: &CacheName,
         pending: &[PendingObject],
     ) -> Result<PageOutcome> {
-        let mut done = PageOutcome::default();
+        let mut removed = Counts::default();
         let mut page = self.look_at(cache, pending).await?;
-        if self.begin_replacements(cache, &page.present, &page.published).await? {
-            let (counts, is_done) = self.remove_all(cache.id, name, Some(cache)).await?;
-            done.counts += counts;
+        if self.begin_replacements(turn, cache, &page.present, &page.published).await? {
+            let (counts, is_done) = self.remove_all(turn, cache.id, name, Some(cache)).await?;
             if !is_done {
-                done.is_cut = true;
-                return Ok(done);
+                return Ok(PageOutcome { counts, is_cut: true, ..PageOutcome::default() });
             }
+            removed = counts;
             page = self.look_at(cache, pending).await?;
         }
-        let mut waits: Vec<(StorePathHash, Wait)> = Vec::new();
         // What is damaged in the lab stays in the target as it was; when it is healed, the outbox
         // tells.
         let (kept, lost): (Vec<_>, Vec<_>) =
             page.damaged.iter().partition(|hash| is_published(page.published.get(*hash)));
-        done.done += kept.len() as u64;
-        waits.extend(lost.into_iter().map(|hash| (hash, Wait::Unreadable)));
+        let kept_count = kept.len() as u64;
+        let mut waits: Waits = lost.into_iter().map(|hash| (hash, Wait::Unreadable)).collect();
 
         let settle = seconds(self.publisher.settings.settle);
         let plan = plan_bringing(&page.candidates, &page.known, self.now(), settle);
@@ -104,9 +117,11 @@ impl Run<'_> {
             let marks: Vec<_> = plan.awaited.iter().map(|hash| (cache.id, *hash, now)).collect();
             self.state().note_pending(&self.lease(), &marks, NotedFrom::Referrers).await?;
         }
-        self.execute_plan(cache, name, &page, &plan, &mut waits, &mut done).await?;
-
-        done.waiting = waits.len() as u64;
+        let (mut outcome, unreadable) = self.execute_plan(turn, cache, name, &page, &plan).await?;
+        waits.extend(unreadable);
+        outcome.counts += removed;
+        outcome.done += kept_count;
+        outcome.waiting = waits.len() as u64;
         let before: HashMap<StorePathHash, Option<&str>> =
             pending.iter().map(|pending| (pending.hash, pending.reason.as_deref())).collect();
         let reasons: Vec<(StorePathHash, String)> = waits
@@ -115,7 +130,7 @@ impl Run<'_> {
             .filter(|(hash, reason)| before.get(hash).copied().flatten() != Some(reason))
             .collect();
         self.settle(cache.id, &PendingVerdicts { waiting: reasons, ..PendingVerdicts::default() }).await?;
-        Ok(done)
+        Ok(outcome)
     }
 
     /// Loads what the plan needs to know.
@@ -149,7 +164,7 @@ impl Run<'_> {
         }
         let mut published = HashMap::new();
         for page in hashes.chunks(REFERENCES_PAGE) {
-            let rows = self.state().find_published(self.target(), cache.id, page).await?;
+            let rows = self.state().published_objects(self.target(), cache.id, ObjectRows::Of(page)).await?;
             published.extend(rows.into_iter().map(|row| (row.hash, row)));
         }
         let mut known = HashMap::new();
@@ -160,7 +175,7 @@ impl Run<'_> {
                 let kind = if found.nar.damaged { Reference::Damaged } else { Reference::Present };
                 known.insert(found.object.path.hash(), kind);
             }
-            for row in self.state().find_published(self.target(), cache.id, page).await? {
+            for row in self.state().published_objects(self.target(), cache.id, ObjectRows::Of(page)).await? {
                 let there = row.state == PublishState::Published;
                 match known.get(&row.hash) {
                     Some(_) if there => known.insert(row.hash, Reference::Published),
@@ -186,19 +201,20 @@ impl Run<'_> {
         Ok(Page { candidates, found, published, known, present, damaged })
     }
 
-    /// Carries a plan out: intents, NARs, narinfos level by level, and what was written.
+    /// Carries a plan out: intents, NARs, narinfos level by level, and what was written. Returns
+    /// also which paths wait after all.
     async fn execute_plan(
-        &mut self,
+        &self,
+        turn: &mut Turn<'_>,
         cache: &Cache,
         name: &CacheName,
         page: &Page,
         plan: &BringPlan,
-        waits: &mut Vec<(StorePathHash, Wait)>,
-        done: &mut PageOutcome,
-    ) -> Result<()> {
+    ) -> Result<(PageOutcome, Waits)> {
+        let (mut done, mut waits) = (PageOutcome::default(), Waits::new());
         let places: Vec<usize> = plan.levels.concat();
         if places.is_empty() {
-            return Ok(());
+            return Ok((done, waits));
         }
         let settings = &self.publisher.settings;
         let to_send = |place: usize| {
@@ -207,6 +223,9 @@ impl Run<'_> {
             NarToSend { nar: (nar.hash, nar.tag), size: nar.size, published_tag }
         };
         let nar_of = |place: usize| -> NarKey { to_send(place).published() };
+        let objects: Vec<&FoundObject> = places.iter().map(|place| &page.found[*place]).collect();
+        let mut documents = self.plan_documents(cache, name, &objects, &page.published).await?;
+        done.counts.left_out += documents.left_out;
         let intents: Vec<PublishIntent> = places
             .iter()
             .map(|place| PublishIntent {
@@ -214,25 +233,24 @@ impl Run<'_> {
                 nar: nar_of(*place),
                 file_size: page.found[*place].nar.file_size,
                 references: page.candidates[*place].references.clone(),
+                documents: documents.wanted_of(&page.candidates[*place].hash),
             })
             .collect();
         self.state().begin_publishing(&self.lease(), cache.id, &intents).await?;
 
         let wanted: Vec<NarToSend> = places.iter().map(|place| to_send(*place)).collect();
-        let (nars, is_cut) = self.send_nars(cache, name, &wanted, &mut done.counts).await?;
-        done.is_cut = is_cut;
-        let objects: Vec<&FoundObject> = places.iter().map(|place| &page.found[*place]).collect();
-        let mut documents = self.plan_documents(cache, name, &objects, &page.published).await?;
-        done.counts.left_out += documents.left_out;
+        let nars = self.send_nars(turn, cache, name, &wanted).await?;
+        done.counts += nars.counts;
+        done.is_cut = nars.is_cut;
         let mut gone: HashSet<StorePathHash> = HashSet::new();
         for level in &plan.levels {
             let mut ready = Vec::new();
             for &place in level {
                 let candidate = &page.candidates[place];
-                let Some(nar) = nars.get(&nar_of(place)) else {
+                let Some(nar) = nars.there.get(&nar_of(place)) else {
                     gone.insert(candidate.hash);
                     // It may only not have had its turn.
-                    if !is_cut {
+                    if !nars.is_cut {
                         waits.push((candidate.hash, Wait::Unreadable));
                     }
                     continue;
@@ -243,7 +261,7 @@ impl Run<'_> {
                 });
                 if let Some(missing) = missing {
                     gone.insert(candidate.hash);
-                    if !is_cut {
+                    if !nars.is_cut {
                         waits.push((candidate.hash, Wait::Behind(*missing)));
                     }
                     continue;
@@ -251,41 +269,39 @@ impl Run<'_> {
                 ready.push((place, nar));
             }
             if !ready.is_empty() {
-                self.touch().await?;
+                turn.mark_out_of_date().await?;
             }
             let hashes: Vec<StorePathHash> =
                 ready.iter().map(|(place, _)| page.candidates[*place].hash).collect();
-            self.begin_documents(cache.id, &documents, &hashes).await?;
-            let run = &*self;
             let writing = ready.into_iter().map(|(place, nar)| async move {
                 let row = page.published.get(&page.candidates[place].hash);
-                run.write_narinfo(cache, name, &page.candidates[place], &page.found[place], nar, row).await
+                self.write_narinfo(cache, name, &page.candidates[place], &page.found[place], nar, row).await
             });
             let written: Vec<(PublishDone, bool)> = self.in_flight.all(writing).await?;
-            done.counts.documents += self.bring_documents(cache, name, &mut documents, &hashes).await?;
-            let finished: Vec<PublishDone> = written.iter().map(|(finished, _)| finished.clone()).collect();
-            self.state().finish_publishing(&self.lease(), cache.id, &finished, self.grace_end()).await?;
             let wrote = written.iter().filter(|(_, wrote)| *wrote).count() as u64;
+            done.counts.documents += self.bring_documents(cache, name, &mut documents, &hashes).await?;
+            let finished: Vec<PublishDone> =
+                written.into_iter().map(|(finished, _)| documents.complete(finished)).collect();
+            self.state().finish_publishing(&self.lease(), cache.id, &finished, self.grace_end()).await?;
             done.done += finished.len() as u64;
             done.published.extend(finished.iter().map(|finished| finished.hash));
             done.counts.published += wrote;
             done.counts.unchanged += finished.len() as u64 - wrote;
         }
-        Ok(())
+        Ok((done, waits))
     }
 
     /// Sends those of these NARs that are not there. A NAR that is not in the answer could not be
-    /// read, or the turn of the cache was over before: then this returns `true`, too. Each turn
-    /// sends one.
+    /// read, or the turn of the cache was over before. Each turn sends one.
     async fn send_nars(
         &self,
+        turn: &Turn<'_>,
         cache: &Cache,
         name: &CacheName,
         wanted: &[NarToSend],
-        counts: &mut Counts,
-    ) -> Result<(HashMap<NarKey, PublishedNar>, bool)> {
+    ) -> Result<PageNars> {
         let hashes: Vec<NarHash> = wanted.iter().map(|wanted| wanted.nar.0).collect();
-        let rows = self.state().find_published_nars(self.target(), cache.id, &hashes).await?;
+        let rows = self.state().published_nars(self.target(), cache.id, NarRows::Of(&hashes)).await?;
         // A file that was written once, and is to be sent again, was found missing or damaged.
         let was_written = |nar: &&PublishedNar| nar.file_hash.is_some() || nar.etag.is_some();
         let written_once: HashSet<NarKey> = rows.iter().filter(was_written).map(|nar| nar.nar).collect();
@@ -304,13 +320,14 @@ impl Run<'_> {
         let mut missing = missing.into_iter().peekable();
         let mut has_begun = false;
         let mut requests = Requests::new(self.in_flight);
+        let mut counts = Counts::default();
         let mut sent = Vec::new();
         loop {
             // Asked to stop, or to let others have their turn: what is under way is finished,
             // nothing more begins.
             while requests.has_room()
                 && !publisher.is_stopping()
-                && !(has_begun && self.has_to_pause())
+                && !(has_begun && turn.has_to_pause())
                 && let Some(nar) = missing.next()
             {
                 has_begun = true;
@@ -353,7 +370,7 @@ impl Run<'_> {
         requests.end()?;
         noted?;
         there.extend(sent.into_iter().map(|nar| (nar.nar, nar)));
-        Ok((there, missing.peek().is_some()))
+        Ok(PageNars { there, is_cut: missing.peek().is_some(), counts })
     }
 
     /// Writes a narinfo, unless the same one is there. Returns whether it did.
@@ -379,6 +396,8 @@ impl Run<'_> {
             etag: None,
             upstream,
             references: candidate.references.clone(),
+            documents: Vec::new(),
+            stale_documents: Vec::new(),
         };
         if let Some(row) = row.filter(|row| row.state == PublishState::Published && row.digest == done.digest)
         {

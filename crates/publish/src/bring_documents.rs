@@ -13,7 +13,8 @@ use std::collections::{HashMap, HashSet};
 use dormer_api::CacheName;
 use dormer_edge::EdgeKey;
 use dormer_index::{
-    Cache, CacheId, FoundObject, PublishState, PublishedDocument, PublishedFile, PublishedObject,
+    Cache, CacheId, DocumentRows, FoundObject, PublishDone, PublishState, PublishedFile, PublishedObject,
+    WrittenDocument,
 };
 use dormer_nix::{DocumentName, NarHash, StorePathHash};
 
@@ -33,6 +34,26 @@ pub(crate) struct DocumentPlan {
     written: HashMap<DocumentName, (Vec<u8>, PublishedFile)>,
     /// Those that the target cannot hold.
     pub(crate) left_out: u64,
+}
+
+impl DocumentPlan {
+    /// The documents of an object that will be written.
+    pub(crate) fn wanted_of(&self, hash: &StorePathHash) -> Vec<DocumentName> {
+        self.wanted.get(hash).into_iter().flatten().map(|wanted| wanted.name.clone()).collect()
+    }
+
+    /// Adds what became of the object's documents.
+    pub(crate) fn complete(&self, mut done: PublishDone) -> PublishDone {
+        let hash = [done.hash];
+        done.documents = of(&self.wanted, &hash)
+            .filter_map(|(_, wanted)| {
+                let (digest, file) = self.written.get(&wanted.name)?.clone();
+                Some(WrittenDocument { name: wanted.name.clone(), digest, file })
+            })
+            .collect();
+        done.stale_documents = of(&self.stale, &hash).map(|(_, name)| name.clone()).collect();
+        done
+    }
 }
 
 impl Run<'_> {
@@ -76,7 +97,8 @@ impl Run<'_> {
         let OwnedDocuments { mut wanted, is_all } = found;
         let all: HashSet<StorePathHash> = objects.iter().map(|found| found.object.path.hash()).collect();
         let all: Vec<StorePathHash> = all.into_iter().collect();
-        for there in self.state().find_published_documents(self.target(), cache.id, &all).await? {
+        for there in self.state().published_documents(self.target(), cache.id, DocumentRows::Of(&all)).await?
+        {
             // In a new place, or after drift, no row of an object says that its files are there.
             let is_there = published
                 .get(&there.hash)
@@ -92,27 +114,6 @@ impl Run<'_> {
             plan.wanted.entry(hash).or_default().push(document);
         }
         Ok(true)
-    }
-
-    /// Writes down which documents of these objects are about to be written.
-    pub(crate) async fn begin_documents(
-        &self,
-        cache: CacheId,
-        plan: &DocumentPlan,
-        hashes: &[StorePathHash],
-    ) -> Result<()> {
-        let intents: Vec<PublishedDocument> = of(&plan.wanted, hashes)
-            .map(|(hash, wanted)| PublishedDocument {
-                hash,
-                name: wanted.name.clone(),
-                digest: Vec::new(),
-                file: None,
-            })
-            .collect();
-        if intents.is_empty() {
-            return Ok(());
-        }
-        Ok(self.state().write_published_documents(&self.lease(), cache, &intents).await?)
     }
 
     /// Writes the documents of these objects, whose narinfos are there, and deletes those that they
@@ -137,16 +138,6 @@ impl Run<'_> {
         let files: Vec<_> = self.in_flight.all(writing).await?.into_iter().flatten().collect();
         let mut changed = files.len() as u64;
         plan.written.extend(files);
-        let written: Vec<PublishedDocument> = of(&plan.wanted, hashes)
-            .filter_map(|(hash, wanted)| {
-                let (digest, file) = plan.written.get(&wanted.name)?;
-                let (name, digest, file) = (wanted.name.clone(), digest.clone(), Some(file.clone()));
-                Some(PublishedDocument { hash, name, digest, file })
-            })
-            .collect();
-        if !written.is_empty() {
-            self.state().write_published_documents(&self.lease(), cache.id, &written).await?;
-        }
         let stale: Vec<_> = of(&plan.stale, hashes).map(|(hash, name)| (hash, name.clone())).collect();
         changed += stale.len() as u64;
         self.take_documents(cache.id, name, stale).await?;
@@ -177,54 +168,31 @@ impl Run<'_> {
         name: &CacheName,
         hashes: &[StorePathHash],
     ) -> Result<()> {
-        let there = self.state().find_published_documents(self.target(), cache, hashes).await?;
+        let rows = DocumentRows::Of(hashes);
+        let there = self.state().published_documents(self.target(), cache, rows).await?;
         let there = there.into_iter().map(|there| (there.hash, there.name)).collect();
         self.take_documents(cache, name, there).await
     }
 
-    /// Takes documents from objects, and deletes those that no other object has.
+    /// Takes documents from objects, and deletes those that no other object has. Their rows go when
+    /// the objects are finished.
     async fn take_documents(
         &self,
         cache: CacheId,
         name: &CacheName,
-        mut taken: Vec<(StorePathHash, DocumentName)>,
+        taken: Vec<(StorePathHash, DocumentName)>,
     ) -> Result<()> {
         if taken.is_empty() {
             return Ok(());
         }
-        // One of several that share a document is the last to have it.
-        taken.sort_unstable_by(|a, b| a.1.cmp(&b.1));
-        let mut last: Vec<(StorePathHash, DocumentName)> = Vec::new();
-        let mut others = Vec::new();
-        for document in taken {
-            match last.last() {
-                Some((_, name)) if *name == document.1 => others.push(document),
-                _ => last.push(document),
-            }
-        }
-        if !others.is_empty() {
-            self.state().forget_published_documents(&self.lease(), cache, &others).await?;
-        }
-        let needed = self.state().find_needed_documents(self.target(), cache, &last).await?;
-        // A link to debug info may lead to the NAR of an object that goes: another object's next.
-        let links: Vec<(StorePathHash, DocumentName)> = needed
-            .iter()
-            .filter(|(_, document)| matches!(document, DocumentName::DebugInfo(_)))
-            .cloned()
-            .collect();
-        if !links.is_empty() {
-            let (lease, now) = (self.lease(), self.now());
-            self.state().note_document_drift(&lease, cache, &links, now, None).await?;
-        }
-        let needed: HashSet<DocumentName> = needed.into_iter().map(|(_, document)| document).collect();
-        let deletions = last.iter().filter(|(_, document)| !needed.contains(document));
+        let gone = self.state().take_documents(&self.lease(), cache, &taken, self.now()).await?;
+        let deletions =
+            gone.into_iter().map(|document| EdgeKey::Document(name.clone(), document).to_string());
         // A row may be of a name that the store never took: a target can move to a folder.
         let deletions = deletions
-            .map(|(_, document)| EdgeKey::Document(name.clone(), document.clone()).to_string())
             .filter(|key| self.store().takes_name(key))
             .map(|key| async move { Ok(self.store().delete(&key).await?) });
-        self.in_flight.all(deletions).await?;
-        Ok(self.state().forget_published_documents(&self.lease(), cache, &last).await?)
+        self.in_flight.all(deletions).await.map(drop)
     }
 }
 

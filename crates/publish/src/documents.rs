@@ -115,8 +115,8 @@ pub(crate) async fn write_after(
     let mut state = describe(run, cache, name, before.as_ref());
     state.object_count = counts.published;
     state.file_bytes = counts.file_bytes;
-    // The row may have been touched by a run that ended too early, within this second or by a clock
-    // that was ahead.
+    // An earlier run may have marked the row out of date and ended too early, within this second or
+    // by a clock that was ahead.
     state.published_at = run.now().max(row.published_at);
     row.published_at = state.published_at;
     write_state(run, name, row, &state).await

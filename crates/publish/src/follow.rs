@@ -29,37 +29,51 @@ impl Publisher {
     }
 }
 
+/// A page of the outbox that was followed.
+pub(crate) struct Followed {
+    /// Its end.
+    pub(crate) cursor: OutboxPosition,
+    /// What changed in it.
+    pub(crate) changed: Vec<(CacheId, StorePathHash)>,
+}
+
 impl Run<'_> {
-    /// Notes what changed since the last look, here and in the index.
-    pub(crate) async fn follow(&mut self) -> Result<()> {
-        loop {
-            let rows = self.publisher.index().outbox_after(self.cursor, OUTBOX_PAGE).await?;
-            let Some(last) = rows.last() else { return Ok(()) };
-            let cursor = last.position;
-            let mut noted = HashSet::new();
-            let mut marks = Vec::new();
-            for row in &rows {
-                if let Some(hash) = row.store_path_hash
-                    && self.followed.contains(&row.cache)
-                    && noted.insert((row.cache, hash))
-                {
-                    marks.push((row.cache, hash, row.at));
-                }
-            }
-            self.state().note_pending(&self.lease(), &marks, NotedFrom::Outbox(cursor)).await?;
-            self.cursor = cursor;
-            for (cache, hash, _) in marks {
-                self.turns_of(cache).note_changed(hash);
+    /// Notes what changed in these caches in the next page of the outbox. Returns `None` if there
+    /// is none.
+    pub(crate) async fn follow_page(
+        &self,
+        after: OutboxPosition,
+        caches: &HashSet<CacheId>,
+    ) -> Result<Option<Followed>> {
+        let rows = self.publisher.index().outbox_after(after, OUTBOX_PAGE).await?;
+        let Some(last) = rows.last() else { return Ok(None) };
+        let cursor = last.position;
+        let mut noted = HashSet::new();
+        let mut marks = Vec::new();
+        for row in &rows {
+            if let Some(hash) = row.store_path_hash
+                && caches.contains(&row.cache)
+                && noted.insert((row.cache, hash))
+            {
+                marks.push((row.cache, hash, row.at));
             }
         }
+        self.state().note_pending(&self.lease(), &marks, NotedFrom::Outbox(cursor)).await?;
+        let changed = marks.into_iter().map(|(cache, hash, _)| (cache, hash)).collect();
+        Ok(Some(Followed { cursor, changed }))
     }
 
     /// Notes a page of what a cache that is new here had before, so that what was removed from it
-    /// is known. Returns where the scan goes on.
-    pub(crate) async fn note_past(&self, cache: CacheId, after: OutboxPosition) -> Result<CacheScan> {
+    /// is known. The outbox was followed up to `followed_to`. Returns where the scan goes on.
+    pub(crate) async fn note_past(
+        &self,
+        cache: CacheId,
+        after: OutboxPosition,
+        followed_to: OutboxPosition,
+    ) -> Result<CacheScan> {
         let rows = self.publisher.index().outbox_after(after, OUTBOX_PAGE).await?;
         let next = match rows.last() {
-            Some(last) if last.position < self.cursor => CacheScan::Past(last.position),
+            Some(last) if last.position < followed_to => CacheScan::Past(last.position),
             _ => CacheScan::Objects(None),
         };
         let mut noted = HashSet::new();

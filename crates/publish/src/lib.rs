@@ -7,7 +7,8 @@
 //! A run takes the lease (`target`), notes what changed (`follow`) and does the work over whole
 //! caches that is due (`scan`, `reconcile`). Then, page by page, it plans (`plan`, pure), brings
 //! (`bring`) and removes (`remove`), and writes the documents about each cache (`documents`). Each
-//! of these returns what it changed; `publisher` adds that up.
+//! of these returns what it changed; `rounds` adds that up, and remembers how far the run has come
+//! with each cache.
 //!
 //! [`export`] writes one cache to any folder or bucket, without a row in the index. It shares the
 //! plan, the transfers and the documents with publishing.
@@ -45,6 +46,7 @@ mod settings;
 mod status;
 mod target;
 mod transfer;
+mod turn;
 mod unknown;
 
 pub use error::{Error, Result};

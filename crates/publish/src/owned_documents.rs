@@ -108,12 +108,13 @@ pub(crate) async fn find_documents(
         cache.keys.iter().filter(|key| key.active).map(|key| key.public_key.as_str()).collect();
     let keys = keys.join("\n");
     let mut wanted: HashMap<(StorePathHash, DocumentName), WantedDocument> = HashMap::new();
-    let found = index.find_owned_documents(cache.id, &owners, OWNED_MAX).await?;
-    let mut is_all = found.len() < OWNED_MAX as usize;
+    let with_debug_info: Vec<StorePathHash> = hashes.iter().copied().filter(|_| kinds.debug_info).collect();
+    let found = index.find_lab_documents(cache.id, &owners, &with_debug_info, OWNED_MAX).await?;
+    let is_all = found.owned.len().max(found.build_ids.len()) < OWNED_MAX as usize;
     if !is_all && objects.len() > 1 {
         return Ok(None);
     }
-    for owned in found {
+    for owned in found.owned {
         let (belongs_to, digest) = match &owned.name {
             DocumentName::Log(derivation) if kinds.logs => {
                 (outputs.get(derivation.base_name()).cloned().unwrap_or_default(), owned.digest)
@@ -129,13 +130,7 @@ pub(crate) async fn find_documents(
             wanted.insert((hash, name.clone()), WantedDocument { name, size, digest, text: None });
         }
     }
-    if kinds.debug_info {
-        let all: Vec<StorePathHash> = hashes.into_iter().collect();
-        let found = index.find_build_ids(cache.id, &all, OWNED_MAX).await?;
-        is_all &= found.len() < OWNED_MAX as usize;
-        if !is_all && objects.len() > 1 {
-            return Ok(None);
-        }
+    if !found.build_ids.is_empty() {
         let nars: HashMap<StorePathHash, String> = objects
             .iter()
             .map(|found| {
@@ -143,7 +138,7 @@ pub(crate) async fn find_documents(
                 (found.object.path.hash(), nar_file(nar).to_string())
             })
             .collect();
-        for (hash, build_id) in found {
+        for (hash, build_id) in found.build_ids {
             let link = DebugLink::new(&build_id, &nars[&hash]).to_json();
             let digest = NarHash::digest(link.as_bytes()).as_bytes().to_vec();
             let (name, size) = (DocumentName::DebugInfo(build_id), link.len() as u64);

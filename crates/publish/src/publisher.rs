@@ -1,24 +1,22 @@
 //! One run: the lease, the outbox, and the caches in turns.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dormer_api::CacheName;
 use dormer_engine::Engine;
 use dormer_index::{
-    Cache, CacheId, CacheScan, Index, Lease, OutboxPosition, PublishIndex, PublishedCache, TargetId,
-    UnixSeconds,
+    Cache, CacheScan, Index, Lease, NarRows, ObjectRows, PublishIndex, TargetId, UnixSeconds,
 };
 use dormer_nix::{StorePathHash, with_causes};
 use dormer_stores::{Store, WriteWindow};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use crate::follow::Changed;
 use crate::in_flight::InFlight;
 use crate::report::{Outcome, Preview, Reporter};
-use crate::rounds::CacheTurns;
+use crate::rounds::Rounds;
 use crate::settings::{TargetSettings, seconds};
 use crate::transfer::Sender;
 use crate::{Error, Result};
@@ -137,19 +135,12 @@ impl Publisher {
                 // compared with this one, they are about neither.
                 self.state.move_target(&self.renewed(&lease), &location, place.is_known).await?;
             }
-            let mut run = Run {
+            let run = Run {
                 publisher: self,
                 store: &store,
                 in_flight: &in_flight,
                 held: lease,
-                cursor: target.cursor,
-                followed: HashSet::new(),
-                caches: HashMap::new(),
                 adopts: !place.is_known,
-                looks_at_all,
-                looks_at_all_since: self.engine.now(),
-                turn_ends_at: Instant::now(),
-                untouched: None,
                 mode,
             };
             if !place.is_marked {
@@ -158,7 +149,7 @@ impl Publisher {
             if target.missed_changes {
                 run.compare_whole_caches().await?;
             }
-            let mut outcomes = run.all_caches().await?;
+            let mut outcomes = Rounds::new(&run, target.cursor, looks_at_all).all_caches().await?;
             if !place.is_known && !self.is_stopping() {
                 self.state.move_target(&self.renewed(&lease), &location, true).await?;
             }
@@ -204,14 +195,12 @@ impl Publisher {
         Ok(Outcome { caches, writes: writes - requests.0, listings: listings - requests.1, unknown })
     }
 
-    /// Whether a run would find anything to do. Costs three statements or four.
+    /// Whether a run would find anything to do. Costs a few statements, and two for each cache.
     pub async fn has_work(&self) -> Result<bool> {
         let target = self.state.open_target(&self.settings.name, self.store.location()).await?;
         let published = self.state.published_caches(target.id).await?;
-        if target.error.is_some() || target.missed_changes || published.is_empty() {
-            return Ok(true);
-        }
-        if !self.index().outbox_after(target.cursor, 1).await?.is_empty() {
+        let has_changes = target.unseen_since.is_some() || target.missed_changes;
+        if has_changes || target.error.is_some() || published.is_empty() {
             return Ok(true);
         }
         let looks_at_all = self.is_due(self.looked_at().or(target.ran_at));
@@ -220,10 +209,11 @@ impl Publisher {
                 continue;
             }
             let pending = self.state.pending_objects(target.id, cache.id, None, PENDING_LOOKED_AT).await?;
+            let due = NarRows::Due { at: self.engine.now(), limit: 1 };
             // What waits for something was looked at; now and then its time may have come.
             if pending.iter().any(|pending| pending.reason.is_none())
                 || (looks_at_all && !pending.is_empty())
-                || !self.state.due_nars(target.id, cache.id, self.engine.now(), 1).await?.is_empty()
+                || !self.state.published_nars(target.id, cache.id, due).await?.is_empty()
             {
                 return Ok(true);
             }
@@ -286,7 +276,7 @@ impl Publisher {
             let hashes: Vec<StorePathHash> = hashes.into_iter().collect();
             for page in hashes.chunks(4_096) {
                 let found = self.state.find_objects(cache.id, page).await?;
-                let there = self.state.find_published(target.id, cache.id, page).await?;
+                let there = self.state.published_objects(target.id, cache.id, ObjectRows::Of(page)).await?;
                 let present: HashSet<StorePathHash> =
                     found.iter().map(|found| found.object.path.hash()).collect();
                 preview.publish += found.len() as u64;
@@ -316,7 +306,7 @@ impl Publisher {
     }
 }
 
-/// A run that holds the lease.
+/// A run that holds the lease: what all of its parts work with. None of it changes.
 pub(crate) struct Run<'a> {
     pub(crate) publisher: &'a Publisher,
     /// The target, to which nothing is written without the lease.
@@ -324,38 +314,13 @@ pub(crate) struct Run<'a> {
     pub(crate) in_flight: &'a InFlight,
     /// The lease as it was taken: see [`Run::lease`].
     held: Lease,
-    /// Up to where the outbox was followed.
-    pub(crate) cursor: OutboxPosition,
-    /// Caches whose changes are noted.
-    pub(crate) followed: HashSet<CacheId>,
-    /// How far the run has come with each cache.
-    pub(crate) caches: HashMap<CacheId, CacheTurns>,
     /// Whether NAR files that no row names may be in the target: then they are looked for before
     /// they are sent.
     pub(crate) adopts: bool,
-    /// Whether paths that wait are looked at though nothing changed that they wait for.
-    pub(crate) looks_at_all: bool,
-    /// When this run last began to look at all paths that wait, or when it began.
-    pub(crate) looks_at_all_since: UnixSeconds,
-    /// When the cache at hand lets others have their turn.
-    pub(crate) turn_ends_at: Instant,
-    /// The row of the cache at hand, until something of it is changed in the target.
-    pub(crate) untouched: Option<PublishedCache>,
     pub(crate) mode: Mode,
 }
 
 impl Run<'_> {
-    /// Records, before the first change of the cache at hand in the target, that its state document
-    /// is out of date.
-    pub(crate) async fn touch(&mut self) -> Result<()> {
-        if let Some(mut row) = self.untouched.take() {
-            // Never the time that the document gives, whatever the clock does.
-            row.published_at = self.now().max(row.published_at.saturating_add(1));
-            self.state().write_published_cache(&self.lease(), &row, self.now()).await?;
-        }
-        Ok(())
-    }
-
     pub(crate) fn target(&self) -> TargetId {
         self.held.target
     }
@@ -371,16 +336,6 @@ impl Run<'_> {
 
     pub(crate) fn store(&self) -> &Store {
         self.store
-    }
-
-    /// Begins the turn of a cache, or of one that leaves.
-    pub(crate) fn begin_turn(&mut self) {
-        self.turn_ends_at = Instant::now() + self.publisher.settings.turn;
-    }
-
-    /// Whether the work at hand has to make room for others, or the whole run has to end.
-    pub(crate) fn has_to_pause(&self) -> bool {
-        self.publisher.is_stopping() || Instant::now() >= self.turn_ends_at
     }
 
     pub(crate) fn now(&self) -> i64 {

@@ -21,7 +21,8 @@ use dormer_api::CacheName;
 use dormer_edge::{EdgeKey, NarFile};
 use dormer_format::EncodingTag;
 use dormer_index::{
-    Cache, CacheScan, NarQuery, PublishDone, PublishIntent, PublishState, PublishedDocument, PublishedFile,
+    Cache, CacheScan, DocumentRows, Drift, FoundNarinfo, NarQuery, NarRows, ObjectRows, PublishIntent,
+    PublishState, PublishedDocument, PublishedFile,
 };
 use dormer_nix::{DocumentName, NarHash, NarInfo, StoreDir, StorePath, StorePathHash, nix32};
 use dormer_stores::FileEntry;
@@ -29,7 +30,6 @@ use dormer_stores::FileEntry;
 use crate::Result;
 use crate::bring::is_signed_upstream;
 use crate::publisher::Run;
-use crate::remove::FOUND;
 use crate::transfer::{FilePlace, nar_file};
 
 /// Rows compared together.
@@ -55,7 +55,7 @@ impl Run<'_> {
     /// Compares the narinfos after this last byte of their hashes. Returns where the scan goes on,
     /// and how many files were not as they should be.
     pub(crate) async fn compare_narinfos(
-        &mut self,
+        &self,
         cache: &Cache,
         name: &CacheName,
         after: Option<u8>,
@@ -84,17 +84,15 @@ impl Run<'_> {
         let listings_of: HashSet<StorePathHash> = listings.iter().copied().collect();
         let mut row_after = None;
         loop {
-            let rows = self
-                .state()
-                .list_published(self.target(), cache.id, first..=listed.through, row_after, ROWS_PAGE)
-                .await?;
+            let page = ObjectRows::Page { bytes: first..=listed.through, after: row_after, limit: ROWS_PAGE };
+            let rows = self.state().published_objects(self.target(), cache.id, page).await?;
             let Some(last) = rows.last() else { break };
             row_after = Some(last.hash);
             for row in &rows {
                 let entry = narinfos.remove(&row.hash);
                 let mut sound =
                     entry.is_some_and(|entry| same_etag(entry.etag.as_deref(), row.etag.as_deref()));
-                let is_written = row.state == PublishState::Published && row.digest != FOUND;
+                let is_written = row.state == PublishState::Published && !row.was_found();
                 if sound && row.etag.is_none() && is_written {
                     let key = EdgeKey::Narinfo(name.clone(), row.hash);
                     let text = self.store().get(&key.to_string()).await?.unwrap_or_default();
@@ -122,14 +120,15 @@ impl Run<'_> {
         let repaired = (drifted.len() + found.len() + strangers.len()) as u64
             + self.delete_strangers(cache, listings.collect()).await?;
         let next = CacheScan::Narinfos(Some(listed.through));
-        self.state().note_drift(&self.lease(), cache.id, &drifted, &[], self.now(), next.clone()).await?;
+        let drift = Drift { narinfos: drifted, ..Drift::default() };
+        self.state().note_drift(&self.lease(), cache.id, &drift, self.now(), Some(next.clone())).await?;
         Ok((next, repaired))
     }
 
     /// Compares NAR files, likewise: also those in grace, and those that were never finished. A
     /// push may name them again.
     pub(crate) async fn compare_nars(
-        &mut self,
+        &self,
         cache: &Cache,
         name: &CacheName,
         after: Option<u8>,
@@ -154,10 +153,8 @@ impl Run<'_> {
         let mut known: HashSet<NarHash> = HashSet::new();
         let mut row_after = None;
         loop {
-            let rows = self
-                .state()
-                .list_published_nars(self.target(), cache.id, first..=listed.through, row_after, ROWS_PAGE)
-                .await?;
+            let page = NarRows::Page { bytes: first..=listed.through, after: row_after, limit: ROWS_PAGE };
+            let rows = self.state().published_nars(self.target(), cache.id, page).await?;
             let Some(last) = rows.last() else { break };
             row_after = Some(last.nar);
             for nar in rows {
@@ -171,11 +168,6 @@ impl Run<'_> {
             }
         }
         let others = self.with_other_headers(cache, name, sound_ones).await?;
-        if !others.is_empty() {
-            // The step is not over: the same part of the listing follows again after a crash.
-            let (lease, now) = (self.lease(), self.now());
-            self.state().note_other_headers(&lease, cache.id, &others, now, CacheScan::Nars(after)).await?;
-        }
         // Narinfos that were not written again yet may name them.
         let mut left = Vec::new();
         for (nar, entry) in files {
@@ -191,11 +183,15 @@ impl Run<'_> {
             }
         }
         for page in left.chunks(ROWS_PAGE as usize) {
-            self.state().note_found_nars(&self.lease(), cache.id, page, self.grace_end()).await?;
+            // The step is not over: the same part of the listing follows again after a crash.
+            let (found_nars, grace_ends_at) = (page.to_vec(), self.grace_end());
+            let drift = Drift { found_nars, grace_ends_at, ..Drift::default() };
+            self.state().note_drift(&self.lease(), cache.id, &drift, self.now(), None).await?;
         }
         let repaired = (drifted.len() + others.len() + left.len()) as u64;
         let next = CacheScan::Nars(Some(listed.through));
-        self.state().note_drift(&self.lease(), cache.id, &[], &drifted, self.now(), next.clone()).await?;
+        let drift = Drift { nars: drifted, outdated_nars: others, ..Drift::default() };
+        self.state().note_drift(&self.lease(), cache.id, &drift, self.now(), Some(next.clone())).await?;
         Ok((next, repaired))
     }
 
@@ -222,7 +218,7 @@ impl Run<'_> {
 
     /// Compares logs and traces after this name below the cache.
     pub(crate) async fn compare_documents(
-        &mut self,
+        &self,
         cache: &Cache,
         name: &CacheName,
         after: Option<String>,
@@ -262,16 +258,9 @@ impl Run<'_> {
         let mut rows_of_one: Vec<PublishedDocument> = Vec::new();
         let mut row_after = (after, None);
         loop {
-            let rows = self
-                .state()
-                .list_published_documents(
-                    self.target(),
-                    cache.id,
-                    (&row_after.0, row_after.1),
-                    &through,
-                    ROWS_PAGE,
-                )
-                .await?;
+            let after = (row_after.0.as_str(), row_after.1);
+            let page = DocumentRows::Page { after, through: &through, limit: ROWS_PAGE };
+            let rows = self.state().published_documents(self.target(), cache.id, page).await?;
             let is_last = rows.is_empty();
             for row in rows {
                 row_after = (row.name.to_string(), Some(row.hash));
@@ -290,8 +279,8 @@ impl Run<'_> {
         let documents: HashSet<&DocumentName> = drifted.iter().map(|(_, document)| document).collect();
         let repaired = documents.len() as u64 + self.delete_strangers(cache, strangers).await?;
         let next = CacheScan::Documents(Some(next));
-        let (lease, now) = (self.lease(), self.now());
-        self.state().note_document_drift(&lease, cache.id, &drifted, now, Some(next.clone())).await?;
+        let drift = Drift { documents: drifted, ..Drift::default() };
+        self.state().note_drift(&self.lease(), cache.id, &drift, self.now(), Some(next.clone())).await?;
         Ok((next, repaired))
     }
 
@@ -353,6 +342,7 @@ impl Run<'_> {
                     nar: (nar.hash, settings.published_tag(nar.tag)),
                     file_size: nar.file_size,
                     references: references.filter(|other| *other != hash).collect(),
+                    documents: Vec::new(),
                 }
             })
             .collect();
@@ -368,7 +358,7 @@ impl Run<'_> {
         // What this lab removed is removed as it says: for cause, perhaps.
         let unknown: Vec<StorePathHash> = texts.iter().map(|(hash, ..)| *hash).collect();
         let removed = self.state().find_removed(self.target(), cache.id, &unknown).await?;
-        let (mut intents, mut done, mut unreadable) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut found_narinfos, mut unreadable) = (Vec::new(), Vec::new());
         for (hash, entry, text) in texts {
             let Some((narinfo, nar)) = read_narinfo(cache, hash, &text) else {
                 unreadable.push(hash);
@@ -376,17 +366,20 @@ impl Run<'_> {
             };
             let references: Vec<StorePathHash> =
                 narinfo.references.iter().map(StorePath::hash).filter(|other| *other != hash).collect();
-            let upstream = is_signed_upstream(cache, &narinfo.sigs);
-            let file_size = narinfo.file_size.unwrap_or_default();
-            let is_removed = removed.contains(&hash);
-            let digest = if is_removed { NarHash::digest(&text).as_bytes().to_vec() } else { FOUND.to_vec() };
-            intents.push(PublishIntent { hash, nar, file_size, references: references.clone() });
-            done.push(PublishDone { hash, nar, digest, etag: entry.etag.clone(), upstream, references });
+            found_narinfos.push(FoundNarinfo {
+                hash,
+                nar,
+                file_size: narinfo.file_size.unwrap_or_default(),
+                digest: removed.contains(&hash).then(|| NarHash::digest(&text).as_bytes().to_vec()),
+                etag: entry.etag.clone(),
+                upstream: is_signed_upstream(cache, &narinfo.sigs),
+                references,
+            });
         }
-        if !done.is_empty() {
-            let (lease, now) = (self.lease(), self.now());
-            self.state().note_found_narinfos(&lease, cache.id, &intents, &done, now).await?;
-            found.extend(done.iter().map(|done| done.hash));
+        if !found_narinfos.is_empty() {
+            found.extend(found_narinfos.iter().map(|narinfo| narinfo.hash));
+            let drift = Drift { found_narinfos, ..Drift::default() };
+            self.state().note_drift(&self.lease(), cache.id, &drift, self.now(), None).await?;
         }
         Ok(unreadable)
     }

@@ -6,23 +6,23 @@ use std::collections::{HashMap, HashSet};
 use dormer_api::CacheName;
 use dormer_edge::EdgeKey;
 use dormer_format::EncodingTag;
-use dormer_index::{Cache, CacheId, PendingVerdicts, PublishedCache, PublishedObject};
+use dormer_index::{
+    Cache, CacheId, Forget, NarRows, ObjectRows, PendingVerdicts, PublishedCache, PublishedObject, Removals,
+    RemovalsBegun,
+};
 use dormer_nix::{NarHash, StorePathHash};
 
 use crate::publisher::Run;
 use crate::report::Counts;
 use crate::transfer::nar_file;
-use crate::{Error, Result, documents};
+use crate::turn::Turn;
+use crate::{Result, documents};
 
 /// Objects removed together.
 const PAGE: u32 = 512;
 
 /// Rows scanned, or forgotten, together.
 const SCANNED_PAGE: u32 = 4_096;
-
-/// In place of the digest of a narinfo that a comparison found in the target, and that neither the
-/// rows nor the lab know. No word of the lab says that it was removed for cause.
-pub(crate) const FOUND: &[u8] = b"found";
 
 /// How long a removal is remembered. A push takes hours at most, and a path that waits for the
 /// removed one by then has it in its own row.
@@ -31,7 +31,7 @@ const REMOVED_KEPT_SECONDS: i64 = 30 * 86_400;
 impl Run<'_> {
     /// Begins to remove what the cache no longer has. Returns whether some of it was removed for
     /// cause: the lab no longer serves its NAR, so it must leave the target at once.
-    pub(crate) async fn begin_removals(&mut self, cache: &Cache) -> Result<bool> {
+    pub(crate) async fn begin_removals(&self, turn: &Turn<'_>, cache: &Cache) -> Result<bool> {
         let mut urgent = false;
         let mut after = None;
         loop {
@@ -41,14 +41,15 @@ impl Run<'_> {
             }
             after = page.next;
             for absent in page.absent.chunks(PAGE as usize) {
-                urgent |= self.begin_removing_absent(cache, absent).await?;
+                urgent |= self.begin_removing_absent(turn, cache, absent).await?;
             }
         }
     }
 
     /// The same for those of these objects that the cache no longer has.
     pub(crate) async fn begin_removals_among(
-        &mut self,
+        &self,
+        turn: &Turn<'_>,
         cache: &Cache,
         changed: &[StorePathHash],
     ) -> Result<bool> {
@@ -62,44 +63,46 @@ impl Run<'_> {
                 found.iter().map(|found| found.object.path.hash()).collect();
             let absent: Vec<StorePathHash> =
                 page.iter().filter(|hash| !present.contains(hash)).copied().collect();
-            urgent |= self.begin_removing_absent(cache, &absent).await?;
+            urgent |= self.begin_removing_absent(turn, cache, &absent).await?;
         }
         Ok(urgent)
     }
 
-    async fn begin_removing_absent(&mut self, cache: &Cache, absent: &[StorePathHash]) -> Result<bool> {
+    async fn begin_removing_absent(
+        &self,
+        turn: &Turn<'_>,
+        cache: &Cache,
+        absent: &[StorePathHash],
+    ) -> Result<bool> {
         if absent.is_empty() {
             return Ok(false);
         }
-        let there = self.state().find_published(self.target(), cache.id, absent).await?;
-        let served = self.served_nars(cache, there.iter().map(|row| row.nar.0)).await?;
-        let mut urgent = there.iter().any(|row| !served.contains(&row.nar.0) && row.digest != FOUND);
-        let gone: HashSet<StorePathHash> = there.iter().map(|row| row.hash).collect();
-        self.remove_with_referrers(cache.id, &gone.iter().copied().collect::<Vec<_>>()).await?;
-        urgent |= self.end_graces(cache, absent).await?;
-        let settled: Vec<StorePathHash> =
-            absent.iter().filter(|hash| !gone.contains(hash)).copied().collect();
-        self.settle(cache.id, &PendingVerdicts { removed: settled, ..PendingVerdicts::default() }).await?;
-        Ok(urgent)
+        let removals = Removals { gone: absent.to_vec(), ..Removals::default() };
+        Ok(self.begin_removing(turn, cache.id, &removals).await?.is_urgent())
     }
 
-    /// Records that these objects are being removed, and all that refers to them, through all
+    /// Records that objects are being removed, and all that refers to them, through all
     /// generations.
-    async fn remove_with_referrers(&self, cache: CacheId, hashes: &[StorePathHash]) -> Result<()> {
-        if hashes.is_empty() {
-            return Ok(());
+    async fn begin_removing(
+        &self,
+        turn: &Turn<'_>,
+        cache: CacheId,
+        removals: &Removals,
+    ) -> Result<RemovalsBegun> {
+        let begun = self.state().begin_removing(&self.lease(), cache, removals, self.now()).await?;
+        if begun.leaving > 0 {
+            // `remove_all` goes on with it.
+            self.take_referrers(turn, cache).await?;
         }
-        self.state().begin_removing(&self.lease(), cache, hashes).await?;
-        // `remove_all` goes on with it.
-        self.take_referrers(cache).await.map(drop)
+        Ok(begun)
     }
 
     /// Takes along all that refers to what is being removed. Returns whether that has come to its
     /// end, before which nothing goes; if not, the turn of the cache is over. Each turn takes a
     /// step.
-    async fn take_referrers(&self, cache: CacheId) -> Result<bool> {
+    async fn take_referrers(&self, turn: &Turn<'_>, cache: CacheId) -> Result<bool> {
         while self.state().take_referrers(&self.lease(), cache, self.now()).await?.more {
-            if self.has_to_pause() {
+            if turn.has_to_pause() {
                 return Ok(false);
             }
         }
@@ -110,30 +113,22 @@ impl Run<'_> {
     /// serves the published one: they were removed for cause and pushed again. Returns whether
     /// there are any.
     pub(crate) async fn begin_replacements(
-        &mut self,
+        &self,
+        turn: &Turn<'_>,
         cache: &Cache,
         present: &HashMap<StorePathHash, NarHash>,
         published: &HashMap<StorePathHash, PublishedObject>,
     ) -> Result<bool> {
-        let replaced: Vec<&PublishedObject> = published
-            .values()
-            .filter(|row| present.get(&row.hash).is_some_and(|nar| *nar != row.nar.0))
-            .collect();
-        let served = self.served_nars(cache, replaced.iter().map(|row| row.nar.0)).await?;
-        let gone: Vec<StorePathHash> =
-            replaced.iter().filter(|row| !served.contains(&row.nar.0)).map(|row| row.hash).collect();
-        self.remove_with_referrers(cache.id, &gone).await?;
-        let present: Vec<StorePathHash> = present.keys().copied().collect();
-        Ok(self.end_graces(cache, &present).await? || !gone.is_empty())
-    }
-
-    /// Ends the graces of earlier NARs of these paths that the lab no longer serves. Returns
-    /// whether there are any.
-    async fn end_graces(&self, cache: &Cache, hashes: &[StorePathHash]) -> Result<bool> {
-        if hashes.is_empty() {
+        if present.is_empty() {
             return Ok(false);
         }
-        Ok(self.state().end_graces(&self.lease(), cache.id, hashes, self.now()).await? > 0)
+        let is_replaced = |hash: &StorePathHash| {
+            published.get(hash).is_some_and(|row| present.get(hash) != Some(&row.nar.0))
+        };
+        let (replaced, kept) = present.keys().copied().partition(is_replaced);
+        let removals = Removals { replaced, kept, ..Removals::default() };
+        let begun = self.begin_removing(turn, cache.id, &removals).await?;
+        Ok(begun.leaving > 0 || begun.is_urgent())
     }
 
     /// Records the verdicts on objects.
@@ -146,39 +141,25 @@ impl Run<'_> {
 
     /// Forgets removals that are older than any push under way.
     pub(crate) async fn forget_old_removals(&self, cache: &Cache) -> Result<()> {
-        let before = self.now() - REMOVED_KEPT_SECONDS;
-        while self.state().forget_removed(&self.lease(), cache.id, before, SCANNED_PAGE).await? > 0
+        let old = Forget::RemovedBefore(self.now() - REMOVED_KEPT_SECONDS);
+        while !self.state().forget_rows(&self.lease(), cache.id, old, SCANNED_PAGE).await?
             && !self.publisher.is_stopping()
         {}
         Ok(())
-    }
-
-    /// Those of these NARs that the lab serves in the cache.
-    async fn served_nars(
-        &self,
-        cache: &Cache,
-        nars: impl Iterator<Item = NarHash>,
-    ) -> Result<HashSet<NarHash>> {
-        let mut nars: Vec<NarHash> = nars.collect();
-        if nars.is_empty() {
-            return Ok(HashSet::new());
-        }
-        nars.sort_unstable();
-        nars.dedup();
-        Ok(self.state().find_served_nars(cache.id, &nars, self.now()).await?.into_iter().collect())
     }
 
     /// Removes the narinfos that are being removed, referrers first. Without a `cache`, all of the
     /// cache goes, and its NARs have no grace. Returns whether all are gone; if not, the turn of
     /// the cache is over. Each turn removes a page.
     pub(crate) async fn remove_all(
-        &mut self,
+        &self,
+        turn: &mut Turn<'_>,
         cache_id: CacheId,
         name: &CacheName,
         cache: Option<&Cache>,
     ) -> Result<(Counts, bool)> {
         // Also of what an earlier run recorded before it ended.
-        if !self.take_referrers(cache_id).await? {
+        if !self.take_referrers(turn, cache_id).await? {
             return Ok((Counts::default(), false));
         }
         let mut counts = Counts::default();
@@ -191,7 +172,7 @@ impl Run<'_> {
             let mut after = None;
             let mut is_empty = true;
             loop {
-                if self.publisher.is_stopping() || (counts.removed + removed > 0 && self.has_to_pause()) {
+                if self.publisher.is_stopping() || (counts.removed + removed > 0 && turn.has_to_pause()) {
                     counts.removed += removed;
                     return Ok((counts, false));
                 }
@@ -201,7 +182,7 @@ impl Run<'_> {
                 }
                 (after, is_empty) = (page.next, false);
                 if !page.hashes.is_empty() {
-                    removed += self.remove_page(cache_id, name, cache, page.hashes).await?;
+                    removed += self.remove_page(turn, cache_id, name, cache, page.hashes).await?;
                 }
             }
             counts.removed += removed;
@@ -210,71 +191,54 @@ impl Run<'_> {
             }
             any = removed == 0;
         }
-        let (deleted, is_done) = self.delete_due_nars(cache_id, name, self.now()).await?;
+        let (deleted, is_done) = self.delete_due_nars(turn, cache_id, name, self.now()).await?;
         counts += deleted;
         Ok((counts, is_done))
     }
 
     async fn remove_page(
-        &mut self,
+        &self,
+        turn: &mut Turn<'_>,
         cache_id: CacheId,
         name: &CacheName,
         cache: Option<&Cache>,
         next: Vec<StorePathHash>,
     ) -> Result<u64> {
-        self.touch().await?;
-        let rows = self.state().find_published(self.target(), cache_id, &next).await?;
+        turn.mark_out_of_date().await?;
         self.take_documents_of(cache_id, name, &next).await?;
-        let run = &*self;
         // Listings also where none are published now: they may have been.
         let deletions = next.iter().map(|hash| async move {
-            run.store().delete(&EdgeKey::Narinfo(name.clone(), *hash).to_string()).await?;
-            Ok(run.store().delete(&EdgeKey::Listing(name.clone(), *hash).to_string()).await?)
+            self.store().delete(&EdgeKey::Narinfo(name.clone(), *hash).to_string()).await?;
+            Ok(self.store().delete(&EdgeKey::Listing(name.clone(), *hash).to_string()).await?)
         });
         self.in_flight.all(deletions).await?;
-        let served = match cache {
-            Some(cache) => self.served_nars(cache, rows.iter().map(|row| row.nar.0)).await?,
-            None => HashSet::new(),
-        };
-        let has_grace =
-            |row: &PublishedObject| served.contains(&row.nar.0) || (cache.is_some() && row.digest == FOUND);
-        let gone_at = |row: &PublishedObject| if has_grace(row) { self.grace_end() } else { self.now() };
-        let removed: Vec<_> = rows.iter().map(|row| (row.hash, gone_at(row))).collect();
-        let count = next.len() as u64;
-        // Those that are gone for good; those that were taken along are looked at again.
-        let present = self.state().find_objects(cache_id, &next).await?;
-        let present: HashSet<StorePathHash> = present.iter().map(|found| found.object.path.hash()).collect();
-        let upstreams: HashSet<StorePathHash> =
-            rows.iter().filter(|row| row.upstream).map(|row| row.hash).collect();
-        let (upstream, absent): (Vec<StorePathHash>, Vec<StorePathHash>) = next
-            .into_iter()
-            .filter(|hash| !present.contains(hash))
-            .partition(|hash| upstreams.contains(hash));
-        // A referrer of an upstream's path finds that path elsewhere.
-        let verdicts = PendingVerdicts { removed: absent, done: upstream, ..PendingVerdicts::default() };
-        // Before the rows go: what is still to be looked at ends the graces of NARs that it named.
-        self.settle(cache_id, &verdicts).await?;
-        self.state().finish_removing(&self.lease(), cache_id, &removed).await?;
-        for (hash, _) in &removed {
+        let now = self.now();
+        let grace_end = if cache.is_some() { self.grace_end() } else { now };
+        self.state().finish_removing(&self.lease(), cache_id, &next, grace_end, now).await?;
+        for hash in &next {
             self.publisher.reporter.path_removed(name.as_str(), hash);
         }
-        Ok(count)
+        Ok(next.len() as u64)
     }
 
     /// Deletes NARs whose grace is over at this time. Returns whether all are gone; if not, the
     /// turn of the cache is over. Each turn deletes a page.
-    pub(crate) async fn delete_due_nars(
-        &mut self,
+    async fn delete_due_nars(
+        &self,
+        turn: &Turn<'_>,
         cache: CacheId,
         name: &CacheName,
         now: i64,
     ) -> Result<(Counts, bool)> {
         let mut counts = Counts::default();
         loop {
-            if self.publisher.is_stopping() || (counts.nars_deleted > 0 && self.has_to_pause()) {
+            if self.publisher.is_stopping() || (counts.nars_deleted > 0 && turn.has_to_pause()) {
                 return Ok((counts, false));
             }
-            let due = self.state().due_nars(self.target(), cache, now, PAGE).await?;
+            let due = self
+                .state()
+                .published_nars(self.target(), cache, NarRows::Due { at: now, limit: PAGE })
+                .await?;
             if due.is_empty() {
                 return Ok((counts, true));
             }
@@ -293,7 +257,7 @@ impl Run<'_> {
     ) -> Result<()> {
         self.state().begin_deleting_nars(&self.lease(), cache, nars).await?;
         self.delete_all(nars.iter().map(|nar| EdgeKey::Nar(name.clone(), nar_file(*nar)))).await?;
-        Ok(self.state().forget_nars(&self.lease(), cache, nars).await?)
+        Ok(self.state().finish_deleting_nars(&self.lease(), cache, nars).await?)
     }
 
     /// Deletes files.
@@ -303,31 +267,27 @@ impl Run<'_> {
         self.in_flight.all(deletions).await.map(drop)
     }
 
-    /// Removes a whole cache: its state document first, so that the edge no longer serves it; then
-    /// everything in it. Returns whether all is gone; if not, its turn is over.
-    pub(crate) async fn withdraw(&mut self, published: &PublishedCache) -> Result<(Counts, bool)> {
-        let name: CacheName =
-            published.name.parse().map_err(|_| Error::CacheName { name: published.name.clone() })?;
-        self.untouched = None;
-        self.begin_turn();
-        if !self.turns_of(published.cache).is_withdrawal_noted
-            && !self.note_withdrawal(published, &name).await?
-        {
-            return Ok((Counts::default(), false));
-        }
-        self.turns_of(published.cache).is_withdrawal_noted = true;
-        let (mut counts, mut is_done) = self.remove_all(published.cache, &name, None).await?;
+    /// Removes everything of a cache whose withdrawal was noted. Returns whether all is gone; if
+    /// not, its turn is over.
+    pub(crate) async fn withdraw(
+        &self,
+        turn: &mut Turn<'_>,
+        published: &PublishedCache,
+        name: &CacheName,
+    ) -> Result<(Counts, bool)> {
+        let (mut counts, mut is_done) = self.remove_all(turn, published.cache, name, None).await?;
         if is_done {
             // Also those that were in grace.
-            let (deleted, all) = self.delete_due_nars(published.cache, &name, i64::MAX).await?;
+            let (deleted, all) = self.delete_due_nars(turn, published.cache, name, i64::MAX).await?;
             counts += deleted;
             is_done = all;
         }
         if !is_done {
             return Ok((counts, false));
         }
-        documents::remove_cache_info(self, &name).await?;
-        while !self.state().forget_published_cache(&self.lease(), published.cache, SCANNED_PAGE).await? {
+        documents::remove_cache_info(self, name).await?;
+        let id = published.cache;
+        while !self.state().forget_rows(&self.lease(), id, Forget::All, SCANNED_PAGE).await? {
             if self.publisher.is_stopping() {
                 return Ok((counts, false));
             }
@@ -335,9 +295,9 @@ impl Run<'_> {
         Ok((counts, true))
     }
 
-    /// Notes that all of a cache goes, and takes its state document away. Returns `false` if the
-    /// run is to end.
-    async fn note_withdrawal(&mut self, published: &PublishedCache, name: &CacheName) -> Result<bool> {
+    /// Notes that all of a cache goes, and takes its state document away first, so that the edge no
+    /// longer serves it. Returns `false` if the run is to end.
+    pub(crate) async fn note_withdrawal(&self, published: &PublishedCache, name: &CacheName) -> Result<bool> {
         // If the cache is published again before this is done, nothing counts as written.
         let unknown = PublishedCache { basis: Vec::new(), document: Vec::new(), ..published.clone() };
         self.state().write_published_cache(&self.lease(), &unknown, self.now()).await?;
@@ -347,25 +307,25 @@ impl Run<'_> {
             if self.publisher.is_stopping() {
                 return Ok(false);
             }
-            let rows = self
-                .state()
-                .list_published(self.target(), published.cache, 0..=u8::MAX, after, SCANNED_PAGE)
-                .await?;
+            let page = ObjectRows::Page { bytes: 0..=u8::MAX, after, limit: SCANNED_PAGE };
+            let rows = self.state().published_objects(self.target(), published.cache, page).await?;
             let Some(last) = rows.last() else { return Ok(true) };
             after = Some(last.hash);
-            let hashes: Vec<StorePathHash> = rows.iter().map(|row| row.hash).collect();
-            self.state().begin_removing(&self.lease(), published.cache, &hashes).await?;
+            let gone = rows.iter().map(|row| row.hash).collect();
+            let removals = Removals { gone, ..Removals::default() };
+            self.state().begin_removing(&self.lease(), published.cache, &removals, self.now()).await?;
         }
     }
 
     /// Sets a cache aside that the settings no longer name: nothing of it is looked at any more.
     /// When it is selected again, all of it is.
-    pub(crate) async fn set_aside(&mut self, published: &PublishedCache) -> Result<()> {
+    pub(crate) async fn set_aside(&self, published: &PublishedCache) -> Result<()> {
         if !published.basis.is_empty() {
             let unknown = PublishedCache { basis: Vec::new(), scan: None, ..published.clone() };
             self.state().write_published_cache(&self.lease(), &unknown, self.now()).await?;
         }
-        while !self.state().forget_pending(&self.lease(), published.cache, SCANNED_PAGE).await?
+        let id = published.cache;
+        while !self.state().forget_rows(&self.lease(), id, Forget::Pending, SCANNED_PAGE).await?
             && !self.publisher.is_stopping()
         {}
         Ok(())

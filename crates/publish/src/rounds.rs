@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use dormer_api::CacheName;
 use dormer_edge::CacheState;
 use dormer_index::{
-    Cache, CacheId, CacheScan, OutboxPosition, PendingObject, PublishedCache, PublishedNar, UnixSeconds,
+    Cache, CacheId, CacheScan, Drift, NarRows, OutboxPosition, PendingObject, PublishedCache, PublishedNar,
+    UnixSeconds,
 };
 use dormer_nix::StorePathHash;
 
@@ -21,6 +22,7 @@ use crate::documents;
 use crate::plan::Wait;
 use crate::publisher::{Mode, Run};
 use crate::report::{CacheOutcome, Counts};
+use crate::turn::Turn;
 use crate::{Error, Result};
 
 /// Waiting paths read together when most of them are passed over.
@@ -35,7 +37,7 @@ const CHANGED_MAX: usize = 100_000;
 /// How far a run has come with a cache.
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "they are steps of a run that come in any order")]
-pub(crate) struct CacheTurns {
+struct CacheProgress {
     /// Turns that were over before the cache was up to date.
     cut: u32,
     /// Whether the cache was up to date once in this run.
@@ -45,7 +47,7 @@ pub(crate) struct CacheTurns {
     /// Whether the removals of everything noted before this run were begun.
     removals_begun: bool,
     /// Whether a withdrawal of the whole cache was noted, and the cache had no turn since.
-    pub(crate) is_withdrawal_noted: bool,
+    is_withdrawal_noted: bool,
     /// Whether something is being removed that the lab no longer serves.
     is_urgent: bool,
     /// Whether something changed since the last turn.
@@ -94,7 +96,7 @@ impl ChangedPaths {
     }
 }
 
-impl CacheTurns {
+impl CacheProgress {
     fn new(looks_at_all: bool) -> Self {
         Self {
             cut: 0,
@@ -111,7 +113,7 @@ impl CacheTurns {
     }
 
     /// Records that a path changed in the lab.
-    pub(crate) fn note_changed(&mut self, hash: StorePathHash) {
+    fn note_changed(&mut self, hash: StorePathHash) {
         self.has_changed = true;
         self.changed.add(hash);
         self.moved.add(hash);
@@ -159,23 +161,61 @@ impl CacheTurns {
 }
 
 /// The result of a turn.
-struct Turn {
+struct TurnOutcome {
     outcome: CacheOutcome,
     /// Whether the cache is up to date.
     is_done: bool,
 }
 
-impl Run<'_> {
+/// The rounds of a run: how far it has followed the outbox, and how far it has come with each
+/// cache.
+pub(crate) struct Rounds<'a> {
+    run: &'a Run<'a>,
+    /// Up to where the outbox was followed.
+    followed_to: OutboxPosition,
+    /// Caches whose changes are noted.
+    followed: HashSet<CacheId>,
+    caches: HashMap<CacheId, CacheProgress>,
+    /// Whether paths that wait are looked at though nothing changed that they wait for.
+    looks_at_all: bool,
+    /// When this run last began to look at all paths that wait, or when it began.
+    looks_at_all_since: UnixSeconds,
+}
+
+impl<'a> Rounds<'a> {
+    /// The rounds of a run that goes on in the outbox after this position.
+    pub(crate) fn new(run: &'a Run<'a>, followed_to: OutboxPosition, looks_at_all: bool) -> Self {
+        Self {
+            run,
+            followed_to,
+            followed: HashSet::new(),
+            caches: HashMap::new(),
+            looks_at_all,
+            looks_at_all_since: run.now(),
+        }
+    }
+
     /// How far this run has come with a cache.
-    pub(crate) fn turns_of(&mut self, cache: CacheId) -> &mut CacheTurns {
+    fn progress_of(&mut self, cache: CacheId) -> &mut CacheProgress {
         let looks_at_all = self.looks_at_all;
-        self.caches.entry(cache).or_insert_with(|| CacheTurns::new(looks_at_all))
+        self.caches.entry(cache).or_insert_with(|| CacheProgress::new(looks_at_all))
+    }
+
+    /// Notes what changed since the last look, here and in the index.
+    async fn follow(&mut self) -> Result<()> {
+        while let Some(page) = self.run.follow_page(self.followed_to, &self.followed).await? {
+            self.followed_to = page.cursor;
+            for (cache, hash) in page.changed {
+                self.progress_of(cache).note_changed(hash);
+            }
+        }
+        Ok(())
     }
 
     /// Gives the caches their turns until each was up to date once, or the run is asked to end.
-    pub(crate) async fn all_caches(&mut self) -> Result<Vec<CacheOutcome>> {
+    pub(crate) async fn all_caches(mut self) -> Result<Vec<CacheOutcome>> {
         let mut outcomes: BTreeMap<CacheId, CacheOutcome> = BTreeMap::new();
-        while !self.round(&mut outcomes).await? && !self.publisher.is_stopping() {}
+        while !self.round(&mut outcomes).await? && !self.run.publisher.is_stopping() {}
         let mut outcomes: Vec<CacheOutcome> = outcomes.into_values().collect();
         outcomes.sort_by(|a, b| a.cache.cmp(&b.cache));
         Ok(outcomes)
@@ -183,8 +223,8 @@ impl Run<'_> {
 
     /// One round. Returns whether everything is done.
     async fn round(&mut self, outcomes: &mut BTreeMap<CacheId, CacheOutcome>) -> Result<bool> {
-        let selected = self.publisher.selected().await?;
-        let published = self.state().published_caches(self.target()).await?;
+        let selected = self.run.publisher.selected().await?;
+        let published = self.run.state().published_caches(self.run.target()).await?;
         let published: HashMap<CacheId, PublishedCache> =
             published.into_iter().map(|row| (row.cache, row)).collect();
         let is_selected = |id: CacheId| selected.iter().any(|(cache, _)| cache.id == id);
@@ -204,11 +244,11 @@ impl Run<'_> {
         }
         let names: Vec<CacheName> =
             selected.iter().filter(|(cache, _)| cache.is_public).map(|(_, name)| name.clone()).collect();
-        documents::write_catalog(self, names).await?;
+        documents::write_catalog(self.run, names).await?;
         let readable = self.readable_by_anybody(&selected).await?;
         let mut in_line = Vec::new();
         for (cache, name) in &selected {
-            if self.publisher.is_stopping() {
+            if self.run.publisher.is_stopping() {
                 return Ok(false);
             }
             if !cache.is_public && readable {
@@ -219,7 +259,7 @@ impl Run<'_> {
                 merge(outcomes, cache.id, turn.outcome);
             } else if !leaving.contains(&cache.name) {
                 if !cache.is_public
-                    && let Err(error) = self.store().close_to_others(name.as_str()).await
+                    && let Err(error) = self.run.store().close_to_others(name.as_str()).await
                 {
                     // The other caches are published.
                     let mut outcome = CacheOutcome::of(&cache.name);
@@ -238,24 +278,22 @@ impl Run<'_> {
             }
         }
         in_line.retain(|(cache, _)| {
-            self.caches.get(&cache.id).is_none_or(|turns| !turns.is_finished || turns.has_changed)
+            self.caches.get(&cache.id).is_none_or(|progress| !progress.is_finished || progress.has_changed)
         });
         // A cache that has used up its turns comes behind the others, and changes come first.
         in_line.sort_by_key(|(cache, _)| {
-            self.caches.get(&cache.id).map_or((0, true), |turns| (turns.cut, !turns.has_changed))
+            self.caches.get(&cache.id).map_or((0, true), |progress| (progress.cut, !progress.has_changed))
         });
         for (cache, name) in in_line {
-            if self.publisher.is_stopping() {
+            if self.run.publisher.is_stopping() {
                 return Ok(false);
             }
-            self.begin_turn();
             let turn = self.cache(cache, name, published.get(&cache.id).cloned()).await?;
-            self.untouched = None;
             merge(outcomes, cache.id, turn.outcome);
-            let turns = self.turns_of(cache.id);
-            turns.is_finished = turn.is_done;
+            let progress = self.progress_of(cache.id);
+            progress.is_finished = turn.is_done;
             if !turn.is_done {
-                turns.cut += 1;
+                progress.cut += 1;
                 return Ok(false);
             }
         }
@@ -265,13 +303,13 @@ impl Run<'_> {
     /// After a while, looks at all paths that wait, also of caches that were up to date in this
     /// run: the time of some has come.
     fn look_again(&mut self) {
-        if !self.publisher.is_due(Some(self.looks_at_all_since)) {
+        if !self.run.publisher.is_due(Some(self.looks_at_all_since)) {
             return;
         }
-        self.looks_at_all_since = self.now();
-        for turns in self.caches.values_mut().filter(|turns| turns.pass.waiting > 0) {
-            turns.is_finished = false;
-            turns.moved = ChangedPaths::all();
+        self.looks_at_all_since = self.run.now();
+        for progress in self.caches.values_mut().filter(|progress| progress.pass.waiting > 0) {
+            progress.is_finished = false;
+            progress.moved = ChangedPaths::all();
         }
     }
 
@@ -283,18 +321,17 @@ impl Run<'_> {
         row: &PublishedCache,
     ) -> Result<Counts> {
         let mut counts = Counts::default();
-        let turns = self.turns_of(cache.id);
-        if (!turns.changed.is_empty() || turns.is_urgent) && !self.publisher.is_stopping() {
-            self.begin_turn();
-            let changed = std::mem::take(&mut self.turns_of(cache.id).changed);
-            let is_urgent = self.begin_removals_of(cache, changed).await?;
-            let turns = self.turns_of(cache.id);
-            turns.is_urgent |= is_urgent;
-            if turns.is_urgent {
-                self.untouched = Some(PublishedCache { scan: None, ..row.clone() });
-                let is_gone = self.remove_noted(cache, name, &mut counts).await?;
-                self.untouched = None;
-                self.turns_of(cache.id).is_urgent = !is_gone;
+        let progress = self.progress_of(cache.id);
+        if (!progress.changed.is_empty() || progress.is_urgent) && !self.run.publisher.is_stopping() {
+            let mut turn = Turn::begin(self.run);
+            turn.set_up_to_date(row);
+            let changed = std::mem::take(&mut self.progress_of(cache.id).changed);
+            let is_urgent = self.begin_removals_of(&turn, cache, changed).await?;
+            let progress = self.progress_of(cache.id);
+            progress.is_urgent |= is_urgent;
+            if progress.is_urgent {
+                let is_gone = self.remove_noted(&mut turn, cache, name, &mut counts).await?;
+                self.progress_of(cache.id).is_urgent = !is_gone;
             }
         }
         Ok(counts)
@@ -307,12 +344,12 @@ impl Run<'_> {
         }
         // The catalogue names public caches only, so it is a harmless thing to try with.
         let catalog = dormer_edge::EdgeKey::Catalog.to_string();
-        Ok(self.store().is_public(&catalog).await?.unwrap_or(false))
+        Ok(self.run.store().is_public(&catalog).await?.unwrap_or(false))
     }
 
     /// A private cache in a target that anybody can read.
-    async fn refuse(&mut self, cache: &Cache, published: Option<&PublishedCache>) -> Result<Turn> {
-        let location = self.store().location().to_owned();
+    async fn refuse(&mut self, cache: &Cache, published: Option<&PublishedCache>) -> Result<TurnOutcome> {
+        let location = self.run.store().location().to_owned();
         let refused = Error::PublicTarget { cache: cache.name.clone(), location };
         let mut outcome = CacheOutcome::of(&cache.name);
         outcome.error = Some(refused.to_string());
@@ -323,16 +360,17 @@ impl Run<'_> {
             outcome.add(counts);
             is_done = is_gone;
         }
-        Ok(Turn { outcome, is_done })
+        Ok(TurnOutcome { outcome, is_done })
     }
 
     /// A cache that is published and is not selected any more.
-    async fn leave(&mut self, published: &PublishedCache) -> Result<Turn> {
-        let caches = self.publisher.index().list_caches().await?;
+    async fn leave(&mut self, published: &PublishedCache) -> Result<TurnOutcome> {
+        let caches = self.run.publisher.index().list_caches().await?;
         let cache = caches.iter().find(|cache| cache.id == published.cache);
         // It is private now, and only a pattern fits it.
-        let named =
-            |cache: &Cache| cache.name.parse().is_ok_and(|name| self.publisher.settings.selects(&name, true));
+        let named = |cache: &Cache| {
+            cache.name.parse().is_ok_and(|name| self.run.publisher.settings.selects(&name, true))
+        };
         // What the target shows to anybody goes when the cache becomes private, whatever the
         // settings name.
         let is_exposed = |cache: &Cache| {
@@ -341,8 +379,8 @@ impl Run<'_> {
         let mut outcome = CacheOutcome::of(&published.name);
         let mut is_done = true;
         match cache {
-            Some(cache) if self.mode != Mode::Reconcile && !named(cache) && !is_exposed(cache) => {
-                self.set_aside(published).await?;
+            Some(cache) if self.run.mode != Mode::Reconcile && !named(cache) && !is_exposed(cache) => {
+                self.run.set_aside(published).await?;
                 outcome.note = Some(
                     "is not among the target's caches any more and is left as it is; --reconcile takes it away"
                         .to_owned(),
@@ -355,7 +393,22 @@ impl Run<'_> {
                 outcome.note = is_gone.then(|| "was taken away".to_owned());
             }
         }
-        Ok(Turn { outcome, is_done })
+        Ok(TurnOutcome { outcome, is_done })
+    }
+
+    /// Removes a whole cache: its state document first, so that the edge no longer serves it; then
+    /// everything in it. Returns whether all is gone; if not, its turn is over.
+    async fn withdraw(&mut self, published: &PublishedCache) -> Result<(Counts, bool)> {
+        let name: CacheName =
+            published.name.parse().map_err(|_| Error::CacheName { name: published.name.clone() })?;
+        let mut turn = Turn::begin(self.run);
+        if !self.progress_of(published.cache).is_withdrawal_noted
+            && !self.run.note_withdrawal(published, &name).await?
+        {
+            return Ok((Counts::default(), false));
+        }
+        self.progress_of(published.cache).is_withdrawal_noted = true;
+        self.run.withdraw(&mut turn, published, &name).await
     }
 
     /// The turn of a cache.
@@ -364,49 +417,49 @@ impl Run<'_> {
         cache: &Cache,
         name: &CacheName,
         published: Option<PublishedCache>,
-    ) -> Result<Turn> {
+    ) -> Result<TurnOutcome> {
+        let mut turn = Turn::begin(self.run);
         let mut outcome = CacheOutcome::of(&cache.name);
-        let turns = self.turns_of(cache.id);
-        (turns.is_withdrawal_noted, turns.has_changed) = (false, false);
+        let progress = self.progress_of(cache.id);
+        (progress.is_withdrawal_noted, progress.has_changed) = (false, false);
         let mut row = self.cache_row(cache, published).await?;
-        let is_first = self.mode == Mode::Reconcile && !self.turns_of(cache.id).is_compared;
+        let is_first = self.run.mode == Mode::Reconcile && !self.progress_of(cache.id).is_compared;
         if !self.follow_visibility(cache, name, &mut row, &mut outcome).await? {
-            return Ok(Turn { outcome, is_done: false });
+            return Ok(TurnOutcome { outcome, is_done: false });
         }
         // The access rules take effect before the contents.
-        documents::write_before(self, cache, name, &mut row, is_first).await?;
-        self.untouched = Some(PublishedCache { scan: None, ..row.clone() });
+        documents::write_before(self.run, cache, name, &mut row, is_first).await?;
+        turn.set_up_to_date(&row);
         let compares = row.scan.as_ref().is_some_and(CacheScan::is_comparison);
-        let turns = self.turns_of(cache.id);
-        turns.is_compared |= compares;
+        let progress = self.progress_of(cache.id);
+        progress.is_compared |= compares;
         if row.scan.is_some() {
-            turns.look_at_all();
+            progress.look_at_all();
         }
-        let (counts, is_done) = self.scan_cache(cache, name, &mut row).await?;
+        let (counts, is_done) = self.run.scan_cache(&turn, cache, name, &mut row, self.followed_to).await?;
         outcome.add(counts);
         if !is_done {
-            return Ok(Turn { outcome, is_done });
+            return Ok(TurnOutcome { outcome, is_done });
         }
         if is_first && !compares {
-            let turns = self.turns_of(cache.id);
-            turns.is_compared = true;
-            turns.look_at_all();
-            self.store().delete_abandoned(name.as_str()).await?;
+            let progress = self.progress_of(cache.id);
+            progress.is_compared = true;
+            progress.look_at_all();
+            self.run.store().delete_abandoned(name.as_str()).await?;
             row.scan = Some(CacheScan::Narinfos(None));
-            self.state().write_published_cache(&self.lease(), &row, self.now()).await?;
-            let (counts, is_done) = self.scan_cache(cache, name, &mut row).await?;
+            self.run.state().write_published_cache(&self.run.lease(), &row, self.run.now()).await?;
+            let (counts, is_done) =
+                self.run.scan_cache(&turn, cache, name, &mut row, self.followed_to).await?;
             outcome.add(counts);
             if !is_done {
-                return Ok(Turn { outcome, is_done });
+                return Ok(TurnOutcome { outcome, is_done });
             }
         }
-        let (counts, is_done) = self.bring_up_to_date(cache, name).await?;
+        let (counts, is_done) = self.bring_up_to_date(&mut turn, cache, name).await?;
         outcome.add(counts);
-        outcome.waiting = self.turns_of(cache.id).pass.waiting;
-        // What is taken away after this is another cache's.
-        self.untouched = None;
-        documents::write_after(self, cache, name, &mut row, &outcome).await?;
-        Ok(Turn { outcome, is_done })
+        outcome.waiting = self.progress_of(cache.id).pass.waiting;
+        documents::write_after(self.run, cache, name, &mut row, &outcome).await?;
+        Ok(TurnOutcome { outcome, is_done })
     }
 
     /// Notes everything of a cache as out of date if the cache was public when it was written and
@@ -414,7 +467,7 @@ impl Run<'_> {
     /// may keep it. The access rules take effect first. NARs of a private cache that nothing names
     /// go at once, because nothing would write them again. Returns `false` if the run is to end.
     async fn follow_visibility(
-        &mut self,
+        &self,
         cache: &Cache,
         name: &CacheName,
         row: &mut PublishedCache,
@@ -424,36 +477,35 @@ impl Run<'_> {
         // Between the first step and the last, the row says that nobody knows which rules are in
         // force: an earlier run may have ended there, and the cache may have changed again.
         let is_settled = !before.store_dir.is_empty();
-        if self.store().is_folder() || is_settled && before.public == cache.is_public {
+        if self.run.store().is_folder() || is_settled && before.public == cache.is_public {
             return Ok(true);
         }
         if is_settled {
             // As exposed as it may be.
             let unsettled = CacheState { public: true, store_dir: String::new(), ..before.clone() };
             row.document = unsettled.to_json();
-            self.state().write_published_cache(&self.lease(), row, self.now()).await?;
+            self.run.state().write_published_cache(&self.run.lease(), row, self.run.now()).await?;
         }
-        documents::write_access_rules(self, cache, name, &before).await?;
+        documents::write_access_rules(self.run, cache, name, &before).await?;
         let scan = row.scan.get_or_insert(CacheScan::Objects(None)).clone();
         let mut after = None;
         loop {
-            let nars = self
-                .state()
-                .list_published_nars(self.target(), cache.id, 0..=u8::MAX, after, NOTED_TOGETHER)
-                .await?;
+            let page = NarRows::Page { bytes: 0..=u8::MAX, after, limit: NOTED_TOGETHER };
+            let nars = self.run.state().published_nars(self.run.target(), cache.id, page).await?;
             let Some(last) = nars.last() else { return Ok(true) };
             after = Some(last.nar);
             let (unnamed, named): (Vec<_>, Vec<_>) =
                 nars.into_iter().partition(|nar| nar.delete_after.is_some() && !cache.is_public);
             let keys = |nars: Vec<PublishedNar>| nars.into_iter().map(|nar| nar.nar).collect::<Vec<_>>();
-            let (unnamed, named) = (keys(unnamed), keys(named));
+            let (unnamed, outdated_nars) = (keys(unnamed), keys(named));
             if !unnamed.is_empty() {
-                self.delete_nars(cache.id, name, &unnamed).await?;
+                self.run.delete_nars(cache.id, name, &unnamed).await?;
                 outcome.nars_deleted += unnamed.len() as u64;
             }
-            let (lease, now) = (self.lease(), self.now());
-            self.state().note_other_headers(&lease, cache.id, &named, now, scan.clone()).await?;
-            if self.publisher.is_stopping() {
+            let drift = Drift { outdated_nars, ..Drift::default() };
+            let (lease, now) = (self.run.lease(), self.run.now());
+            self.run.state().note_drift(&lease, cache.id, &drift, now, Some(scan.clone())).await?;
+            if self.run.publisher.is_stopping() {
                 return Ok(false);
             }
         }
@@ -466,7 +518,7 @@ impl Run<'_> {
         cache: &Cache,
         published: Option<PublishedCache>,
     ) -> Result<PublishedCache> {
-        let basis = documents::basis(cache, &self.publisher.settings);
+        let basis = documents::basis(cache, &self.run.publisher.settings);
         let (scan, document) = match published {
             Some(row) if row.basis == basis => return Ok(row),
             Some(PublishedCache { scan: Some(scan @ CacheScan::Past(_)), document, .. }) => (scan, document),
@@ -480,124 +532,139 @@ impl Run<'_> {
             name: cache.name.clone(),
             basis,
             document,
-            published_at: self.now(),
+            published_at: self.run.now(),
             scan: Some(scan),
         };
-        self.state().write_published_cache(&self.lease(), &row, self.now()).await?;
+        self.run.state().write_published_cache(&self.run.lease(), &row, self.run.now()).await?;
         self.followed.insert(cache.id);
         Ok(row)
     }
 
     /// Removes and brings what has to be looked at, from where the last turn ended. Returns whether
     /// all is done; if not, the turn is over.
-    async fn bring_up_to_date(&mut self, cache: &Cache, name: &CacheName) -> Result<(Counts, bool)> {
+    async fn bring_up_to_date(
+        &mut self,
+        turn: &mut Turn<'_>,
+        cache: &Cache,
+        name: &CacheName,
+    ) -> Result<(Counts, bool)> {
         let mut counts = Counts::default();
-        self.forget_old_removals(cache).await?;
-        let turns = self.turns_of(cache.id);
-        if turns.pass.after.is_none() {
-            turns.pass = Pass::default();
+        self.run.forget_old_removals(cache).await?;
+        let progress = self.progress_of(cache.id);
+        if progress.pass.after.is_none() {
+            progress.pass = Pass::default();
         }
         // An earlier turn may have ended while it removed something.
-        let mut is_urgent = turns.cut > 0;
+        let mut is_urgent = progress.cut > 0;
         loop {
-            is_urgent |= self.begin_new_removals(cache).await?;
-            if is_urgent && !self.remove_noted(cache, name, &mut counts).await? {
+            is_urgent |= self.begin_new_removals(turn, cache).await?;
+            if is_urgent && !self.remove_noted(turn, cache, name, &mut counts).await? {
                 return Ok((counts, false));
             }
             is_urgent = false;
             loop {
-                let turns = self.turns_of(cache.id);
-                let after = turns.pass.after;
-                let limit = if turns.moved.is_all { PAGE_OBJECTS } else { PASSED_OVER_PAGE };
-                let pending = self.state().pending_objects(self.target(), cache.id, after, limit).await?;
+                let progress = self.progress_of(cache.id);
+                let after = progress.pass.after;
+                let limit = if progress.moved.is_all { PAGE_OBJECTS } else { PASSED_OVER_PAGE };
+                let pending =
+                    self.run.state().pending_objects(self.run.target(), cache.id, after, limit).await?;
                 let Some(last) = pending.last().map(|last| (last.since, last.hash)) else { break };
                 if after.is_none() && pending.len() == limit as usize {
-                    let backlog = self.state().publish_counts(self.target(), cache.id).await?;
-                    self.publisher.reporter.backlog(&cache.name, backlog.pending);
+                    let backlog = self.run.state().publish_counts(self.run.target(), cache.id).await?;
+                    self.run.publisher.reporter.backlog(&cache.name, backlog.pending);
                 }
-                let turns = self.turns_of(cache.id);
+                let progress = self.progress_of(cache.id);
                 let all = pending.len();
-                let pending = turns.worth_a_look(pending);
+                let pending = progress.worth_a_look(pending);
                 let mut waiting = (all - pending.len()) as u64;
-                if !turns.moved.is_all && !self.remove_absent(cache, name, &pending, &mut counts).await? {
+                if !progress.moved.is_all
+                    && !self.remove_absent(turn, cache, name, &pending, &mut counts).await?
+                {
                     return Ok((counts, false));
                 }
                 for page in pending.chunks(PAGE_OBJECTS as usize) {
-                    let page = self.publish_page(cache, name, page).await?;
+                    let page = self.run.publish_page(turn, cache, name, page).await?;
                     counts += page.counts;
-                    let turns = self.turns_of(cache.id);
-                    page.published.into_iter().for_each(|hash| turns.moved.add(hash));
-                    turns.pass.progress += page.done;
+                    let progress = self.progress_of(cache.id);
+                    page.published.into_iter().for_each(|hash| progress.moved.add(hash));
+                    progress.pass.progress += page.done;
                     if page.is_cut {
                         return Ok((counts, false));
                     }
                     waiting += page.waiting;
                 }
-                let turns = self.turns_of(cache.id);
-                turns.pass.after = Some(last);
-                turns.pass.waiting += waiting;
+                let progress = self.progress_of(cache.id);
+                progress.pass.after = Some(last);
+                progress.pass.waiting += waiting;
                 // What is removed meanwhile, for cause perhaps, does not wait for the end of a long
                 // run.
                 self.follow().await?;
-                if self.begin_new_removals(cache).await?
-                    && !self.remove_noted(cache, name, &mut counts).await?
+                if self.begin_new_removals(turn, cache).await?
+                    && !self.remove_noted(turn, cache, name, &mut counts).await?
                 {
                     return Ok((counts, false));
                 }
-                if self.has_to_pause() {
+                if turn.has_to_pause() {
                     return Ok((counts, false));
                 }
             }
-            if !self.remove_noted(cache, name, &mut counts).await? {
+            if !self.remove_noted(turn, cache, name, &mut counts).await? {
                 return Ok((counts, false));
             }
-            let turns = self.turns_of(cache.id);
-            turns.pass.after = None;
-            if turns.pass.progress == 0 || turns.pass.waiting == 0 {
+            let progress = self.progress_of(cache.id);
+            progress.pass.after = None;
+            if progress.pass.progress == 0 || progress.pass.waiting == 0 {
                 return Ok((counts, true));
             }
-            turns.pass = Pass::default();
+            progress.pass = Pass::default();
         }
     }
 
     /// Begins the removals of what changed since the last look, or of everything that was noted.
     /// Returns whether some of it has to leave the target at once.
-    async fn begin_new_removals(&mut self, cache: &Cache) -> Result<bool> {
-        let turns = self.turns_of(cache.id);
-        let changed = std::mem::take(&mut turns.changed);
-        let is_first = !std::mem::replace(&mut turns.removals_begun, true);
-        if is_first && turns.moved.is_all {
-            self.begin_removals(cache).await
+    async fn begin_new_removals(&mut self, turn: &Turn<'_>, cache: &Cache) -> Result<bool> {
+        let progress = self.progress_of(cache.id);
+        let changed = std::mem::take(&mut progress.changed);
+        let is_first = !std::mem::replace(&mut progress.removals_begun, true);
+        if is_first && progress.moved.is_all {
+            self.run.begin_removals(turn, cache).await
         } else {
-            self.begin_removals_of(cache, changed).await
+            self.begin_removals_of(turn, cache, changed).await
         }
     }
 
-    async fn begin_removals_of(&mut self, cache: &Cache, changed: ChangedPaths) -> Result<bool> {
+    async fn begin_removals_of(&self, turn: &Turn<'_>, cache: &Cache, changed: ChangedPaths) -> Result<bool> {
         if changed.is_all {
-            return self.begin_removals(cache).await;
+            return self.run.begin_removals(turn, cache).await;
         }
         let changed: Vec<StorePathHash> = changed.hashes.into_iter().collect();
-        self.begin_removals_among(cache, &changed).await
+        self.run.begin_removals_among(turn, cache, &changed).await
     }
 
     /// Begins the removals of those of these paths that the cache no longer has: the last run may
     /// have noted them at its end. Returns whether all of it is gone that has to go at once.
     async fn remove_absent(
-        &mut self,
+        &self,
+        turn: &mut Turn<'_>,
         cache: &Cache,
         name: &CacheName,
         pending: &[PendingObject],
         counts: &mut Counts,
     ) -> Result<bool> {
         let hashes: Vec<StorePathHash> = pending.iter().map(|pending| pending.hash).collect();
-        let is_urgent = self.begin_removals_among(cache, &hashes).await?;
-        Ok(!is_urgent || self.remove_noted(cache, name, counts).await?)
+        let is_urgent = self.run.begin_removals_among(turn, cache, &hashes).await?;
+        Ok(!is_urgent || self.remove_noted(turn, cache, name, counts).await?)
     }
 
     /// Removes what is to be removed. Returns whether all of it is gone.
-    async fn remove_noted(&mut self, cache: &Cache, name: &CacheName, counts: &mut Counts) -> Result<bool> {
-        let (removed, is_done) = self.remove_all(cache.id, name, Some(cache)).await?;
+    async fn remove_noted(
+        &self,
+        turn: &mut Turn<'_>,
+        cache: &Cache,
+        name: &CacheName,
+        counts: &mut Counts,
+    ) -> Result<bool> {
+        let (removed, is_done) = self.run.remove_all(turn, cache.id, name, Some(cache)).await?;
         *counts += removed;
         Ok(is_done)
     }

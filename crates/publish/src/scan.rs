@@ -3,30 +3,33 @@
 //! goes on from there.
 
 use dormer_api::CacheName;
-use dormer_index::{Cache, CacheScan, PublishedCache};
+use dormer_index::{Cache, CacheScan, OutboxPosition, PublishedCache};
 
 use crate::Result;
 use crate::publisher::Run;
 use crate::report::Counts;
+use crate::turn::Turn;
 
 /// Objects noted in one transaction: some tens of milliseconds, in which nobody else writes to
 /// SQLite.
 const NOTED_TOGETHER: u32 = 4_096;
 
 impl Run<'_> {
-    /// Carries a cache's scan on to its end. Returns what changed, and whether the scan has ended;
-    /// if not, the turn of the cache is over.
+    /// Carries a cache's scan on to its end. The outbox was followed up to `followed_to`. Returns
+    /// what changed, and whether the scan has ended; if not, the turn of the cache is over.
     pub(crate) async fn scan_cache(
-        &mut self,
+        &self,
+        turn: &Turn<'_>,
         cache: &Cache,
         name: &CacheName,
         row: &mut PublishedCache,
+        followed_to: OutboxPosition,
     ) -> Result<(Counts, bool)> {
         let mut counts = Counts::default();
         let mut has_stepped = false;
         while let Some(scan) = row.scan.clone() {
             // Each turn takes a step, however long that is.
-            if self.publisher.is_stopping() || (has_stepped && self.has_to_pause()) {
+            if self.publisher.is_stopping() || (has_stepped && turn.has_to_pause()) {
                 return Ok((counts, false));
             }
             let kind = std::mem::discriminant(&scan);
@@ -49,7 +52,7 @@ impl Run<'_> {
                     counts.repaired += repaired;
                     Some(next)
                 }
-                CacheScan::Past(position) => Some(self.note_past(cache.id, position).await?),
+                CacheScan::Past(position) => Some(self.note_past(cache.id, position, followed_to).await?),
                 CacheScan::Objects(_) | CacheScan::Published(_) => {
                     let (lease, now) = (self.lease(), self.now());
                     self.state().note_cache_step(&lease, cache.id, scan, NOTED_TOGETHER, now).await?

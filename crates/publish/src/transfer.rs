@@ -7,21 +7,17 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use dormer_edge::{Caching, EdgeKey, NarFile, Visibility, caching};
-use dormer_engine::{Engine, ErrorClass, OpenNar};
+use dormer_engine::{Budget, BudgetShare, Engine, ErrorClass, OpenNar};
 use dormer_format::EncodingTag;
 use dormer_index::{Cache, NarQuery, PublishedNar};
 use dormer_nix::{Backoff, NarHash, NarHasher, RateSchedule, StorePathHash};
 use dormer_stores::{FileKind, FileMeta, Store, Stored};
 use futures::StreamExt as _;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until};
 
 use crate::Result;
 use crate::recompress::{self, Pieces};
 use crate::settings::TargetSettings;
-
-/// Unit of the account of memory.
-const PERMIT_BYTES: u64 = 64 * 1024;
 
 /// Largest listing that is published, in bytes.
 const LISTING_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -97,8 +93,7 @@ pub(crate) enum Sent {
 /// What all uploads of a target share.
 #[derive(Debug)]
 pub(crate) struct Sender {
-    memory: Semaphore,
-    permits: u32,
+    memory: Budget,
     recompress_level: Option<i32>,
     /// When this sender was made.
     begin: Instant,
@@ -108,11 +103,8 @@ pub(crate) struct Sender {
 
 impl Sender {
     pub(crate) fn new(settings: &TargetSettings) -> Self {
-        let permits = settings.memory_bytes.div_ceil(PERMIT_BYTES).clamp(1, u64::from(u32::MAX >> 4));
-        let permits = u32::try_from(permits).expect("clamped");
         Self {
-            memory: Semaphore::new(permits as usize),
-            permits,
+            memory: Budget::of_memory("send_memory", settings.memory_bytes, Duration::MAX, "files"),
             recompress_level: settings.recompress_level,
             begin: Instant::now(),
             bandwidth: NonZeroU64::new(settings.bandwidth)
@@ -329,9 +321,8 @@ impl Sender {
     }
 
     /// Waits until there is memory. One that needs more than all of it gets all of it.
-    pub(crate) async fn reserve(&self, bytes: u64) -> tokio::sync::SemaphorePermit<'_> {
-        let wanted = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX).clamp(1, self.permits);
-        self.memory.acquire_many(wanted).await.expect("the semaphore is never closed")
+    pub(crate) async fn reserve(&self, bytes: u64) -> BudgetShare {
+        self.memory.take_at_last(bytes).await
     }
 
     /// Waits until so many bytes may be sent.

@@ -155,7 +155,7 @@ impl Inner {
 
     /// Two statements, however many targets there are.
     async fn read(&self) -> dormer_index::Result<Vec<TargetBacklog>> {
-        let targets = self.state.list_followers().await?;
+        let targets = self.state.list_targets().await?;
         if targets.is_empty() {
             return Ok(Vec::new());
         }
@@ -164,10 +164,10 @@ impl Inner {
             backlogs.entry(backlog.target).or_default().push(backlog);
         }
         let now = self.engine.now();
-        let targets = targets.into_iter().take(TARGETS_MAX).map(|(target, unseen_since)| {
+        let targets = targets.into_iter().take(TARGETS_MAX).map(|target| {
             let caches = backlogs.remove(&target.id).unwrap_or_default();
             let waiting = caches.iter().filter_map(|backlog| backlog.pending_since);
-            let oldest = unseen_since.into_iter().chain(waiting).min();
+            let oldest = target.unseen_since.into_iter().chain(waiting).min();
             let lag_seconds = oldest.map_or(0, |oldest| (now - oldest).max(0));
             TargetBacklog { target, lag_seconds, caches }
         });

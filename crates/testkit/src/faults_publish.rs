@@ -2,19 +2,20 @@
 //! [`faults`](crate::faults), that fails once, or between whose calls the lab changes.
 
 use std::fmt;
-use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use dormer_format::EncodingTag;
 use dormer_index::{
-    AbsentPage, CacheId, CacheScan, FoundObject, Lease, NotedFrom, OwnedDocument, PendingObject,
-    PendingVerdicts, PublishBacklog, PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishTarget,
-    PublishedCache, PublishedDocument, PublishedNar, PublishedObject, ReferrersTaken, RemovablePage,
-    TargetId, UnixSeconds,
+    AbsentPage, BringIndex, CacheId, CacheScan, CompareIndex, DocumentRows, Drift, Forget, FoundObject,
+    LabDocuments, Lease, NarRows, NotedFrom, ObjectRows, PendingIndex, PendingObject, PendingVerdicts,
+    PublishBacklog, PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishTarget, PublishedCache,
+    PublishedCacheIndex, PublishedDocument, PublishedDocumentIndex, PublishedIndex, PublishedNar,
+    PublishedObject, ReferrersTaken, RemovablePage, Removals, RemovalsBegun, RemoveIndex, TargetId,
+    TargetIndex, UnixSeconds,
 };
-use dormer_nix::{BuildId, DocumentName, NarHash, StorePathHash};
+use dormer_nix::{DocumentName, NarHash, StorePathHash};
 use futures::future::BoxFuture;
 
 use crate::faults::{Faults, Lie, dead_index, read_step, write_step};
@@ -94,6 +95,10 @@ impl BusyPublish {
     pub fn calls(&self) -> u64 {
         self.calls.load(Ordering::SeqCst)
     }
+
+    async fn before_call(&self) {
+        (self.meanwhile)(self.calls.fetch_add(1, Ordering::SeqCst)).await;
+    }
 }
 
 impl fmt::Debug for BusyPublish {
@@ -102,35 +107,30 @@ impl fmt::Debug for BusyPublish {
     }
 }
 
-/// A document and an object that it belongs to.
-type Document = (StorePathHash, DocumentName);
-
+/// The wrappers' methods of one topic. A method that one of them treats in its own way is written
+/// out for each of the three.
 macro_rules! publish_calls {
     (
+        $topic:ident
         read { $(fn $read:ident($($read_arg:ident: $read_type:ty),*) -> $read_out:ty;)* }
         write { $(fn $write:ident($($write_arg:ident: $write_type:ty),*) -> $write_out:ty;)* }
+        $(fault { $($fault:tt)* } failing { $($failing:tt)* } busy { $($busy:tt)* })?
     ) => {
         #[async_trait]
         #[deny(clippy::missing_trait_methods)]
-        impl PublishIndex for FaultPublish {
+        impl $topic for FaultPublish {
             $(async fn $read(&self, $($read_arg: $read_type),*) -> Outcome<$read_out> {
                 read_step!(self, self.inner.$read($($read_arg),*))
             })*
             $(async fn $write(&self, $($write_arg: $write_type),*) -> Outcome<$write_out> {
                 write_step!(self, self.inner.$write($($write_arg),*))
             })*
-            async fn acquire_lease(
-                &self, target: TargetId, holder: &str, now: UnixSeconds, ends_at: UnixSeconds,
-            ) -> Outcome<Option<Lease>> {
-                // By then every lease has ended.
-                let now = if self.faults.lies(Lie::LeaseIgnored) { UnixSeconds::MAX } else { now };
-                write_step!(self, self.inner.acquire_lease(target, holder, now, ends_at))
-            }
+            $($($fault)*)?
         }
 
         #[async_trait]
         #[deny(clippy::missing_trait_methods)]
-        impl PublishIndex for FailingPublish {
+        impl $topic for FailingPublish {
             $(async fn $read(&self, $($read_arg: $read_type),*) -> Outcome<$read_out> {
                 self.inner.$read($($read_arg),*).await
             })*
@@ -138,58 +138,29 @@ macro_rules! publish_calls {
                 self.before_write(stringify!($write))?;
                 self.inner.$write($($write_arg),*).await
             })*
-            async fn acquire_lease(
-                &self, target: TargetId, holder: &str, now: UnixSeconds, ends_at: UnixSeconds,
-            ) -> Outcome<Option<Lease>> {
-                self.before_write("acquire_lease")?;
-                self.inner.acquire_lease(target, holder, now, ends_at).await
-            }
+            $($($failing)*)?
         }
 
         #[async_trait]
         #[deny(clippy::missing_trait_methods)]
-        impl PublishIndex for BusyPublish {
+        impl $topic for BusyPublish {
             $(async fn $read(&self, $($read_arg: $read_type),*) -> Outcome<$read_out> {
-                (self.meanwhile)(self.calls.fetch_add(1, Ordering::SeqCst)).await;
+                self.before_call().await;
                 self.inner.$read($($read_arg),*).await
             })*
             $(async fn $write(&self, $($write_arg: $write_type),*) -> Outcome<$write_out> {
-                (self.meanwhile)(self.calls.fetch_add(1, Ordering::SeqCst)).await;
+                self.before_call().await;
                 self.inner.$write($($write_arg),*).await
             })*
-            async fn acquire_lease(
-                &self, target: TargetId, holder: &str, now: UnixSeconds, ends_at: UnixSeconds,
-            ) -> Outcome<Option<Lease>> {
-                (self.meanwhile)(self.calls.fetch_add(1, Ordering::SeqCst)).await;
-                self.inner.acquire_lease(target, holder, now, ends_at).await
-            }
+            $($($busy)*)?
         }
     };
 }
 
 publish_calls! {
+    TargetIndex
     read {
         fn list_targets() -> Vec<PublishTarget>;
-        fn list_followers() -> Vec<(PublishTarget, Option<UnixSeconds>)>;
-        fn pending_objects(target: TargetId, cache: CacheId, after: Option<(UnixSeconds, StorePathHash)>, limit: u32) -> Vec<PendingObject>;
-        fn pending_absent(target: TargetId, cache: CacheId, after: Option<StorePathHash>, limit: u32) -> AbsentPage;
-        fn find_removed(target: TargetId, cache: CacheId, hashes: &[StorePathHash]) -> Vec<StorePathHash>;
-        fn published_caches(target: TargetId) -> Vec<PublishedCache>;
-        fn publish_counts(target: TargetId, cache: CacheId) -> PublishCounts;
-        fn publish_backlog(limit: u32) -> Vec<PublishBacklog>;
-        fn find_objects(cache: CacheId, hashes: &[StorePathHash]) -> Vec<FoundObject>;
-        fn find_served_nars(cache: CacheId, nars: &[NarHash], now: UnixSeconds) -> Vec<NarHash>;
-        fn find_owned_documents(cache: CacheId, owners: &[StorePathHash], limit: u32) -> Vec<OwnedDocument>;
-        fn find_build_ids(cache: CacheId, objects: &[StorePathHash], limit: u32) -> Vec<(StorePathHash, BuildId)>;
-        fn find_published_documents(target: TargetId, cache: CacheId, hashes: &[StorePathHash]) -> Vec<PublishedDocument>;
-        fn list_published_documents(target: TargetId, cache: CacheId, after: (&str, Option<StorePathHash>), through: &str, limit: u32) -> Vec<PublishedDocument>;
-        fn find_needed_documents(target: TargetId, cache: CacheId, documents: &[Document]) -> Vec<Document>;
-        fn find_published(target: TargetId, cache: CacheId, hashes: &[StorePathHash]) -> Vec<PublishedObject>;
-        fn list_published(target: TargetId, cache: CacheId, bytes: RangeInclusive<u8>, after: Option<StorePathHash>, limit: u32) -> Vec<PublishedObject>;
-        fn find_published_nars(target: TargetId, cache: CacheId, nars: &[NarHash]) -> Vec<PublishedNar>;
-        fn list_published_nars(target: TargetId, cache: CacheId, bytes: RangeInclusive<u8>, after: Option<(NarHash, EncodingTag)>, limit: u32) -> Vec<PublishedNar>;
-        fn due_nars(target: TargetId, cache: CacheId, now: UnixSeconds, limit: u32) -> Vec<PublishedNar>;
-        fn removable(target: TargetId, cache: CacheId, any: bool, after: Option<StorePathHash>, limit: u32) -> RemovablePage;
     }
     write {
         fn open_target(name: &str, location: &str) -> PublishTarget;
@@ -197,28 +168,110 @@ publish_calls! {
         fn release_lease(lease: &Lease, at: UnixSeconds, error: Option<&str>) -> ();
         fn move_target(lease: &Lease, location: &str, compared: bool) -> ();
         fn clear_missed_changes(lease: &Lease) -> ();
+    }
+    fault {
+        async fn acquire_lease(
+            &self, target: TargetId, holder: &str, now: UnixSeconds, ends_at: UnixSeconds,
+        ) -> Outcome<Option<Lease>> {
+            // By then every lease has ended.
+            let now = if self.faults.lies(Lie::LeaseIgnored) { UnixSeconds::MAX } else { now };
+            write_step!(self, self.inner.acquire_lease(target, holder, now, ends_at))
+        }
+    }
+    failing {
+        async fn acquire_lease(
+            &self, target: TargetId, holder: &str, now: UnixSeconds, ends_at: UnixSeconds,
+        ) -> Outcome<Option<Lease>> {
+            self.before_write("acquire_lease")?;
+            self.inner.acquire_lease(target, holder, now, ends_at).await
+        }
+    }
+    busy {
+        async fn acquire_lease(
+            &self, target: TargetId, holder: &str, now: UnixSeconds, ends_at: UnixSeconds,
+        ) -> Outcome<Option<Lease>> {
+            self.before_call().await;
+            self.inner.acquire_lease(target, holder, now, ends_at).await
+        }
+    }
+}
+
+publish_calls! {
+    PublishedCacheIndex
+    read {
+        fn published_caches(target: TargetId) -> Vec<PublishedCache>;
+        fn publish_counts(target: TargetId, cache: CacheId) -> PublishCounts;
+        fn publish_backlog(limit: u32) -> Vec<PublishBacklog>;
+    }
+    write {
+        fn write_published_cache(lease: &Lease, cache: &PublishedCache, at: UnixSeconds) -> ();
+        fn forget_rows(lease: &Lease, cache: CacheId, rows: Forget, limit: u32) -> bool;
+    }
+}
+
+publish_calls! {
+    PendingIndex
+    read {
+        fn pending_objects(target: TargetId, cache: CacheId, after: Option<(UnixSeconds, StorePathHash)>, limit: u32) -> Vec<PendingObject>;
+        fn pending_absent(target: TargetId, cache: CacheId, after: Option<StorePathHash>, limit: u32) -> AbsentPage;
+        fn find_removed(target: TargetId, cache: CacheId, hashes: &[StorePathHash]) -> Vec<StorePathHash>;
+    }
+    write {
         fn note_pending(lease: &Lease, objects: &[(CacheId, StorePathHash, UnixSeconds)], from: NotedFrom) -> ();
         fn note_cache_step(lease: &Lease, cache: CacheId, scan: CacheScan, limit: u32, at: UnixSeconds) -> Option<CacheScan>;
-        fn forget_removed(lease: &Lease, cache: CacheId, before: UnixSeconds, limit: u32) -> u64;
         fn settle_pending(lease: &Lease, cache: CacheId, verdicts: &PendingVerdicts, at: UnixSeconds) -> ();
-        fn write_published_cache(lease: &Lease, cache: &PublishedCache, at: UnixSeconds) -> ();
-        fn forget_pending(lease: &Lease, cache: CacheId, limit: u32) -> bool;
-        fn forget_published_cache(lease: &Lease, cache: CacheId, limit: u32) -> bool;
+    }
+}
+
+publish_calls! {
+    PublishedIndex
+    read {
+        fn find_objects(cache: CacheId, hashes: &[StorePathHash]) -> Vec<FoundObject>;
+        fn published_objects(target: TargetId, cache: CacheId, rows: ObjectRows<'_>) -> Vec<PublishedObject>;
+        fn published_nars(target: TargetId, cache: CacheId, rows: NarRows<'_>) -> Vec<PublishedNar>;
+    }
+    write {}
+}
+
+publish_calls! {
+    PublishedDocumentIndex
+    read {
+        fn find_lab_documents(cache: CacheId, owners: &[StorePathHash], objects: &[StorePathHash], limit: u32) -> LabDocuments;
+        fn published_documents(target: TargetId, cache: CacheId, rows: DocumentRows<'_>) -> Vec<PublishedDocument>;
+    }
+    write {
+        fn take_documents(lease: &Lease, cache: CacheId, documents: &[(StorePathHash, DocumentName)], at: UnixSeconds) -> Vec<DocumentName>;
+    }
+}
+
+publish_calls! {
+    BringIndex
+    read {}
+    write {
         fn begin_publishing(lease: &Lease, cache: CacheId, intents: &[PublishIntent]) -> ();
         fn note_uploaded(lease: &Lease, cache: CacheId, nars: &[PublishedNar]) -> ();
         fn finish_publishing(lease: &Lease, cache: CacheId, done: &[PublishDone], delete_after: UnixSeconds) -> ();
-        fn begin_removing(lease: &Lease, cache: CacheId, hashes: &[StorePathHash]) -> ();
+    }
+}
+
+publish_calls! {
+    RemoveIndex
+    read {
+        fn removable(target: TargetId, cache: CacheId, any: bool, after: Option<StorePathHash>, limit: u32) -> RemovablePage;
+    }
+    write {
+        fn begin_removing(lease: &Lease, cache: CacheId, removals: &Removals, at: UnixSeconds) -> RemovalsBegun;
         fn take_referrers(lease: &Lease, cache: CacheId, at: UnixSeconds) -> ReferrersTaken;
-        fn write_published_documents(lease: &Lease, cache: CacheId, documents: &[PublishedDocument]) -> ();
-        fn note_document_drift(lease: &Lease, cache: CacheId, documents: &[Document], at: UnixSeconds, scan: Option<CacheScan>) -> ();
-        fn forget_published_documents(lease: &Lease, cache: CacheId, documents: &[Document]) -> ();
-        fn finish_removing(lease: &Lease, cache: CacheId, removed: &[(StorePathHash, UnixSeconds)]) -> ();
-        fn end_graces(lease: &Lease, cache: CacheId, hashes: &[StorePathHash], at: UnixSeconds) -> u64;
-        fn note_found_nars(lease: &Lease, cache: CacheId, nars: &[(Nar, u64)], delete_after: UnixSeconds) -> ();
-        fn note_found_narinfos(lease: &Lease, cache: CacheId, intents: &[PublishIntent], found: &[PublishDone], at: UnixSeconds) -> ();
+        fn finish_removing(lease: &Lease, cache: CacheId, hashes: &[StorePathHash], grace_ends_at: UnixSeconds, at: UnixSeconds) -> ();
         fn begin_deleting_nars(lease: &Lease, cache: CacheId, nars: &[Nar]) -> ();
-        fn forget_nars(lease: &Lease, cache: CacheId, nars: &[Nar]) -> ();
-        fn note_other_headers(lease: &Lease, cache: CacheId, nars: &[Nar], at: UnixSeconds, scan: CacheScan) -> ();
-        fn note_drift(lease: &Lease, cache: CacheId, objects: &[StorePathHash], nars: &[Nar], at: UnixSeconds, scan: CacheScan) -> ();
+        fn finish_deleting_nars(lease: &Lease, cache: CacheId, nars: &[Nar]) -> ();
+    }
+}
+
+publish_calls! {
+    CompareIndex
+    read {}
+    write {
+        fn note_drift(lease: &Lease, cache: CacheId, drift: &Drift, at: UnixSeconds, scan: Option<CacheScan>) -> ();
     }
 }

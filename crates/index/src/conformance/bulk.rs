@@ -24,7 +24,7 @@ use crate::sql::{Sql, both};
 use crate::sql_index::SqlIndex;
 use crate::{
     CacheScan, CacheTotals, CollectIndex as _, ExpiryDefaults, JobIndex as _, JobKind, JobLease, JobStep,
-    JournalIndex as _, PublishIndex as _, Result, ScrubIndex as _,
+    JournalIndex as _, PendingIndex as _, Result, ScrubIndex as _, TargetIndex as _,
 };
 
 /// Longest that a call may take. The index under test is opened with the same limit for a

@@ -7,10 +7,11 @@ use dormer_nix::{BuildId, DocumentName, NarHash, StorePathHash};
 
 use super::fixtures::{NOW, cache, commit, nar_hash, new_nar, object, pack, path_hash, push_object, tag};
 use crate::{
-    AbsentPage, CacheId, CacheScan, CommitTarget, Error, Index, JobIndex, Lease, NarSource, NewDocument,
-    NewNar, NotedFrom, OutboxPosition, PendingVerdicts, PublishBacklog, PublishDone, PublishIndex,
-    PublishIntent, PublishState, PublishTarget, PublishedCache, PublishedDocument, PublishedFile,
-    PublishedNar, Removal, Result,
+    AbsentPage, CacheId, CacheScan, CommitTarget, DocumentRows, Drift, Error, Forget, FoundNarinfo, Index,
+    JobIndex, Lease, NarRows, NarSource, NewDocument, NewNar, NotedFrom, ObjectRows, OutboxPosition,
+    PendingVerdicts, PublishBacklog, PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget,
+    PublishedCache, PublishedDocument, PublishedFile, PublishedNar, Removal, Removals, RemovalsBegun, Result,
+    WrittenDocument,
 };
 
 /// What every case works on: the contracts of one adapter.
@@ -38,6 +39,7 @@ fn intent(number: u32, references: &[u32]) -> PublishIntent {
         nar: nar(number),
         file_size: 100 + u64::from(number),
         references: references.iter().map(|number| path_hash(*number)).collect(),
+        documents: vec![],
     }
 }
 
@@ -49,6 +51,8 @@ fn done(number: u32, references: &[u32]) -> PublishDone {
         etag: Some("\"e\"".to_owned()),
         upstream: false,
         references: references.iter().map(|number| path_hash(*number)).collect(),
+        documents: vec![],
+        stale_documents: vec![],
     }
 }
 
@@ -100,6 +104,34 @@ async fn note_all(both: &Both, lease: &Lease, cache: CacheId, at: i64) -> Result
     Ok(())
 }
 
+/// The log of a path's derivation.
+fn log(number: u32) -> DocumentName {
+    let derivation = format!("{}-package-{number}.drv", path_hash(number));
+    DocumentName::Log(derivation.parse().expect("a store path"))
+}
+
+/// What the lab has of these is looked at.
+fn kept(numbers: &[u32]) -> Removals {
+    Removals { kept: hashes(numbers), ..Removals::default() }
+}
+
+/// A page of NAR files that may be deleted at this time.
+async fn due(both: &Both, lease: &Lease, cache: CacheId, at: i64) -> Result<Vec<PublishedNar>> {
+    both.publish.published_nars(lease.target, cache, NarRows::Due { at, limit: 10 }).await
+}
+
+/// NAR files with these numbers.
+async fn nars(both: &Both, lease: &Lease, cache: CacheId, numbers: &[u32]) -> Result<Vec<PublishedNar>> {
+    let hashes: Vec<NarHash> = numbers.iter().map(|number| nar_hash(*number)).collect();
+    both.publish.published_nars(lease.target, cache, NarRows::Of(&hashes)).await
+}
+
+/// Forgets everything of a cache, row by row.
+async fn forget_all(both: &Both, lease: &Lease, cache: CacheId) -> Result<()> {
+    while !both.publish.forget_rows(lease, cache, Forget::All, 1).await? {}
+    Ok(())
+}
+
 /// Begins to remove objects and takes their referrers along; returns how many those were.
 async fn remove(
     both: &Both,
@@ -108,7 +140,8 @@ async fn remove(
     hashes: &[StorePathHash],
     at: i64,
 ) -> Result<u64> {
-    both.publish.begin_removing(lease, cache, hashes).await?;
+    let removals = Removals { gone: hashes.to_vec(), ..Removals::default() };
+    both.publish.begin_removing(lease, cache, &removals, at).await?;
     let mut taken = 0;
     loop {
         let step = both.publish.take_referrers(lease, cache, at).await?;
@@ -120,7 +153,8 @@ async fn remove(
 }
 
 async fn state(both: &Both, lease: &Lease, cache: CacheId, number: u32) -> Result<Option<PublishState>> {
-    let found = both.publish.find_published(lease.target, cache, &[path_hash(number)]).await?;
+    let found =
+        both.publish.published_objects(lease.target, cache, ObjectRows::Of(&[path_hash(number)])).await?;
     Ok(found.first().map(|object| object.state))
 }
 
@@ -168,24 +202,26 @@ pub(super) async fn a_lost_lease_writes_nothing(both: Both) -> Result<()> {
     let (target, old) = target(&both).await?;
     both.publish.acquire_lease(target.id, "you", NOW + HOUR, NOW + 2 * HOUR).await?.expect("it has ended");
     let (one, key) = (hashes(&[1]), [nar(1)]);
+    let removals = Removals { gone: one.clone(), ..Removals::default() };
+    let drift = Drift { narinfos: one.clone(), nars: key.to_vec(), ..Drift::default() };
     let position = OutboxPosition { transaction: 1, number: 1 };
     let outcomes = [
         both.publish.note_pending(&old, &[(id, path_hash(1), NOW)], NotedFrom::Outbox(position)).await,
         note_all(&both, &old, id, NOW).await,
         both.publish.settle_pending(&old, id, &settled(&[1]), NOW).await,
-        both.publish.forget_published_cache(&old, id, 9).await.map(drop),
-        both.publish.forget_pending(&old, id, 9).await.map(drop),
-        both.publish.forget_removed(&old, id, NOW, 9).await.map(drop),
+        both.publish.forget_rows(&old, id, Forget::All, 9).await.map(drop),
+        both.publish.forget_rows(&old, id, Forget::Pending, 9).await.map(drop),
+        both.publish.forget_rows(&old, id, Forget::RemovedBefore(NOW), 9).await.map(drop),
         publish(&both, &old, id, 1, &[]).await,
         both.publish.note_uploaded(&old, id, &[uploaded(1)]).await,
         both.publish.finish_publishing(&old, id, &[done(1, &[])], NOW).await,
-        both.publish.begin_removing(&old, id, &one).await,
+        both.publish.begin_removing(&old, id, &removals, NOW).await.map(drop),
         both.publish.take_referrers(&old, id, NOW).await.map(drop),
-        both.publish.finish_removing(&old, id, &[(path_hash(1), NOW)]).await,
-        both.publish.end_graces(&old, id, &one, NOW).await.map(drop),
+        both.publish.finish_removing(&old, id, &one, NOW, NOW).await,
+        both.publish.take_documents(&old, id, &[(path_hash(1), log(1))], NOW).await.map(drop),
         both.publish.begin_deleting_nars(&old, id, &key).await,
-        both.publish.forget_nars(&old, id, &key).await,
-        both.publish.note_drift(&old, id, &one, &key, NOW, CacheScan::Nars(None)).await,
+        both.publish.finish_deleting_nars(&old, id, &key).await,
+        both.publish.note_drift(&old, id, &drift, NOW, Some(CacheScan::Nars(None))).await,
         both.publish.move_target(&old, "elsewhere", true).await,
         both.publish.clear_missed_changes(&old).await,
     ];
@@ -244,17 +280,10 @@ pub(super) async fn a_whole_cache_can_be_noted(both: Both) -> Result<()> {
     assert_eq!(both.publish.pending_absent(lease.target, id, all.next, 1).await?, AbsentPage::default());
     let found = both.publish.find_objects(id, &hashes(&[1, 2, 9])).await?;
     assert_eq!(found.len(), 2);
-    let nars: Vec<NarHash> = found.iter().map(|found| found.nar.hash).chain([nar_hash(77)]).collect();
-    let mut served = both.publish.find_served_nars(id, &nars, NOW).await?;
-    served.sort_unstable();
-    let mut there = nars[..2].to_vec();
-    there.sort_unstable();
-    assert_eq!(served, there);
-    assert_eq!(both.publish.find_served_nars(other, &nars, NOW).await?, []);
     // Nothing of it is looked at any more, and nothing else is forgotten.
     note_all(&both, &lease, other, NOW).await?;
     let mut pages = 1;
-    while !both.publish.forget_pending(&lease, id, 3).await? {
+    while !both.publish.forget_rows(&lease, id, Forget::Pending, 3).await? {
         pages += 1;
     }
     assert_eq!((pages, pending(&both, &lease, id).await?), (2, Vec::new()));
@@ -290,13 +319,14 @@ pub(super) async fn what_was_removed_is_remembered_for_a_while(both: Both) -> Re
     publish(&both, &lease, id, 2, &[]).await?;
     both.publish.settle_pending(&lease, id, &gone(&[3]), NOW + 10).await?;
     assert_eq!(find(&[1, 2, 3]).await?.len(), 2);
-    assert_eq!(both.publish.forget_removed(&lease, id, NOW + 10, 1).await?, 1);
-    assert_eq!(both.publish.forget_removed(&lease, id, NOW + 10, 9).await?, 0);
+    let forget = |before, limit| both.publish.forget_rows(&lease, id, Forget::RemovedBefore(before), limit);
+    assert!(!forget(NOW + 10, 1).await?, "a full page may not be the last one");
+    assert!(forget(NOW + 10, 1).await?);
     assert_eq!(find(&[1, 2, 3]).await?, hashes(&[3]));
     both.publish.settle_pending(&lease, id, &gone(&[3]), NOW + 20).await?;
-    assert_eq!(both.publish.forget_removed(&lease, id, NOW + 20, 9).await?, 0);
+    assert!(forget(NOW + 20, 9).await?);
     assert_eq!(find(&[3]).await?, hashes(&[3]));
-    while !both.publish.forget_published_cache(&lease, id, 1).await? {}
+    forget_all(&both, &lease, id).await?;
     assert_eq!(find(&[3]).await?, []);
     Ok(())
 }
@@ -307,24 +337,25 @@ pub(super) async fn an_object_is_there_when_it_is_finished(both: Both) -> Result
     both.publish.note_pending(&lease, &[(id, path_hash(1), NOW)], NotedFrom::Referrers).await?;
     both.publish.begin_publishing(&lease, id, &[intent(1, &[2])]).await?;
     assert_eq!(state(&both, &lease, id, 1).await?, Some(PublishState::Writing));
-    let nars = both.publish.find_published_nars(lease.target, id, &[nar_hash(1), nar_hash(2)]).await?;
-    assert_eq!(nars.len(), 1);
-    assert!(!nars[0].uploaded && nars[0].file_hash.is_none());
+    let there = nars(&both, &lease, id, &[1, 2]).await?;
+    assert_eq!(there.len(), 1);
+    assert!(!there[0].uploaded && there[0].file_hash.is_none());
     assert_eq!(pending(&both, &lease, id).await?, hashes(&[1]));
     both.publish.note_uploaded(&lease, id, &[uploaded(1)]).await?;
-    assert_eq!(both.publish.find_published_nars(lease.target, id, &[nar_hash(1)]).await?, [uploaded(1)]);
+    assert_eq!(nars(&both, &lease, id, &[1]).await?, [uploaded(1)]);
     both.publish.finish_publishing(&lease, id, &[done(1, &[2])], NOW).await?;
-    let found = both.publish.find_published(lease.target, id, &hashes(&[1])).await?.remove(0);
+    let found =
+        both.publish.published_objects(lease.target, id, ObjectRows::Of(&hashes(&[1]))).await?.remove(0);
     assert_eq!((found.state, found.nar, found.digest.len()), (PublishState::Published, nar(1), 32));
     assert_eq!(found.etag.as_deref(), Some("\"e\""));
     assert_eq!(pending(&both, &lease, id).await?, []);
     // Written again, it stays there meanwhile, and an uploaded NAR stays uploaded.
     both.publish.begin_publishing(&lease, id, &[intent(1, &[2])]).await?;
     assert_eq!(state(&both, &lease, id, 1).await?, Some(PublishState::Published));
-    assert_eq!(both.publish.find_published_nars(lease.target, id, &[nar_hash(1)]).await?, [uploaded(1)]);
-    let listed = both.publish.list_published(lease.target, id, 0..=255, None, 10).await?;
-    assert_eq!(listed.len(), 1);
-    assert_eq!(both.publish.list_published(lease.target, id, 0..=255, Some(path_hash(1)), 10).await?, []);
+    assert_eq!(nars(&both, &lease, id, &[1]).await?, [uploaded(1)]);
+    let page = |after| ObjectRows::Page { bytes: 0..=255, after, limit: 10 };
+    assert_eq!(both.publish.published_objects(lease.target, id, page(None)).await?.len(), 1);
+    assert_eq!(both.publish.published_objects(lease.target, id, page(Some(path_hash(1)))).await?, []);
     let counts = both.publish.publish_counts(lease.target, id).await?;
     assert_eq!((counts.published, counts.nars, counts.file_bytes), (1, 1, 101));
     Ok(())
@@ -340,11 +371,12 @@ pub(super) async fn a_nar_that_nothing_names_may_go(both: Both) -> Result<()> {
     both.publish
         .finish_publishing(&lease, id, &[PublishDone { nar: nar(5), ..done(1, &[]) }], NOW + 10)
         .await?;
-    let due = |now| both.publish.due_nars(lease.target, id, now, 10);
+    let due = |at| due(&both, &lease, id, at);
     // All of them, page by page.
     let mut listed = Vec::new();
     let mut after = None;
-    while let [one] = &both.publish.list_published_nars(lease.target, id, 0..=255, after, 1).await?[..] {
+    let page = |after| NarRows::Page { bytes: 0..=255, after, limit: 1 };
+    while let [one] = &both.publish.published_nars(lease.target, id, page(after)).await?[..] {
         after = Some(one.nar);
         listed.push(one.nar);
     }
@@ -353,7 +385,8 @@ pub(super) async fn a_nar_that_nothing_names_may_go(both: Both) -> Result<()> {
     assert_eq!(listed, all);
     assert_eq!(due(NOW + 9).await?, []);
     assert_eq!(due(NOW + 10).await?.iter().map(|due| due.nar).collect::<Vec<_>>(), [nar(1)]);
-    assert_eq!(both.publish.end_graces(&lease, id, &hashes(&[1, 9]), NOW + 10).await?, 1);
+    let ended = both.publish.begin_removing(&lease, id, &kept(&[1, 9]), NOW + 10).await?;
+    assert_eq!(ended, RemovalsBegun { leaving: 0, unserved: 0, graces_ended: 1 });
     // Named again before it went.
     both.publish.begin_publishing(&lease, id, &[PublishIntent { nar: nar(1), ..intent(2, &[]) }]).await?;
     assert_eq!(due(NOW + 99).await?, []);
@@ -362,18 +395,18 @@ pub(super) async fn a_nar_that_nothing_names_may_go(both: Both) -> Result<()> {
     both.publish.begin_publishing(&lease, id, &[PublishIntent { nar: nar(1), ..intent(3, &[]) }]).await?;
     both.publish.finish_publishing(&lease, id, &[PublishDone { nar: nar(1), ..done(3, &[]) }], NOW).await?;
     remove(&both, &lease, id, &hashes(&[2]), NOW).await?;
-    both.publish.finish_removing(&lease, id, &[(path_hash(2), NOW)]).await?;
+    both.publish.finish_removing(&lease, id, &hashes(&[2]), NOW, NOW).await?;
     assert_eq!(due(NOW + 99).await?, []);
     remove(&both, &lease, id, &hashes(&[3]), NOW).await?;
-    both.publish.finish_removing(&lease, id, &[(path_hash(3), NOW + 20)]).await?;
+    both.publish.finish_removing(&lease, id, &hashes(&[3]), NOW + HOUR, NOW + 20).await?;
     assert_eq!(due(NOW + 19).await?, []);
-    assert_eq!(both.publish.end_graces(&lease, id, &hashes(&[1, 2, 3]), NOW).await?, 1);
+    assert_eq!(both.publish.begin_removing(&lease, id, &kept(&[1, 2, 3]), NOW).await?.graces_ended, 1);
     assert_eq!(due(NOW).await?.len(), 1, "what something names has no deadline");
     both.publish.begin_deleting_nars(&lease, id, &[nar(1)]).await?;
     assert!(!due(NOW).await?[0].uploaded);
-    both.publish.forget_nars(&lease, id, &[nar(1), nar(5)]).await?;
+    both.publish.finish_deleting_nars(&lease, id, &[nar(1), nar(5)]).await?;
     assert_eq!(due(NOW).await?, []);
-    assert_eq!(both.publish.find_published_nars(lease.target, id, &[nar_hash(5)]).await?.len(), 1);
+    assert_eq!(nars(&both, &lease, id, &[5]).await?.len(), 1);
     Ok(())
 }
 
@@ -383,8 +416,8 @@ pub(super) async fn an_intent_that_came_to_nothing_leaves_nothing(both: Both) ->
     both.publish.begin_publishing(&lease, id, &[intent(1, &[])]).await?;
     both.publish.begin_publishing(&lease, id, &[PublishIntent { nar: nar(5), ..intent(1, &[]) }]).await?;
     remove(&both, &lease, id, &hashes(&[1]), NOW).await?;
-    both.publish.finish_removing(&lease, id, &[(path_hash(1), NOW)]).await?;
-    assert_eq!(both.publish.due_nars(lease.target, id, NOW, 10).await?.len(), 2);
+    both.publish.finish_removing(&lease, id, &hashes(&[1]), NOW + HOUR, NOW).await?;
+    assert_eq!(due(&both, &lease, id, NOW).await?.len(), 2);
     assert_eq!(state(&both, &lease, id, 1).await?, None);
     Ok(())
 }
@@ -419,8 +452,7 @@ pub(super) async fn referrers_are_removed_first_and_know_what_they_lost(both: Bo
         }
         next.sort();
         order.push(next.clone());
-        let removed: Vec<_> = next.into_iter().map(|hash| (hash, NOW)).collect();
-        both.publish.finish_removing(&lease, id, &removed).await?;
+        both.publish.finish_removing(&lease, id, &next, NOW, NOW).await?;
     }
     assert_eq!(order, [hashes(&[3, 4]), hashes(&[2]), hashes(&[1])]);
     assert_eq!(state(&both, &lease, id, 5).await?, Some(PublishState::Published));
@@ -475,42 +507,138 @@ pub(super) async fn drift_is_looked_at_again(both: Both) -> Result<()> {
     for number in 1..=3 {
         publish(&both, &lease, id, number, &[]).await?;
     }
-    both.publish.note_drift(&lease, id, &hashes(&[1]), &[nar(2)], NOW, CacheScan::Nars(Some(7))).await?;
+    let drift = Drift { narinfos: hashes(&[1]), nars: vec![nar(2)], ..Drift::default() };
+    both.publish.note_drift(&lease, id, &drift, NOW, Some(CacheScan::Nars(Some(7)))).await?;
     assert_eq!(pending(&both, &lease, id).await?, hashes(&[1, 2]));
     assert_eq!(state(&both, &lease, id, 1).await?, Some(PublishState::Writing));
     assert_eq!(state(&both, &lease, id, 2).await?, Some(PublishState::Writing));
     assert_eq!(state(&both, &lease, id, 3).await?, Some(PublishState::Published));
-    assert!(!both.publish.find_published_nars(lease.target, id, &[nar_hash(2)]).await?[0].uploaded);
+    assert!(!nars(&both, &lease, id, &[2]).await?[0].uploaded);
     // Files that nobody wrote down go after a grace; one with a row stays what it is.
-    both.publish.note_found_nars(&lease, id, &[(nar(2), 9), (nar(8), 9)], NOW + HOUR).await?;
-    assert_eq!(both.publish.due_nars(lease.target, id, NOW, 9).await?, []);
-    let due = both.publish.due_nars(lease.target, id, NOW + HOUR, 9).await?;
-    assert_eq!(due.iter().map(|nar| (nar.nar, nar.file_size)).collect::<Vec<_>>(), [(nar(8), 9)]);
+    let found_nars = vec![(nar(2), 9), (nar(8), 9)];
+    let drift = Drift { found_nars, grace_ends_at: NOW + HOUR, ..Drift::default() };
+    both.publish.note_drift(&lease, id, &drift, NOW, None).await?;
+    assert_eq!(due(&both, &lease, id, NOW).await?, []);
+    let after_grace = due(&both, &lease, id, NOW + HOUR).await?;
+    assert_eq!(after_grace.iter().map(|nar| (nar.nar, nar.file_size)).collect::<Vec<_>>(), [(nar(8), 9)]);
     publish(&both, &lease, id, 8, &[]).await?;
-    assert_eq!(both.publish.due_nars(lease.target, id, NOW + HOUR, 9).await?, []);
+    assert_eq!(due(&both, &lease, id, NOW + HOUR).await?, []);
+    // A NAR with other headers is sent again, and what names it stays published meanwhile.
+    let drift = Drift { outdated_nars: vec![nar(3)], ..Drift::default() };
+    both.publish.note_drift(&lease, id, &drift, NOW, None).await?;
+    assert_eq!(state(&both, &lease, id, 3).await?, Some(PublishState::Published));
+    assert!(!nars(&both, &lease, id, &[3]).await?[0].uploaded);
+    assert_eq!(pending(&both, &lease, id).await?, hashes(&[1, 2, 3]));
     Ok(())
 }
 
-pub(super) async fn documents_are_written_down_with_their_objects(both: Both) -> Result<()> {
+pub(super) async fn what_was_found_leaves_without_haste(both: Both) -> Result<()> {
     let id = cache(&both.index, "main").await?;
     let (_, lease) = target(&both).await?;
-    let name = |number: u32| -> DocumentName {
-        let derivation = format!("{}-package-{number}.drv", path_hash(number));
-        DocumentName::Log(derivation.parse().expect("a store path"))
+    let narinfo = |number, digest: Option<Vec<u8>>| FoundNarinfo {
+        hash: path_hash(number),
+        nar: nar(number),
+        file_size: 9,
+        digest,
+        etag: None,
+        upstream: false,
+        references: vec![],
     };
+    // The lab knows nothing of 1, and removed 2.
+    let found_narinfos = vec![narinfo(1, None), narinfo(2, Some(vec![7]))];
+    let drift = Drift { found_narinfos, ..Drift::default() };
+    both.publish.note_drift(&lease, id, &drift, NOW, None).await?;
+    assert_eq!(pending(&both, &lease, id).await?, hashes(&[1, 2]));
+    let there = both.publish.published_objects(lease.target, id, ObjectRows::Of(&hashes(&[1, 2]))).await?;
+    let mut found: Vec<_> = there.iter().map(|row| (row.hash, row.was_found())).collect();
+    found.sort_unstable();
+    let mut expected = [(path_hash(1), true), (path_hash(2), false)];
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+    assert!(there.iter().all(|row| row.state == PublishState::Published));
+    let gone = Removals { gone: hashes(&[1, 2]), ..Removals::default() };
+    let begun = both.publish.begin_removing(&lease, id, &gone, NOW).await?;
+    assert_eq!(begun, RemovalsBegun { leaving: 2, unserved: 1, graces_ended: 0 });
+    assert!(begun.is_urgent());
+    both.publish.finish_removing(&lease, id, &hashes(&[1, 2]), NOW + HOUR, NOW).await?;
+    let due_at = async |at| -> Result<Vec<_>> {
+        let mut due: Vec<_> = due(&both, &lease, id, at).await?.iter().map(|nar| nar.nar).collect();
+        due.sort_unstable();
+        Ok(due)
+    };
+    assert_eq!(due_at(NOW).await?, [nar(2)]);
+    let mut all = [nar(1), nar(2)];
+    all.sort_unstable();
+    assert_eq!(due_at(NOW + HOUR).await?, all);
+    Ok(())
+}
+
+pub(super) async fn a_removal_settles_what_the_cache_lacks(both: Both) -> Result<()> {
+    let (id, other) = (cache(&both.index, "main").await?, cache(&both.index, "other").await?);
+    let (_, lease) = target(&both).await?;
+    // 1 is in the cache, 2 was removed, an upstream signed 3, and 4 was never published.
+    push_object(&both.index, id, 1).await?;
+    push_object(&both.index, other, 2).await?;
+    let served = both.index.find_object(id, &path_hash(1)).await?.expect("it was pushed").nar;
+    let of_lab = (served.hash, served.tag);
+    both.publish.begin_publishing(&lease, id, &[PublishIntent { nar: of_lab, ..intent(1, &[]) }]).await?;
+    both.publish.finish_publishing(&lease, id, &[PublishDone { nar: of_lab, ..done(1, &[]) }], NOW).await?;
+    publish(&both, &lease, id, 2, &[]).await?;
+    publish(&both, &lease, id, 3, &[]).await?;
+    both.publish
+        .finish_publishing(&lease, id, &[PublishDone { upstream: true, ..done(3, &[]) }], NOW)
+        .await?;
+    let marks: Vec<_> = (1..=4).map(|number| (id, path_hash(number), NOW)).collect();
+    both.publish.note_pending(&lease, &marks, NotedFrom::Referrers).await?;
+    let removals = Removals { gone: hashes(&[2, 3, 4]), replaced: hashes(&[1]), kept: vec![] };
+    let begun = both.publish.begin_removing(&lease, id, &removals, NOW).await?;
+    assert_eq!(begun, RemovalsBegun { leaving: 2, unserved: 2, graces_ended: 0 }, "1 is served");
+    assert_eq!(state(&both, &lease, id, 1).await?, Some(PublishState::Published));
+    assert_eq!(pending(&both, &lease, id).await?, hashes(&[1, 2, 3]), "4 needs no look");
+    let removed = async || -> Result<Vec<StorePathHash>> {
+        both.publish.settle_pending(&lease, id, &settled(&[1]), NOW).await?;
+        let mut found = both.publish.find_removed(lease.target, id, &hashes(&[1, 2, 3, 4])).await?;
+        found.sort_unstable();
+        Ok(found)
+    };
+    assert_eq!(removed().await?, hashes(&[2, 3, 4]), "2 and 3 are still to be looked at");
+    // The lab serves the NAR of 1 in this cache, so that has a grace. It has one in another cache
+    // only for 2.
+    both.publish.finish_removing(&lease, id, &hashes(&[1, 2, 3]), NOW + HOUR, NOW).await?;
+    assert_eq!(removed().await?, hashes(&[2, 4]), "a referrer finds 3 at the upstream");
+    let mut due_now: Vec<_> = due(&both, &lease, id, NOW).await?.iter().map(|nar| nar.nar).collect();
+    due_now.sort_unstable();
+    let mut unserved = [nar(2), nar(3)];
+    unserved.sort_unstable();
+    assert_eq!(due_now, unserved);
+    assert_eq!(due(&both, &lease, id, NOW + HOUR).await?.len(), 3);
+    // Removed for cause and pushed again: the published NAR is served no more.
+    let replaced = PublishDone { nar: nar(9), ..done(1, &[]) };
+    both.publish.begin_publishing(&lease, id, &[PublishIntent { nar: nar(9), ..intent(1, &[]) }]).await?;
+    both.publish.finish_publishing(&lease, id, &[replaced], NOW).await?;
+    let removals = Removals { replaced: hashes(&[1]), ..Removals::default() };
+    let begun = both.publish.begin_removing(&lease, id, &removals, NOW).await?;
+    assert_eq!((begun.leaving, begun.unserved), (1, 1));
+    assert_eq!(state(&both, &lease, id, 1).await?, Some(PublishState::Removing));
+    Ok(())
+}
+
+pub(super) async fn documents_of_objects_are_found(both: Both) -> Result<()> {
+    let id = cache(&both.index, "main").await?;
     // What the lab has of them, the newest first.
     for number in [1, 2, 3] {
-        let (name, owner, body) = (name(number), path_hash(number), vec![7]);
+        let (name, owner, body) = (log(number), path_hash(number), vec![7]);
         let document = NewDocument { name, owner, size: 9, encoding: None, body };
         both.index.put_document(id, &document, NOW).await?;
     }
     let owned = async |owners: &[u32], limit| -> Result<Vec<DocumentName>> {
-        let found = both.publish.find_owned_documents(id, &hashes(owners), limit).await?;
-        assert!(found.iter().all(|found| found.size == 9 && found.digest.len() == 32));
-        Ok(found.into_iter().map(|found| found.name).collect())
+        let found = both.publish.find_lab_documents(id, &hashes(owners), &[], limit).await?;
+        assert!(found.owned.iter().all(|found| found.size == 9 && found.digest.len() == 32));
+        assert_eq!(found.build_ids, []);
+        Ok(found.owned.into_iter().map(|found| found.name).collect())
     };
-    assert_eq!(owned(&[1, 3, 4], 10).await?, [name(3), name(1)]);
-    assert_eq!(owned(&[1, 2, 3], 2).await?, [name(3), name(2)]);
+    assert_eq!(owned(&[1, 3, 4], 10).await?, [log(3), log(1)]);
+    assert_eq!(owned(&[1, 2, 3], 2).await?, [log(3), log(2)]);
     assert_eq!(owned(&[], 2).await?, []);
     // Build ids of the NARs of objects.
     let rows = both.index.commit_pack(&pack(7, [7])).await?;
@@ -519,41 +647,59 @@ pub(super) async fn documents_are_written_down_with_their_objects(both: Both) ->
     let target = CommitTarget::Object(object(7));
     commit(&both.index, id, NarSource::New(Box::new(nar)), target).await?;
     push_object(&both.index, id, 8).await?;
-    let mut found = both.publish.find_build_ids(id, &hashes(&[7, 8]), 10).await?;
+    let build_ids_of = async |objects: &[u32], limit| -> Result<Vec<(StorePathHash, BuildId)>> {
+        Ok(both.publish.find_lab_documents(id, &hashes(&[1]), &hashes(objects), limit).await?.build_ids)
+    };
+    let mut found = build_ids_of(&[7, 8], 10).await?;
     found.sort_unstable();
     assert_eq!(found, build_ids.iter().map(|build_id| (path_hash(7), build_id.clone())).collect::<Vec<_>>());
-    assert_eq!(both.publish.find_build_ids(id, &hashes(&[7, 8]), 1).await?.len(), 1);
-    assert_eq!(both.publish.find_build_ids(id, &[], 1).await?, []);
-    // What the target has: 1 has a log alone, 2 and 3 share one.
-    let row = |hash: u32, document: u32, file: Option<&str>| PublishedDocument {
+    assert_eq!(build_ids_of(&[7, 8], 1).await?.len(), 1);
+    assert_eq!(build_ids_of(&[], 1).await?, []);
+    Ok(())
+}
+
+pub(super) async fn documents_come_and_go_with_their_objects(both: Both) -> Result<()> {
+    let id = cache(&both.index, "main").await?;
+    let (_, lease) = target(&both).await?;
+    let file = |etag: &str| PublishedFile {
+        digest: vec![6; 32],
+        etag: Some(etag.to_owned()).filter(|etag| !etag.is_empty()),
+    };
+    let written = |name: DocumentName, etag| WrittenDocument { name, digest: vec![5; 32], file: file(etag) };
+    let row = |hash: u32, name: DocumentName, etag: Option<&str>| PublishedDocument {
         hash: path_hash(hash),
-        name: name(document),
-        digest: file.map_or_else(Vec::new, |_| vec![5; 32]),
-        file: file.map(|etag| PublishedFile {
-            digest: vec![6; 32],
-            etag: Some(etag.to_owned()).filter(|etag| !etag.is_empty()),
-        }),
+        name,
+        digest: etag.map_or_else(Vec::new, |_| vec![5; 32]),
+        file: etag.map(file),
     };
-    let rows = [row(1, 1, None), row(2, 2, Some("\"e\"")), row(3, 2, Some(""))];
-    both.publish.write_published_documents(&lease, id, &rows).await?;
     let find = async |numbers: &[u32]| {
-        both.publish.find_published_documents(lease.target, id, &hashes(numbers)).await
+        both.publish.published_documents(lease.target, id, DocumentRows::Of(&hashes(numbers))).await
     };
-    assert_eq!(find(&[1, 4]).await?, [row(1, 1, None)]);
-    let written = row(1, 1, Some("\"f\""));
-    both.publish.write_published_documents(&lease, id, std::slice::from_ref(&written)).await?;
-    assert_eq!(find(&[1]).await?, std::slice::from_ref(&written));
+    let finish = async |number: u32, documents: Vec<WrittenDocument>, stale_documents: Vec<DocumentName>| {
+        let done = PublishDone { documents, stale_documents, ..done(number, &[]) };
+        both.publish.finish_publishing(&lease, id, &[done], NOW).await
+    };
+    // 1 has a log alone, 2 and 3 share one.
+    let intents = [(1, 1), (2, 2), (3, 2)]
+        .map(|(number, document)| PublishIntent { documents: vec![log(document)], ..intent(number, &[]) });
+    both.publish.begin_publishing(&lease, id, &intents).await?;
+    assert_eq!(find(&[1, 4]).await?, [row(1, log(1), None)]);
+    finish(1, vec![written(log(1), "\"f\"")], vec![]).await?;
+    finish(2, vec![written(log(2), "\"e\"")], vec![]).await?;
+    finish(3, vec![written(log(2), "")], vec![]).await?;
+    assert_eq!(find(&[1]).await?, [row(1, log(1), Some("\"f\""))]);
     let list = async |limit: u32, through: &str| -> Result<Vec<PublishedDocument>> {
         let (mut found, mut after) = (Vec::new(), ("log/".to_owned(), None));
         loop {
-            let place = (after.0.as_str(), after.1);
-            let page = both.publish.list_published_documents(lease.target, id, place, through, limit).await?;
+            let page = DocumentRows::Page { after: (after.0.as_str(), after.1), through, limit };
+            let page = both.publish.published_documents(lease.target, id, page).await?;
             let Some(last) = page.last() else { return Ok(found) };
             after = (last.name.to_string(), Some(last.hash));
             found.extend(page);
         }
     };
-    let mut all = vec![written, rows[1].clone(), rows[2].clone()];
+    let mut all =
+        [row(1, log(1), Some("\"f\"")), row(2, log(2), Some("\"e\"")), row(3, log(2), Some(""))].to_vec();
     all.sort_by_key(|row| (row.name.to_string(), row.hash));
     assert_eq!(list(1, "log0").await?, all);
     assert_eq!(list(2, "log0").await?, all);
@@ -564,20 +710,37 @@ pub(super) async fn documents_are_written_down_with_their_objects(both: Both) ->
     );
     assert_eq!(list(9, "log/0").await?, []);
     // One of two that share a document does not take it along.
-    let needed = async |documents: &[(StorePathHash, DocumentName)]| {
-        both.publish.find_needed_documents(lease.target, id, documents).await
+    let take = async |documents: &[(u32, DocumentName)]| {
+        let documents: Vec<_> =
+            documents.iter().map(|(number, name)| (path_hash(*number), name.clone())).collect();
+        both.publish.take_documents(&lease, id, &documents, NOW).await
     };
-    let (of_one, of_two) = ((path_hash(1), name(1)), (path_hash(2), name(2)));
-    assert_eq!(needed(&[of_one.clone(), of_two.clone()]).await?, [(path_hash(3), name(2))]);
-    both.publish.forget_published_documents(&lease, id, &[(path_hash(3), name(2))]).await?;
-    assert_eq!(needed(&[of_one, of_two.clone()]).await?, []);
-    assert_eq!(find(&[3]).await?, []);
+    assert_eq!(take(&[(1, log(1)), (2, log(2))]).await?, [log(1)], "3 has the other one");
+    assert_eq!(find(&[1]).await?, [row(1, log(1), None)], "the file may be gone");
+    assert_eq!(find(&[2]).await?, [row(2, log(2), Some("\"e\""))]);
+    assert_eq!(take(&[(2, log(2)), (3, log(2))]).await?, [log(2)], "nobody else has it");
+    assert_eq!(take(&[(2, log(2)), (3, log(2))]).await?, [log(2)], "likewise when it is repeated");
+    // The rows go with what the objects become.
+    finish(2, vec![], vec![log(2)]).await?;
+    assert_eq!(find(&[2]).await?, []);
+    both.publish.finish_removing(&lease, id, &hashes(&[3]), NOW, NOW).await?;
+    assert_eq!(find(&[1, 2, 3]).await?, [row(1, log(1), None)]);
+    // A link to debug info is written again when the NAR that it leads to may go.
+    let link = DocumentName::DebugInfo("aa01".parse().expect("a build id"));
+    finish(1, vec![written(log(1), ""), written(link.clone(), "")], vec![]).await?;
+    finish(2, vec![written(link.clone(), "")], vec![]).await?;
+    assert_eq!(pending(&both, &lease, id).await?, []);
+    assert_eq!(take(&[(2, link.clone())]).await?, []);
+    assert_eq!(pending(&both, &lease, id).await?, hashes(&[1]));
+    assert!(find(&[1]).await?.contains(&row(1, link, None)));
     // Drift: looked at again, with nothing written.
+    both.publish.settle_pending(&lease, id, &settled(&[1]), NOW).await?;
     let scan = CacheScan::Documents(Some("log/x".to_owned()));
-    both.publish.note_document_drift(&lease, id, &[of_two], NOW, Some(scan)).await?;
-    assert_eq!(find(&[2]).await?, [row(2, 2, None)]);
-    assert_eq!(pending(&both, &lease, id).await?, hashes(&[2]));
-    while !both.publish.forget_published_cache(&lease, id, 1).await? {}
+    let drift = Drift { documents: vec![(path_hash(1), log(1))], ..Drift::default() };
+    both.publish.note_drift(&lease, id, &drift, NOW, Some(scan)).await?;
+    assert!(find(&[1]).await?.contains(&row(1, log(1), None)));
+    assert_eq!(pending(&both, &lease, id).await?, hashes(&[1]));
+    forget_all(&both, &lease, id).await?;
     assert_eq!(find(&[1, 2, 3]).await?, []);
     Ok(())
 }
@@ -621,7 +784,7 @@ pub(super) async fn a_cache_is_remembered_and_forgotten(both: Both) -> Result<()
         CacheScan::Objects(Some(path_hash(1))),
     ];
     for scan in scans {
-        both.publish.note_drift(&lease, id, &[], &[], NOW, scan.clone()).await?;
+        both.publish.note_drift(&lease, id, &Drift::default(), NOW, Some(scan.clone())).await?;
         assert_eq!(both.publish.published_caches(lease.target).await?[0].scan, Some(scan));
     }
     let noted = [(id, path_hash(8), NOW), (id, path_hash(9), NOW)];
@@ -639,7 +802,7 @@ pub(super) async fn a_cache_is_remembered_and_forgotten(both: Both) -> Result<()
     assert_eq!(both.publish.published_caches(lease.target).await?[0].scan, None);
     publish(&both, &lease, id, 1, &[]).await?;
     both.index.remove_object(id, &path_hash(1), Removal::ForCause, NOW).await?;
-    while !both.publish.forget_published_cache(&lease, id, 1).await? {}
+    forget_all(&both, &lease, id).await?;
     assert_eq!(both.publish.published_caches(lease.target).await?, []);
     assert_eq!(both.publish.publish_counts(lease.target, id).await?, crate::PublishCounts::default());
     Ok(())
@@ -705,13 +868,12 @@ pub(super) async fn what_waits_is_counted_for_all_targets_at_once(both: Both) ->
     let last = changes().await?[1].position;
     both.publish.note_pending(&lease, &[], NotedFrom::Outbox(last)).await?;
     let targets = both.publish.list_targets().await?;
-    let mut expected = Vec::new();
-    for target in targets {
+    for target in &targets {
         let unseen = both.index.outbox_after(target.cursor, 1).await?;
-        expected.push((target, unseen.first().map(|row| row.at)));
+        assert_eq!(target.unseen_since, unseen.first().map(|row| row.at));
+        assert_eq!(both.publish.open_target(&target.name, "").await?, *target);
     }
-    assert_eq!(both.publish.list_followers().await?, expected);
-    let unseen: Vec<bool> = expected.iter().map(|(_, since)| since.is_some()).collect();
+    let unseen: Vec<bool> = targets.iter().map(|target| target.unseen_since.is_some()).collect();
     assert_eq!(unseen, [true, false], "another has followed nothing, edge everything");
     Ok(())
 }
@@ -740,7 +902,8 @@ pub(super) async fn rows_come_in_the_order_of_names(both: Both) -> Result<()> {
     let list = async |bytes: std::ops::RangeInclusive<u8>| -> Result<Vec<StorePathHash>> {
         let (mut found, mut after) = (Vec::new(), None);
         loop {
-            let page = both.publish.list_published(lease.target, id, bytes.clone(), after, 3).await?;
+            let page = ObjectRows::Page { bytes: bytes.clone(), after, limit: 3 };
+            let page = both.publish.published_objects(lease.target, id, page).await?;
             let Some(last) = page.last() else { return Ok(found) };
             after = Some(last.hash);
             found.extend(page.iter().map(|row| row.hash));
@@ -768,14 +931,12 @@ pub(super) async fn a_grace_lasts_while_the_lab_serves_the_nar(both: Both) -> Re
     both.publish
         .finish_publishing(&lease, id, &[PublishDone { nar: nar(5), ..done(1, &[]) }], NOW + HOUR)
         .await?;
-    let of_one = hashes(&[1]);
-    let before = both.publish.due_nars(lease.target, id, NOW + HOUR, 10).await?.len();
-    let ended = both.publish.end_graces(&lease, id, &of_one, NOW).await?;
-    assert!(
-        both.publish.due_nars(lease.target, id, NOW, 10).await?.iter().all(|due| due.nar.0 != served.hash)
-    );
+    let before = due(&both, &lease, id, NOW + HOUR).await?.len();
+    let ended = both.publish.begin_removing(&lease, id, &kept(&[1]), NOW).await?.graces_ended;
+    assert!(due(&both, &lease, id, NOW).await?.iter().all(|due| due.nar.0 != served.hash));
     both.index.remove_object(id, &path_hash(1), Removal::ForCause, NOW).await?;
-    assert_eq!(both.publish.end_graces(&lease, id, &of_one, NOW).await?, ended + 1, "of {before}");
+    let all_ended = both.publish.begin_removing(&lease, id, &kept(&[1]), NOW).await?.graces_ended;
+    assert_eq!(all_ended, ended + 1, "of {before}");
     Ok(())
 }
 

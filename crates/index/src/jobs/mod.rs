@@ -2,7 +2,7 @@
 //!
 //! [`contract`] states the port, and [`work`] holds the statements that keep a job's row.
 //! [`delete_cache`], [`expire_cache`], [`recount`] and [`spread_damage`] are jobs. Publishing's
-//! scans are jobs too; their steps run under the lease of their target (`publish/work/caches.rs`).
+//! scans are jobs too; their steps run under the lease of their target (`publish/caches.rs`).
 //! A topic that has a job of its own runs its step in one transaction: it holds the job, does its
 //! work, and advances or finishes the job before it commits.
 

@@ -12,9 +12,9 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, raw_sql};
 
 use crate::synthetic::{Columns, KEY_STEP, NARS, OBJECTS, path_hash};
 use crate::{
-    CacheId, CacheKey, CacheScan, Index, Lease, NewCache, NotedFrom, OutboxPosition, PendingVerdicts,
-    PostgresIndex, PostgresOptions, PublishDone, PublishIndex, PublishIntent, PublishedNar, SqliteIndex,
-    SqliteOptions,
+    CacheId, CacheKey, CacheScan, Forget, Index, Lease, NarRows, NewCache, NotedFrom, ObjectRows,
+    OutboxPosition, PendingVerdicts, PostgresIndex, PostgresOptions, PublishDone, PublishIndex,
+    PublishIntent, PublishedNar, Removals, SqliteIndex, SqliteOptions,
 };
 
 const NOW: i64 = 1_800_000_000;
@@ -172,7 +172,8 @@ async fn publish_all(name: &str, index: &dyn PublishIndex, cache: CacheId, lease
     assert_eq!(absent, objects);
     let (mut after, mut listed, mut all) = (None, 0, Vec::new());
     loop {
-        let list = index.list_published(target, cache, 0..=255, after, 2 * PAGE);
+        let rows = ObjectRows::Page { bytes: 0..=255, after, limit: 2 * PAGE };
+        let list = index.published_objects(target, cache, rows);
         let page = calls.time("page in the order of names", list).await;
         let Some(last) = page.last() else { break };
         after = Some(last.hash);
@@ -182,7 +183,8 @@ async fn publish_all(name: &str, index: &dyn PublishIndex, cache: CacheId, lease
     assert_eq!(listed, objects);
     let (mut after, mut listed) = (None, 0);
     loop {
-        let list = index.list_published_nars(target, cache, 0..=255, after, 2 * PAGE);
+        let rows = NarRows::Page { bytes: 0..=255, after, limit: 2 * PAGE };
+        let list = index.published_nars(target, cache, rows);
         let page = calls.time("page of NARs", list).await;
         let Some(last) = page.last() else { break };
         after = Some(last.nar);
@@ -191,7 +193,7 @@ async fn publish_all(name: &str, index: &dyn PublishIndex, cache: CacheId, lease
     assert_eq!(listed, objects);
     // Bringing a page of paths.
     let intents: Vec<PublishIntent> = index
-        .list_published(target, cache, 0..=255, None, PAGE)
+        .published_objects(target, cache, ObjectRows::Page { bytes: 0..=255, after: None, limit: PAGE })
         .await
         .unwrap()
         .iter()
@@ -200,6 +202,7 @@ async fn publish_all(name: &str, index: &dyn PublishIndex, cache: CacheId, lease
             nar: row.nar,
             file_size: 7,
             references: if row.hash == path_hash(1) { vec![] } else { vec![path_hash(1)] },
+            documents: vec![],
         })
         .collect();
     calls.time("begin a page", index.begin_publishing(&lease, cache, &intents)).await;
@@ -216,11 +219,12 @@ async fn publish_all(name: &str, index: &dyn PublishIndex, cache: CacheId, lease
     let changes: Vec<_> = all.iter().take(1_000).map(|hash| (cache, *hash, NOW)).collect();
     let position = NotedFrom::Outbox(OutboxPosition { transaction: 1, number: 1 });
     calls.time("note a page of the outbox", index.note_pending(&lease, &changes, position)).await;
-    while calls.time("forget old removals", index.forget_removed(&lease, cache, NOW, STEP)).await > 0 {}
+    let old = Forget::RemovedBefore(NOW);
+    while !calls.time("forget old removals", index.forget_rows(&lease, cache, old, STEP)).await {}
     let removed = remove_with_all_referrers(&mut calls, index, cache, &lease, path_hash(1)).await;
     assert_eq!(removed, objects);
     let begin = Instant::now();
-    while !calls.time("forget a step", index.forget_published_cache(&lease, cache, STEP)).await {}
+    while !calls.time("forget a step", index.forget_rows(&lease, cache, Forget::All, STEP)).await {}
     let forgotten = begin.elapsed();
     assert_eq!(index.publish_counts(target, cache).await.unwrap(), crate::PublishCounts::default());
     let longest = calls.check();
@@ -251,6 +255,8 @@ fn done(intent: &PublishIntent) -> PublishDone {
         etag: None,
         upstream: false,
         references: intent.references.clone(),
+        documents: vec![],
+        stale_documents: vec![],
     }
 }
 
@@ -262,7 +268,8 @@ async fn remove_with_all_referrers(
     lease: &Lease,
     path: StorePathHash,
 ) -> u64 {
-    calls.time("begin to remove", index.begin_removing(lease, cache, &[path])).await;
+    let removals = Removals { gone: vec![path], ..Removals::default() };
+    calls.time("begin to remove", index.begin_removing(lease, cache, &removals, NOW)).await;
     while calls.time("take referrers", index.take_referrers(lease, cache, NOW)).await.more {}
     // In each pass go those that nothing refers to any more.
     let mut removed = 0;
@@ -275,9 +282,8 @@ async fn remove_with_all_referrers(
                 break;
             }
             after = page.next;
-            let page: Vec<_> = page.hashes.into_iter().map(|hash| (hash, NOW)).collect();
-            removed += page.len() as u64;
-            calls.time("remove a page", index.finish_removing(lease, cache, &page)).await;
+            removed += page.hashes.len() as u64;
+            calls.time("remove a page", index.finish_removing(lease, cache, &page.hashes, NOW, NOW)).await;
         }
         if removed == before {
             return removed;

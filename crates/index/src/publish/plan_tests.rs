@@ -6,7 +6,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, Row as _, query, raw_sql};
 
 use super::bulk_tests::fill_postgres;
-use super::work::plans::{FEW_ROWS, PAGES, SOURCES, many_rows, takes_any_rows};
+use super::plans::{FEW_ROWS, PAGES, SOURCES, many_rows, takes_any_rows};
 use crate::sql::Sql;
 use crate::{CacheId, Index as _, PostgresIndex, PostgresOptions, SqliteIndex, SqliteOptions};
 

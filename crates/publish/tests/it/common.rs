@@ -11,8 +11,8 @@ use dormer_blobs::{Blobs, StoreBlobs};
 use dormer_edge::EdgeKey;
 use dormer_engine::{Clock, CreateCache, Engine, EngineSettings, IngestRequest, MasterKey, UpdateCache};
 use dormer_index::{
-    Cache, Index, JobIndex, PostgresIndex, PostgresOptions, PublishCounts, PublishIndex, PublishState,
-    Removal, SqlIndex, SqliteIndex, SqliteOptions,
+    Cache, Index, JobIndex, NarRows, ObjectRows, PostgresIndex, PostgresOptions, PublishCounts, PublishIndex,
+    PublishState, Removal, SqlIndex, SqliteIndex, SqliteOptions,
 };
 use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{BuildTrace, DocumentName, NarHash, NarInfo, StoreDir, StorePath, StorePathHash, TraceKey};
@@ -334,8 +334,10 @@ impl Lab {
         const ALL: u32 = 1_000;
         for target in self.index.list_targets().await.expect("the index answers") {
             let (id, cache) = (target.id, self.cache.id);
-            let objects = self.index.list_published(id, cache, 0..=255, None, ALL).await.expect("a page");
-            let nars = self.index.list_published_nars(id, cache, 0..=255, None, ALL).await.expect("a page");
+            let page = ObjectRows::Page { bytes: 0..=255, after: None, limit: ALL };
+            let objects = self.index.published_objects(id, cache, page).await.expect("a page");
+            let page = NarRows::Page { bytes: 0..=255, after: None, limit: ALL };
+            let nars = self.index.published_nars(id, cache, page).await.expect("a page");
             let nars: Vec<_> = nars.iter().filter(|nar| nar.uploaded).collect();
             let pending = self.index.pending_objects(id, cache, None, ALL).await.expect("a page");
             let rows = PublishCounts {

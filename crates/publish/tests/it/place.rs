@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use dormer_edge::CacheState;
 use dormer_engine::Clock as _;
-use dormer_index::PublishIndex;
+use dormer_index::{NarRows, PublishIndex};
 use dormer_nix::{BuildTrace, TraceKey};
 use dormer_publish::{Error, Mode, Publisher};
 use dormer_stores::{FileKind, Store};
@@ -190,8 +190,8 @@ async fn files_of_another_visibility_are_written_again_after_a_comparison() {
             let target = lab.index.list_targets().await.unwrap().remove(0);
             let now = lab.clock.now();
             let lease = lab.index.acquire_lease(target.id, "restore", now, now + 60).await.unwrap().unwrap();
-            let mut rows =
-                lab.index.list_published_nars(target.id, lab.cache.id, 0..=255, None, 9).await.unwrap();
+            let page = NarRows::Page { bytes: 0..=255, after: None, limit: 9 };
+            let mut rows = lab.index.published_nars(target.id, lab.cache.id, page).await.unwrap();
             rows[0].etag = None;
             lab.index.note_uploaded(&lease, lab.cache.id, &rows).await.unwrap();
             lab.index.move_target(&lease, &target.location, false).await.unwrap();

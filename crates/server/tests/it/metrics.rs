@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use crate::common::{self, Server, admin, nar, path};
 use dormer_index::{
-    NotedFrom, OutboxPosition, PublishDone, PublishIndex as _, PublishIntent, PublishedCache,
+    BringIndex as _, NotedFrom, OutboxPosition, PendingIndex as _, PublishDone, PublishIntent,
+    PublishedCache, PublishedCacheIndex as _, TargetIndex as _,
 };
 use dormer_nix::NarHash;
 
@@ -181,7 +182,13 @@ fn how_far_edge_targets_are_behind_is_on_the_page() {
 
     let nar_name = (NarHash::digest(b"any"), dormer_format::EncodingTag::from_bytes([1; 16]));
     server.block_on(async {
-        let intent = PublishIntent { hash, nar: nar_name, file_size: 1, references: Vec::new() };
+        let intent = PublishIntent {
+            hash,
+            nar: nar_name,
+            file_size: 1,
+            references: Vec::new(),
+            documents: Vec::new(),
+        };
         state.begin_publishing(&lease, cache, &[intent]).await.unwrap();
         let done = PublishDone {
             hash,
@@ -190,6 +197,8 @@ fn how_far_edge_targets_are_behind_is_on_the_page() {
             etag: None,
             upstream: false,
             references: Vec::new(),
+            documents: Vec::new(),
+            stale_documents: Vec::new(),
         };
         state.finish_publishing(&lease, cache, &[done], now).await.unwrap();
     });

@@ -1,6 +1,6 @@
 //! Pages for people: what each shows to each reader, sessions, forms, and attacks on them.
 
-use dormer_index::{JobIndex as _, PublishIndex as _};
+use dormer_index::{JobIndex as _, PendingIndex as _, PublishedCacheIndex as _, TargetIndex as _};
 use dormer_nix::StorePath;
 use dormer_nix::nar::{Node, encode_tree};
 use serde_json::{Value, json};

@@ -349,8 +349,8 @@ async fn a_follower_opens_it_beside_another_process() {
     server.commit_nar(&commit(cache, new_nar(&rows, 10), &object)).await.unwrap();
     let found = follower.find_object(cache, &object.path.hash()).await.unwrap();
     assert_eq!(found.unwrap().object, object, "what another process adds is found");
-    let target = crate::PublishIndex::open_target(&follower, "edge", "there").await.unwrap();
-    assert_eq!(crate::PublishIndex::list_targets(&server).await.unwrap(), [target]);
+    let target = crate::TargetIndex::open_target(&follower, "edge", "there").await.unwrap();
+    assert_eq!(crate::TargetIndex::list_targets(&server).await.unwrap(), [target]);
     server.close().await.unwrap();
     drop(server);
     // And the other way round.

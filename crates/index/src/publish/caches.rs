@@ -1,15 +1,20 @@
 //! Caches that are published to a target.
 
+use async_trait::async_trait;
 use dormer_nix::StorePathHash;
 
-use super::{AFTER_ALL_KEYS, hold_lease};
+use super::contract::{
+    CacheScan, Forget, Lease, PublishBacklog, PublishCounts, PublishedCache, PublishedCacheIndex, TargetId,
+};
+use super::rows::AFTER_ALL_KEYS;
+use super::targets::hold_lease;
 use crate::Result;
 use crate::columns::{array, corrupt, signed, unsigned};
 use crate::contract::{CacheId, UnixSeconds};
-use crate::publish::contract::{CacheScan, Lease, PublishBacklog, PublishCounts, PublishedCache, TargetId};
 use crate::sql::{Argument, Sql, Transaction, both};
+use crate::sql_index::SqlIndex;
 
-use Argument::{Bytes, Number, OptionalNumber, Text};
+use Argument::{Bytes, List, Number, OptionalNumber, Text};
 
 pub(super) const LIST_CACHES: Sql = both!(
     "SELECT c.cache, c.name, c.basis, c.document, c.published_at, j.cursor
@@ -97,73 +102,155 @@ pub(super) const LIST_BACKLOG: Sql = both!(
      FROM publish_caches AS c LEFT JOIN publish_counts AS k ON k.target = c.target AND k.cache = c.cache
      ORDER BY c.target, c.name, c.cache LIMIT $1"
 );
+pub(super) const OLD_REMOVED: Sql = both!(
+    "SELECT hash FROM publish_removed WHERE target = $1 AND cache = $2 AND at < $3 ORDER BY at LIMIT $4"
+);
+pub(super) const FORGET_REMOVED: Sql = both!(
+    "DELETE FROM publish_removed WHERE (target, cache, hash) IN
+         (SELECT k.target, k.cache, k.item FROM",
+    keyed 3,
+    "AS k)"
+);
 
-pub(crate) async fn published_caches(tx: &mut Transaction, target: TargetId) -> Result<Vec<PublishedCache>> {
-    let table = "publish_caches";
-    let rows = tx.rows(LIST_CACHES, &[Number(target.0)]).await?;
-    rows.iter()
-        .map(|row| {
-            Ok(PublishedCache {
-                cache: CacheId(row.column(0, table)?),
-                name: row.column(1, table)?,
-                basis: row.column(2, table)?,
-                document: row.column(3, table)?,
-                published_at: row.column(4, table)?,
-                scan: row
-                    .column::<Option<&[u8]>>(5, "jobs")?
-                    .map(|scan| CacheScan::decode(scan).ok_or_else(|| corrupt("jobs", "an unknown scan")))
-                    .transpose()?,
+#[async_trait]
+impl PublishedCacheIndex for SqlIndex {
+    async fn published_caches(&self, target: TargetId) -> Result<Vec<PublishedCache>> {
+        self.read("list published caches", async |mut tx| {
+            let table = "publish_caches";
+            let rows = tx.rows(LIST_CACHES, &[Number(target.0)]).await?;
+            rows.iter()
+                .map(|row| {
+                    Ok(PublishedCache {
+                        cache: CacheId(row.column(0, table)?),
+                        name: row.column(1, table)?,
+                        basis: row.column(2, table)?,
+                        document: row.column(3, table)?,
+                        published_at: row.column(4, table)?,
+                        scan: row
+                            .column::<Option<&[u8]>>(5, "jobs")?
+                            .map(|scan| {
+                                CacheScan::decode(scan).ok_or_else(|| corrupt("jobs", "an unknown scan"))
+                            })
+                            .transpose()?,
+                    })
+                })
+                .collect()
+        })
+        .await
+    }
+
+    async fn write_published_cache(
+        &self,
+        lease: &Lease,
+        cache: &PublishedCache,
+        at: UnixSeconds,
+    ) -> Result<()> {
+        self.write("write a published cache", async |mut tx| {
+            hold_lease(&mut tx, lease).await?;
+            let arguments = [
+                Number(lease.target.0),
+                Number(cache.cache.0),
+                Text(&cache.name),
+                Bytes(&cache.basis),
+                Bytes(&cache.document),
+                Number(cache.published_at),
+            ];
+            tx.run(WRITE_CACHE, &arguments).await?;
+            if let Some(scan) = &cache.scan {
+                let scan = scan.encode();
+                let arguments = [Number(lease.target.0), Number(cache.cache.0), Bytes(&scan), Number(at)];
+                tx.run(OPEN_SCAN, &arguments).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn forget_rows(&self, lease: &Lease, cache: CacheId, rows: Forget, limit: u32) -> Result<bool> {
+        self.write("forget rows of a cache", async |mut tx| {
+            if let Forget::RemovedBefore(time) = rows {
+                return forget_removed(&mut tx, lease, cache, time, limit).await;
+            }
+            hold_lease(&mut tx, lease).await?;
+            let (target, cache) = (Number(lease.target.0), Number(cache.0));
+            let kinds: &[(Sql, Sql)] = if rows == Forget::All { &FORGET_ROWS } else { &[FORGET_PENDING] };
+            let mut all_gone = true;
+            for kind in kinds {
+                all_gone &= forget_kind(&mut tx, *kind, (target, cache), limit).await?;
+            }
+            if all_gone {
+                tx.run(END_SCAN, &[target, cache]).await?;
+            }
+            if all_gone && rows == Forget::All {
+                tx.run(FORGET_COUNTS, &[target, cache]).await?;
+                tx.run(FORGET_CACHE, &[target, cache]).await?;
+            }
+            Ok(all_gone)
+        })
+        .await
+    }
+
+    async fn publish_counts(&self, target: TargetId, cache: CacheId) -> Result<PublishCounts> {
+        self.read("count what is published", async |mut tx| {
+            let table = "publish_counts";
+            let row = tx.optional(COUNTS, &[Number(target.0), Number(cache.0)]).await?;
+            let Some(row) = row else { return Ok(PublishCounts::default()) };
+            Ok(PublishCounts {
+                published: unsigned(table, row.column(0, table)?)?,
+                pending: unsigned(table, row.column(1, table)?)?,
+                nars: unsigned(table, row.column(2, table)?)?,
+                file_bytes: unsigned(table, row.column(3, table)?)?,
+                pending_since: row.column(4, table)?,
             })
         })
-        .collect()
-}
-
-pub(crate) async fn write_published_cache(
-    tx: &mut Transaction,
-    lease: &Lease,
-    cache: &PublishedCache,
-    at: UnixSeconds,
-) -> Result<()> {
-    hold_lease(tx, lease).await?;
-    let arguments = [
-        Number(lease.target.0),
-        Number(cache.cache.0),
-        Text(&cache.name),
-        Bytes(&cache.basis),
-        Bytes(&cache.document),
-        Number(cache.published_at),
-    ];
-    tx.run(WRITE_CACHE, &arguments).await?;
-    if let Some(scan) = &cache.scan {
-        let scan = scan.encode();
-        let arguments = [Number(lease.target.0), Number(cache.cache.0), Bytes(&scan), Number(at)];
-        tx.run(OPEN_SCAN, &arguments).await?;
+        .await
     }
-    Ok(())
+
+    async fn publish_backlog(&self, limit: u32) -> Result<Vec<PublishBacklog>> {
+        self.read("count what waits to be published", async |mut tx| {
+            let rows = tx.rows(LIST_BACKLOG, &[Number(i64::from(limit))]).await?;
+            rows.iter()
+                .map(|row| {
+                    let oldest: Option<&[u8]> = row.column(5, "publish_pending")?;
+                    Ok(PublishBacklog {
+                        target: TargetId(row.column(0, "publish_caches")?),
+                        cache: row.column(1, "publish_caches")?,
+                        published: unsigned("publish_objects", row.column(2, "publish_objects")?)?,
+                        pending: unsigned("publish_pending", row.column(3, "publish_pending")?)?,
+                        pending_since: row.column(4, "publish_pending")?,
+                        oldest: oldest
+                            .map(|hash| array("publish_pending", hash).map(StorePathHash::from_bytes))
+                            .transpose()?,
+                        reason: row.column(6, "publish_pending")?,
+                    })
+                })
+                .collect()
+        })
+        .await
+    }
 }
 
-pub(crate) async fn forget_published_cache(
+async fn forget_removed(
     tx: &mut Transaction,
     lease: &Lease,
     cache: CacheId,
+    before: UnixSeconds,
     limit: u32,
 ) -> Result<bool> {
-    hold_lease(tx, lease).await?;
     let (target, cache) = (Number(lease.target.0), Number(cache.0));
-    let mut all_gone = true;
-    for forget in FORGET_ROWS {
-        all_gone &= forget_rows(tx, forget, (target, cache), limit).await?;
+    // Looked up first: most runs find nothing, and then write nothing.
+    let rows = tx.rows(OLD_REMOVED, &[target, cache, Number(before), Number(i64::from(limit))]).await?;
+    hold_lease(tx, lease).await?;
+    if rows.is_empty() {
+        return Ok(true);
     }
-    if all_gone {
-        tx.run(END_SCAN, &[target, cache]).await?;
-        tx.run(FORGET_COUNTS, &[target, cache]).await?;
-        tx.run(FORGET_CACHE, &[target, cache]).await?;
-    }
-    Ok(all_gone)
+    let old: Vec<&[u8]> = rows.iter().map(|row| row.column(0, "publish_removed")).collect::<Result<_>>()?;
+    tx.run(FORGET_REMOVED, &[target, cache, List(&old)]).await?;
+    Ok(rows.len() < limit as usize)
 }
 
 /// Forgets a page of rows of one kind. Returns whether it was the last one.
-async fn forget_rows(
+async fn forget_kind(
     tx: &mut Transaction,
     (find_last, delete): (Sql, Sql),
     (target, cache): (Argument<'_>, Argument<'_>),
@@ -182,21 +269,6 @@ async fn forget_rows(
     Ok(last.is_none())
 }
 
-pub(crate) async fn forget_pending(
-    tx: &mut Transaction,
-    lease: &Lease,
-    cache: CacheId,
-    limit: u32,
-) -> Result<bool> {
-    hold_lease(tx, lease).await?;
-    let (target, cache) = (Number(lease.target.0), Number(cache.0));
-    let all_gone = forget_rows(tx, FORGET_PENDING, (target, cache), limit).await?;
-    if all_gone {
-        tx.run(END_SCAN, &[target, cache]).await?;
-    }
-    Ok(all_gone)
-}
-
 /// Moves a scan behind the step that noted `rows` rows; without a place to go on, the scan ends.
 pub(super) async fn move_scan(
     tx: &mut Transaction,
@@ -212,41 +284,4 @@ pub(super) async fn move_scan(
     tx.run(MOVE_SCAN, &[target, cache, Bytes(&scan), Number(signed(rows)), OptionalNumber(at)])
         .await
         .map(drop)
-}
-
-pub(crate) async fn publish_counts(
-    tx: &mut Transaction,
-    target: TargetId,
-    cache: CacheId,
-) -> Result<PublishCounts> {
-    let table = "publish_counts";
-    let row = tx.optional(COUNTS, &[Number(target.0), Number(cache.0)]).await?;
-    let Some(row) = row else { return Ok(PublishCounts::default()) };
-    Ok(PublishCounts {
-        published: unsigned(table, row.column(0, table)?)?,
-        pending: unsigned(table, row.column(1, table)?)?,
-        nars: unsigned(table, row.column(2, table)?)?,
-        file_bytes: unsigned(table, row.column(3, table)?)?,
-        pending_since: row.column(4, table)?,
-    })
-}
-
-pub(crate) async fn publish_backlog(tx: &mut Transaction, limit: u32) -> Result<Vec<PublishBacklog>> {
-    let rows = tx.rows(LIST_BACKLOG, &[Number(i64::from(limit))]).await?;
-    rows.iter()
-        .map(|row| {
-            let oldest: Option<&[u8]> = row.column(5, "publish_pending")?;
-            Ok(PublishBacklog {
-                target: TargetId(row.column(0, "publish_caches")?),
-                cache: row.column(1, "publish_caches")?,
-                published: unsigned("publish_objects", row.column(2, "publish_objects")?)?,
-                pending: unsigned("publish_pending", row.column(3, "publish_pending")?)?,
-                pending_since: row.column(4, "publish_pending")?,
-                oldest: oldest
-                    .map(|hash| array("publish_pending", hash).map(StorePathHash::from_bytes))
-                    .transpose()?,
-                reason: row.column(6, "publish_pending")?,
-            })
-        })
-        .collect()
 }

@@ -1,7 +1,6 @@
 //! Publishing's statements, for tests of their plans.
 
-use super::{caches, documents, look_ups, pending, removing, writing};
-use crate::publish::work;
+use super::{bringing, caches, comparing, documents, pending, published, removing};
 use crate::sql::Sql;
 
 /// A statement and its name.
@@ -25,12 +24,12 @@ pub(crate) const PAGES: &[(Named, &str, &str)] = &[
     (named!(pending::LAST_OBJECT), "(cache=? AND hash>?)", "(hash > $2)"),
     (named!(pending::LAST_PUBLISHED), "PRIMARY KEY (target=? AND cache=? AND hash>?)", "(hash > $3)"),
     (
-        named!(look_ups::LIST_PUBLISHED),
+        named!(published::LIST_PUBLISHED),
         "publish_objects_by_name (<expr>=? AND <expr>=? AND hash>?)",
         "publish_objects_by_name",
     ),
     (
-        named!(look_ups::LIST_NARS),
+        named!(published::LIST_NARS),
         "publish_nars_by_name (<expr>=? AND <expr>=? AND (nar,tag)>(?,?))",
         "publish_nars_by_name",
     ),
@@ -60,16 +59,17 @@ pub(crate) const LOOK_UPS: &[Named] = &[
     named!(pending::NOTE_WAITING),
     named!(pending::SET_LOST),
     named!(pending::FIND_REMOVED),
-    named!(pending::OLD_REMOVED),
+    named!(caches::OLD_REMOVED),
     named!(pending::NOTE_REMOVED),
-    named!(pending::FORGET_REMOVED),
-    named!(work::DROP_PENDING),
-    named!(work::FIND_NARS_OF),
-    named!(look_ups::FIND_OBJECTS),
-    named!(look_ups::FIND_PUBLISHED),
-    named!(look_ups::FIND_NARS),
-    named!(look_ups::DUE_NARS),
-    named!(look_ups::FIND_SERVED),
+    named!(caches::FORGET_REMOVED),
+    named!(pending::DROP_PENDING),
+    named!(published::FIND_NARS_OF),
+    named!(published::FIND_OBJECTS),
+    named!(published::FIND_PUBLISHED),
+    named!(published::FIND_NARS),
+    named!(published::DUE_NARS),
+    named!(published::FIND_SERVED),
+    named!(published::FIND_ABSENT),
     named!(removing::FIND_REFERRERS),
     named!(removing::FIND_REFERRERS_OF),
     named!(removing::SET_AFTER),
@@ -78,25 +78,26 @@ pub(crate) const LOOK_UPS: &[Named] = &[
     named!(removing::SET_TAKEN),
     named!(removing::DELETE_OBJECTS),
     named!(removing::DELETE_REFS),
+    named!(removing::DELETE_DOCUMENTS),
     named!(removing::LEAVE_NARS),
     named!(removing::LEAVE_NARS_OF),
     named!(removing::END_GRACES),
     named!(removing::BEGIN_DELETING),
     named!(removing::FORGET_NARS),
-    named!(removing::DRIFTED_OBJECTS),
-    named!(removing::NOTE_NAMING),
-    named!(removing::DRIFTED_NAMING),
-    named!(removing::OUTDATED_NAMING),
-    named!(writing::BEGIN_OBJECTS),
-    named!(writing::BEGIN_NARS),
-    named!(writing::NOTE_FOUND_NARS),
-    named!(writing::ADD_REFS),
-    named!(writing::NOTE_UPLOADED),
-    named!(writing::FINISH_OBJECTS),
-    named!(writing::FIND_REFS),
-    named!(writing::DROP_REFS),
-    named!(writing::LEAVE_NARS),
-    named!(writing::DROP_REMOVED),
+    named!(comparing::DRIFTED_OBJECTS),
+    named!(comparing::NOTE_NAMING),
+    named!(comparing::DRIFTED_NAMING),
+    named!(comparing::OUTDATED_NAMING),
+    named!(bringing::BEGIN_OBJECTS),
+    named!(bringing::BEGIN_NARS),
+    named!(comparing::NOTE_FOUND_NARS),
+    named!(bringing::ADD_REFS),
+    named!(bringing::NOTE_UPLOADED),
+    named!(bringing::FINISH_OBJECTS),
+    named!(bringing::FIND_REFS),
+    named!(bringing::DROP_REFS),
+    named!(bringing::LEAVE_NARS),
+    named!(bringing::DROP_REMOVED),
     named!(caches::COUNTS),
     named!(caches::LIST_BACKLOG),
     named!(documents::FIND_OWNED),
@@ -111,7 +112,7 @@ pub(crate) const LOOK_UPS: &[Named] = &[
 /// Statements that touch one row by its key, or rows of a table that has one row for each target or
 /// published cache.
 pub(crate) const FEW_ROWS: &[&str] = &[
-    "work::HOLD",
+    "targets::HOLD",
     "pending::MOVE_CURSOR",
     "caches::LIST_CACHES",
     "caches::WRITE_CACHE",
@@ -122,7 +123,6 @@ pub(crate) const FEW_ROWS: &[&str] = &[
     "caches::FORGET_COUNTS",
     "targets::FIND_TARGET",
     "targets::LIST_TARGETS",
-    "targets::LIST_FOLLOWERS",
     "targets::CREATE_TARGET",
     "targets::FIND_HOLDER",
     "targets::ACQUIRE",
@@ -144,14 +144,14 @@ pub(crate) fn many_rows() -> Vec<Named> {
 
 /// The source of each module that has statements.
 pub(crate) const SOURCES: &[(&str, &str)] = &[
-    ("work", include_str!("mod.rs")),
+    ("bringing", include_str!("bringing.rs")),
     ("caches", include_str!("caches.rs")),
+    ("comparing", include_str!("comparing.rs")),
     ("documents", include_str!("documents.rs")),
-    ("look_ups", include_str!("look_ups.rs")),
     ("pending", include_str!("pending.rs")),
+    ("published", include_str!("published.rs")),
     ("removing", include_str!("removing.rs")),
     ("targets", include_str!("targets.rs")),
-    ("writing", include_str!("writing.rs")),
 ];
 
 /// Whether a statement takes any rows of a cache, as many as its limit allows, or the first one.

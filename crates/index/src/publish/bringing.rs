@@ -2,17 +2,21 @@
 
 use std::collections::{HashMap, HashSet};
 
-use dormer_format::EncodingTag;
-use dormer_nix::NarHash;
+use async_trait::async_trait;
 
-use super::pending::{NOTE_PENDING, note_objects};
-use super::{DROP_PENDING, hold_lease, nars_of};
+use super::contract::{
+    BringIndex, Lease, PublishDone, PublishIntent, PublishedDocument, PublishedNar, WrittenDocument,
+};
+use super::documents::{Document, forget_documents, write_documents};
+use super::pending::DROP_PENDING;
+use super::published::nars_of;
+use super::records::{Records, records};
+use super::targets::hold_lease;
 use crate::Result;
 use crate::columns::signed;
 use crate::contract::{CacheId, UnixSeconds};
-use crate::publish::contract::{Lease, PublishDone, PublishIntent, PublishedNar};
-use crate::publish::records::{Records, records};
 use crate::sql::{Argument, Sql, Transaction, both};
+use crate::sql_index::SqlIndex;
 
 use Argument::{Bytes, List, Number, Text};
 
@@ -36,13 +40,6 @@ pub(super) const BEGIN_NARS: Sql = records!(
      SELECT $1, $2, k.nar, k.tag, k.hash, 0, k.file_size FROM",
     3 { nar: bytes 0, tag: bytes 1, hash: bytes 2, file_size: number 3 }, "AS k WHERE true
      ON CONFLICT (target, cache, nar, tag) DO UPDATE SET path = excluded.path, delete_after = NULL"
-);
-// The path that named it last is not known.
-pub(super) const NOTE_FOUND_NARS: Sql = records!(
-    "INSERT INTO publish_nars (target, cache, nar, tag, path, uploaded, file_size, delete_after)
-     SELECT $1, $2, k.nar, k.tag, $4, 0, k.file_size, $5 FROM",
-    3 { nar: bytes 0, tag: bytes 1, file_size: number 2 }, "AS k WHERE true
-     ON CONFLICT (target, cache, nar, tag) DO NOTHING"
 );
 pub(super) const ADD_REFS: Sql = records!(
     "INSERT INTO publish_refs (target, cache, reference, referrer)
@@ -75,19 +72,61 @@ pub(super) const LEAVE_NARS: Sql = records!(
              AND o.nar = publish_nars.nar AND o.tag = publish_nars.tag LIMIT 1) IS NULL"
 );
 
-pub(crate) async fn begin_publishing(
+#[async_trait]
+impl BringIndex for SqlIndex {
+    async fn begin_publishing(&self, lease: &Lease, cache: CacheId, intents: &[PublishIntent]) -> Result<()> {
+        self.write("begin to publish", async |mut tx| {
+            hold_lease(&mut tx, lease).await?;
+            begin_objects(&mut tx, lease, cache, intents).await
+        })
+        .await
+    }
+
+    async fn note_uploaded(&self, lease: &Lease, cache: CacheId, nars: &[PublishedNar]) -> Result<()> {
+        self.write("note published NARs", async |mut tx| {
+            hold_lease(&mut tx, lease).await?;
+            let mut records = Records::default();
+            for nar in nars {
+                let (hash, tag) = (nar.nar.0.as_bytes(), nar.nar.1.as_bytes());
+                records.row().bytes(hash).bytes(tag).number(signed(nar.file_size));
+                records.optional_bytes(nar.file_hash.as_ref().map(|hash| hash.as_bytes().as_slice()));
+                records.text(nar.etag.as_deref());
+            }
+            let arguments = [Number(lease.target.0), Number(cache.0), Text(&records.finish())];
+            tx.run(NOTE_UPLOADED, &arguments).await.map(drop)
+        })
+        .await
+    }
+
+    async fn finish_publishing(
+        &self,
+        lease: &Lease,
+        cache: CacheId,
+        done: &[PublishDone],
+        delete_after: UnixSeconds,
+    ) -> Result<()> {
+        self.write("note what was published", async |mut tx| {
+            hold_lease(&mut tx, lease).await?;
+            finish_objects(&mut tx, lease, cache, done, delete_after).await
+        })
+        .await
+    }
+}
+
+pub(super) async fn begin_objects(
     tx: &mut Transaction,
     lease: &Lease,
-    cache: CacheId,
+    id: CacheId,
     intents: &[PublishIntent],
 ) -> Result<()> {
-    hold_lease(tx, lease).await?;
-    let (target, cache) = (Number(lease.target.0), Number(cache.0));
+    let (target, cache) = (Number(lease.target.0), Number(id.0));
     let (mut objects, mut nars, mut references) =
         (Records::default(), Records::default(), Records::default());
     let mut named = HashSet::new();
     let mut any_reference = false;
-    for PublishIntent { hash, nar: (nar, tag), file_size, references: refers_to } in intents {
+    let mut documents = Vec::new();
+    for PublishIntent { hash, nar: (nar, tag), file_size, references: refers_to, documents: names } in intents
+    {
         objects.row().bytes(hash.as_bytes()).bytes(nar.as_bytes()).bytes(tag.as_bytes());
         if named.insert((nar, tag)) {
             nars.row().bytes(nar.as_bytes()).bytes(tag.as_bytes()).bytes(hash.as_bytes());
@@ -97,80 +136,34 @@ pub(crate) async fn begin_publishing(
             any_reference = true;
             references.row().bytes(reference.as_bytes()).bytes(hash.as_bytes());
         }
+        documents.extend(names.iter().cloned().map(|name| PublishedDocument {
+            hash: *hash,
+            name,
+            digest: Vec::new(),
+            file: None,
+        }));
     }
     tx.run(BEGIN_OBJECTS, &[target, cache, Text(&objects.finish()), Bytes(&[])]).await?;
     tx.run(BEGIN_NARS, &[target, cache, Text(&nars.finish())]).await?;
     if any_reference {
         tx.run(ADD_REFS, &[target, cache, Text(&references.finish())]).await?;
     }
-    Ok(())
+    write_documents(tx, lease, id, &documents).await
 }
 
-pub(crate) async fn note_uploaded(
+pub(super) async fn finish_objects(
     tx: &mut Transaction,
     lease: &Lease,
-    cache: CacheId,
-    nars: &[PublishedNar],
-) -> Result<()> {
-    hold_lease(tx, lease).await?;
-    let mut records = Records::default();
-    for nar in nars {
-        records.row().bytes(nar.nar.0.as_bytes()).bytes(nar.nar.1.as_bytes()).number(signed(nar.file_size));
-        records.optional_bytes(nar.file_hash.as_ref().map(|hash| hash.as_bytes().as_slice()));
-        records.text(nar.etag.as_deref());
-    }
-    tx.run(NOTE_UPLOADED, &[Number(lease.target.0), Number(cache.0), Text(&records.finish())]).await.map(drop)
-}
-
-pub(crate) async fn note_found_nars(
-    tx: &mut Transaction,
-    lease: &Lease,
-    cache: CacheId,
-    nars: &[((NarHash, EncodingTag), u64)],
-    delete_after: UnixSeconds,
-) -> Result<()> {
-    hold_lease(tx, lease).await?;
-    if nars.is_empty() {
-        return Ok(());
-    }
-    let mut records = Records::default();
-    for ((nar, tag), file_size) in nars {
-        records.row().bytes(nar.as_bytes()).bytes(tag.as_bytes()).number(signed(*file_size));
-    }
-    let (target, records) = (Number(lease.target.0), records.finish());
-    let arguments = [target, Number(cache.0), Text(&records), Bytes(&[]), Number(delete_after)];
-    tx.run(NOTE_FOUND_NARS, &arguments).await.map(drop)
-}
-
-pub(crate) async fn note_found_narinfos(
-    tx: &mut Transaction,
-    lease: &Lease,
-    cache: CacheId,
-    intents: &[PublishIntent],
-    found: &[PublishDone],
-    at: UnixSeconds,
-) -> Result<()> {
-    begin_publishing(tx, lease, cache, intents).await?;
-    // No row named another NAR before, so none is left without a name.
-    finish_publishing(tx, lease, cache, found, UnixSeconds::MAX).await?;
-    let marks: Vec<_> = found.iter().map(|found| (cache, found.hash, at)).collect();
-    note_objects(tx, lease, &marks, NOTE_PENDING).await
-}
-
-pub(crate) async fn finish_publishing(
-    tx: &mut Transaction,
-    lease: &Lease,
-    cache: CacheId,
+    id: CacheId,
     done: &[PublishDone],
     delete_after: UnixSeconds,
 ) -> Result<()> {
-    hold_lease(tx, lease).await?;
     if done.is_empty() {
         return Ok(());
     }
     let hashes: Vec<&[u8]> = done.iter().map(|done| done.hash.as_bytes().as_slice()).collect();
-    let before = nars_of(tx, (lease.target, cache), &hashes).await?;
-    let (target, cache) = (Number(lease.target.0), Number(cache.0));
+    let before = nars_of(tx, (lease.target, id), &hashes).await?;
+    let (target, cache) = (Number(lease.target.0), Number(id.0));
     let mut objects = Records::default();
     for done in done {
         objects.row().bytes(done.hash.as_bytes()).bytes(done.nar.0.as_bytes()).bytes(done.nar.1.as_bytes());
@@ -207,5 +200,19 @@ pub(crate) async fn finish_publishing(
         tx.run(LEAVE_NARS, &[target, cache, Text(&left.finish()), Number(delete_after)]).await?;
     }
     tx.run(DROP_PENDING, &[target, cache, List(&hashes)]).await?;
-    tx.run(DROP_REMOVED, &[target, cache, List(&hashes)]).await.map(drop)
+    tx.run(DROP_REMOVED, &[target, cache, List(&hashes)]).await?;
+    let documents: Vec<PublishedDocument> = done
+        .iter()
+        .flat_map(|done| done.documents.iter().cloned().map(|document| (done.hash, document)))
+        .map(|(hash, WrittenDocument { name, digest, file })| PublishedDocument {
+            hash,
+            name,
+            digest,
+            file: Some(file),
+        })
+        .collect();
+    write_documents(tx, lease, id, &documents).await?;
+    let stale: Vec<Document<'_>> =
+        done.iter().flat_map(|done| done.stale_documents.iter().map(|name| (&done.hash, name))).collect();
+    forget_documents(tx, lease, id, &stale).await
 }
