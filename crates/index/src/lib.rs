@@ -46,13 +46,14 @@ pub use dialects::postgres::{PostgresIndex, PostgresOptions};
 pub use dialects::sqlite::{DatabaseCopy, SqliteIndex, SqliteOptions};
 pub use error::{Error, Result};
 pub use examination::Examination;
-pub use jobs::{ExpiryDefaults, Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep};
+pub use jobs::{ExpiryDefaults, Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep, JobsByNeed};
 pub use migrations::{Migration, MigrationPlan};
 pub use open_index::OpenIndex;
 pub use publish::{
-    AbsentPage, CacheScan, Lease, NotedFrom, OwnedDocument, PendingObject, PendingVerdicts, PublishBacklog,
-    PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget, PublishedCache,
-    PublishedDocument, PublishedFile, PublishedNar, PublishedObject, ReferrersTaken, RemovablePage, TargetId,
+    AbsentPage, CacheScan, Follower, Lease, NotedFrom, OwnedDocument, PendingObject, PendingVerdicts,
+    PublishBacklog, PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget,
+    PublishedCache, PublishedDocument, PublishedFile, PublishedNar, PublishedObject, ReferrersTaken,
+    RemovablePage, TargetId,
 };
 pub use scrub::{LastScrub, ScrubIndex};
 pub use sql_index::SqlIndex;

@@ -9,9 +9,10 @@ pub(crate) mod records;
 pub(crate) mod work;
 
 pub use contract::{
-    AbsentPage, CacheScan, Lease, NotedFrom, OwnedDocument, PendingObject, PendingVerdicts, PublishBacklog,
-    PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget, PublishedCache,
-    PublishedDocument, PublishedFile, PublishedNar, PublishedObject, ReferrersTaken, RemovablePage, TargetId,
+    AbsentPage, CacheScan, Follower, Lease, NotedFrom, OwnedDocument, PendingObject, PendingVerdicts,
+    PublishBacklog, PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget,
+    PublishedCache, PublishedDocument, PublishedFile, PublishedNar, PublishedObject, ReferrersTaken,
+    RemovablePage, TargetId,
 };
 
 use std::ops::RangeInclusive;
@@ -32,7 +33,7 @@ impl PublishIndex for SqlIndex {
     async fn list_targets(&self) -> Result<Vec<PublishTarget>> {
         self.read("list targets", async |mut tx| work::list_targets(&mut tx).await).await
     }
-    async fn list_followers(&self) -> Result<Vec<(PublishTarget, Option<UnixSeconds>)>> {
+    async fn list_followers(&self) -> Result<Vec<Follower>> {
         self.read("list targets and what they lack", async |mut tx| work::list_followers(&mut tx).await).await
     }
     async fn acquire_lease(

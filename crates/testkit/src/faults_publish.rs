@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use dormer_format::EncodingTag;
 use dormer_index::{
-    AbsentPage, CacheId, CacheScan, FoundObject, Lease, NotedFrom, OwnedDocument, PendingObject,
+    AbsentPage, CacheId, CacheScan, Follower, FoundObject, Lease, NotedFrom, OwnedDocument, PendingObject,
     PendingVerdicts, PublishBacklog, PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishTarget,
     PublishedCache, PublishedDocument, PublishedNar, PublishedObject, ReferrersTaken, RemovablePage,
     TargetId, UnixSeconds,
@@ -170,7 +170,7 @@ macro_rules! publish_calls {
 publish_calls! {
     read {
         fn list_targets() -> Vec<PublishTarget>;
-        fn list_followers() -> Vec<(PublishTarget, Option<UnixSeconds>)>;
+        fn list_followers() -> Vec<Follower>;
         fn pending_objects(target: TargetId, cache: CacheId, after: Option<(UnixSeconds, StorePathHash)>, limit: u32) -> Vec<PendingObject>;
         fn pending_absent(target: TargetId, cache: CacheId, after: Option<StorePathHash>, limit: u32) -> AbsentPage;
         fn find_removed(target: TargetId, cache: CacheId, hashes: &[StorePathHash]) -> Vec<StorePathHash>;

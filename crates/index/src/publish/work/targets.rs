@@ -1,9 +1,10 @@
 //! Targets, and the right to write to one.
 
 use super::{hold_lease, read_target};
-use crate::columns::corrupt;
+use crate::columns::{corrupt, unsigned};
 use crate::contract::UnixSeconds;
-use crate::publish::contract::{Lease, PublishTarget, TargetId};
+use crate::publish::contract::{Follower, Lease, PublishTarget, TargetId};
+use crate::rows::Row;
 use crate::sql::{Argument, Sql, Transaction, both};
 use crate::{Error, Result};
 
@@ -19,12 +20,20 @@ const LIST_TARGETS: Sql = both!(
         compared, missed_changes
      FROM publish_targets ORDER BY name"
 );
-/// The oldest change is the end of an index: one step for each target.
+/// The oldest change is the end of an index: one step for each target. The oldest path that waits
+/// is one too: a step for each cache in each target.
 pub(super) const LIST_FOLLOWERS: Sql = Sql {
     sqlite: "
         SELECT t.id, t.name, t.location, t.cursor_transaction, t.cursor_number, t.holder, t.lease_ends_at, t.ran_at,
             t.error, t.error_at, t.compared, t.missed_changes,
-            (SELECT o.at FROM outbox AS o WHERE o.number > t.cursor_number ORDER BY o.number LIMIT 1)
+            (SELECT o.at FROM outbox AS o WHERE o.number > t.cursor_number ORDER BY o.number LIMIT 1),
+            (SELECT count(*) FROM publish_caches AS c WHERE c.target = t.id),
+            (SELECT CAST(coalesce(sum(k.published), 0) AS BIGINT) FROM publish_caches AS c
+                JOIN publish_counts AS k ON k.target = c.target AND k.cache = c.cache WHERE c.target = t.id),
+            (SELECT CAST(coalesce(sum(k.pending), 0) AS BIGINT) FROM publish_caches AS c
+                JOIN publish_counts AS k ON k.target = c.target AND k.cache = c.cache WHERE c.target = t.id),
+            (SELECT min((SELECT min(p.since) FROM publish_pending AS p WHERE p.target = c.target AND p.cache = c.cache))
+                FROM publish_caches AS c WHERE c.target = t.id)
         FROM publish_targets AS t ORDER BY t.name",
     postgres: "
         SELECT t.id, t.name, t.location, t.cursor_transaction, t.cursor_number, t.holder, t.lease_ends_at, t.ran_at,
@@ -33,11 +42,22 @@ pub(super) const LIST_FOLLOWERS: Sql = Sql {
                 WHERE (o.transaction, o.number) > (t.cursor_transaction, t.cursor_number)
                     AND o.transaction < (SELECT base FROM outbox_base)
                         + pg_snapshot_xmin(pg_current_snapshot())::text::bigint
-                ORDER BY o.transaction, o.number LIMIT 1)
+                ORDER BY o.transaction, o.number LIMIT 1),
+            (SELECT count(*) FROM publish_caches AS c WHERE c.target = t.id),
+            (SELECT CAST(coalesce(sum(k.published), 0) AS BIGINT) FROM publish_caches AS c
+                JOIN publish_counts AS k ON k.target = c.target AND k.cache = c.cache WHERE c.target = t.id),
+            (SELECT CAST(coalesce(sum(k.pending), 0) AS BIGINT) FROM publish_caches AS c
+                JOIN publish_counts AS k ON k.target = c.target AND k.cache = c.cache WHERE c.target = t.id),
+            (SELECT min((SELECT min(p.since) FROM publish_pending AS p WHERE p.target = c.target AND p.cache = c.cache))
+                FROM publish_caches AS c WHERE c.target = t.id)
         FROM publish_targets AS t ORDER BY t.name",
 };
-/// The column of [`LIST_FOLLOWERS`] behind those of a target.
+/// The columns of [`LIST_FOLLOWERS`] behind those of a target.
 const UNSEEN_SINCE: usize = 12;
+const CACHES: usize = 13;
+const PUBLISHED: usize = 14;
+const PENDING: usize = 15;
+const PENDING_SINCE: usize = 16;
 // What is there may have been published by a database that was lost, or under another name.
 const CREATE_TARGET: Sql = both!(
     "INSERT INTO publish_targets (name, location, fence, lease_ends_at, cursor_transaction, cursor_number, compared)
@@ -67,11 +87,20 @@ pub(crate) async fn list_targets(tx: &mut Transaction) -> Result<Vec<PublishTarg
     tx.rows(LIST_TARGETS, &[]).await?.iter().map(read_target).collect()
 }
 
-pub(crate) async fn list_followers(
-    tx: &mut Transaction,
-) -> Result<Vec<(PublishTarget, Option<UnixSeconds>)>> {
-    let rows = tx.rows(LIST_FOLLOWERS, &[]).await?;
-    rows.iter().map(|row| Ok((read_target(row)?, row.column(UNSEEN_SINCE, "outbox")?))).collect()
+pub(crate) async fn list_followers(tx: &mut Transaction) -> Result<Vec<Follower>> {
+    tx.rows(LIST_FOLLOWERS, &[]).await?.iter().map(read_follower).collect()
+}
+
+fn read_follower(row: &Row) -> Result<Follower> {
+    let counts = "publish_counts";
+    Ok(Follower {
+        target: read_target(row)?,
+        unseen_since: row.column(UNSEEN_SINCE, "outbox")?,
+        caches: unsigned("publish_caches", row.column(CACHES, "publish_caches")?)?,
+        published: unsigned(counts, row.column(PUBLISHED, counts)?)?,
+        pending: unsigned(counts, row.column(PENDING, counts)?)?,
+        pending_since: row.column(PENDING_SINCE, "publish_pending")?,
+    })
 }
 
 pub(crate) async fn acquire_lease(

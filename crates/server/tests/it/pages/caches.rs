@@ -1,6 +1,6 @@
 //! The first page and that of a cache: what each shows to each reader.
 
-use dormer_index::PublishIndex as _;
+use dormer_index::JobIndex as _;
 use serde_json::json;
 
 use super::{BROWSER, browse, cookie, named, push, tree, without_way_back};

@@ -60,7 +60,7 @@ fn forms_change_only_what_a_page_of_the_same_session_sent_with_its_permission() 
     }
     let consequences = browse(&server, Some(&owner), &of("remove")).text();
     assert!(
-        consequences.contains("1 path in this cache need it") && consequences.contains("program"),
+        consequences.contains("1 path in this cache needs it. It stays") && consequences.contains("program"),
         "{consequences}"
     );
     assert!(consequences.contains("It is pinned as") && consequences.contains("release"), "{consequences}");

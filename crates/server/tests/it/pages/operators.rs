@@ -1,6 +1,6 @@
 //! Pages for operators, and the status that they show.
 
-use dormer_index::{JobIndex as _, PublishIndex as _};
+use dormer_index::{JobIndex as _, JobKind, PublishIndex as _};
 use serde_json::json;
 
 use super::{BROWSER, browse, cookie, form_token, push, submit, without_way_back};
@@ -47,7 +47,8 @@ fn operators_see_jobs_publishing_and_the_audit_and_each_page_costs_four_statemen
     push(&server, "main", &path(1), &nar(1), &json!({}));
     let main = server.block_on(server.engine.find_cache("main")).unwrap().unwrap().id;
     let workflow = format!("repo:company/{}", "name-".repeat(60));
-    for (number, subject) in [(1, "ada"), (2, "<script>bob"), (3, workflow.as_str())] {
+    let unseen = "eve\u{202e}\u{200b}";
+    for (number, subject) in [(1, "ada"), (2, "<script>bob"), (3, workflow.as_str()), (4, unseen)] {
         let hash = path(number).hash();
         let removal =
             server.index.remove_for_cause(main, &hash, Some(subject), false, now() + i64::from(number));
@@ -73,7 +74,7 @@ fn operators_see_jobs_publishing_and_the_audit_and_each_page_costs_four_statemen
         };
         server.publish.settle_pending(&lease, main, &verdicts, now()).await.unwrap();
         server.publish.release_lease(&lease, now(), Some("no route to host")).await.unwrap();
-        server.publish.open_job(dormer_index::JobKind::Recount, None, None, now() - 100).await.unwrap();
+        server.publish.open_job(JobKind::Recount, None, None, now() - 100).await.unwrap();
     });
     let see = |address: &str| {
         let before = server.index.statement_count();
@@ -116,6 +117,14 @@ fn operators_see_jobs_publishing_and_the_audit_and_each_page_costs_four_statemen
         let found = see(&format!("/_dormer/audit?actor={}", dormer_pages::escape_segment(actor)));
         assert!(found.contains("repo:") && !found.contains(">ada<"), "{found}");
     }
+    // So does what it shows of characters that cannot be seen, from the table and from its form.
+    let shown = r"eve\u{202e}\u{200b}";
+    for actor in [shown, unseen] {
+        let found = see(&format!("/_dormer/audit?actor={}", dormer_pages::escape_segment(actor)));
+        assert!(found.contains(&format!("\"Actor\">{shown}<")) && !found.contains(">ada<"), "{found}");
+        assert!(found.contains(&format!("value=\"{shown}\"")), "{found}");
+    }
+    assert!(see("/_dormer/audit?actor=eve").contains("Nothing here."));
     let long = format!("/_dormer/audit?actor={}", "x".repeat(500));
     assert_eq!(browse(&server, Some(&admin()), &long).status, 400);
     assert_eq!(
@@ -131,17 +140,109 @@ fn operators_see_jobs_publishing_and_the_audit_and_each_page_costs_four_statemen
     );
 }
 
+#[test]
+fn jobs_that_fail_or_run_come_before_older_ones_and_targets_are_paged_by_name() {
+    let server = Server::start();
+    server.block_on(async {
+        let jobs = &server.publish;
+        for cache in 1..=25 {
+            let cache = Some(dormer_index::CacheId(cache));
+            jobs.open_job(JobKind::ScanCache, cache, None, now()).await.unwrap();
+        }
+        for kind in [JobKind::Recount, JobKind::Scrub] {
+            jobs.open_job(kind, None, None, now()).await.unwrap();
+            let lease = jobs.lease_job(kind, "lab 2", now(), now() + 60).await.unwrap().unwrap();
+            if kind == JobKind::Recount {
+                jobs.fail_job(&lease, "no room", now() + 60).await.unwrap();
+            }
+        }
+        for number in 1..=11 {
+            jobs.open_target(&format!("edge-{number:02}"), "s3://bucket").await.unwrap();
+        }
+    });
+    let status = server.call(&admin(), "GET", "/_api/v2/status", b"").json();
+    let kinds: Vec<_> = status["jobs"].as_array().unwrap().iter().map(|job| job["kind"].clone()).collect();
+    assert_eq!(
+        (&kinds[..3], kinds.len()),
+        (&[json!("recount"), json!("scrub"), json!("scan-cache")][..], 20)
+    );
+    assert_eq!(status["job_counts"], json!({"open": 27, "running": 1, "failing": 1}));
+    assert_eq!(status["more_jobs"], true);
+    let see = |address: &str| browse(&server, Some(&admin()), &format!("/_dormer/{address}")).text();
+    let overview = see("");
+    for text in [
+        "27 jobs are open: 1 failing, 1 running.",
+        "the last: no room",
+        "run by lab 2",
+        "<a href=\"../_dormer/jobs\">And 19 more jobs.</a>",
+        "<li>lab 2</li>",
+    ] {
+        assert!(overview.contains(text), "{text} in {overview}");
+    }
+    let next_of = |page: &str, address: &str| {
+        let (_, rest) = page.split_once("rel=\"next\" href=\"").expect("the list goes on");
+        see(&format!("{address}{}", rest.split('"').next().unwrap()))
+    };
+    let rest = next_of(&see("jobs"), "jobs");
+    assert!(rest.contains("recount") && rest.contains("scrub"), "the oldest first: {rest}");
+    let first = see("publishing");
+    assert!(first.contains("<h2>edge-01<") && first.contains("<h2>edge-08<"), "{first}");
+    let rest = next_of(&first, "publishing");
+    assert!(rest.contains("<h2>edge-09<") && rest.contains("<h2>edge-11<"), "{rest}");
+    assert!(!rest.contains("<h2>edge-08<") && !rest.contains("rel=\"next\""), "{rest}");
+}
+
+/// The caches of targets are named up to a bound. What waits in others counts all the same.
+#[test]
+fn a_target_behind_a_thousand_caches_of_another_shows_what_waits() {
+    let server = Server::start();
+    let main = server.block_on(server.engine.find_cache("main")).unwrap().unwrap().id;
+    let published = |cache, name: String| dormer_index::PublishedCache {
+        cache,
+        name,
+        basis: vec![],
+        document: vec![],
+        published_at: now(),
+        scan: None,
+    };
+    server.block_on(async {
+        let state = &server.publish;
+        let lease = async |name: &str| {
+            let target = state.open_target(name, "s3://bucket").await.unwrap();
+            state.acquire_lease(target.id, "me", now(), now() + 60).await.unwrap().unwrap()
+        };
+        let (large, small) = (lease("large").await, lease("small").await);
+        for number in 100..1_105 {
+            let cache = published(dormer_index::CacheId(number), format!("cache-{number:04}"));
+            state.write_published_cache(&large, &cache, now()).await.unwrap();
+        }
+        state.write_published_cache(&small, &published(main, "main".to_owned()), now()).await.unwrap();
+        let waiting = [(main, path(3).hash(), now() - 5_000)];
+        state.note_pending(&small, &waiting, dormer_index::NotedFrom::Referrers).await.unwrap();
+    });
+    let status = server.call(&admin(), "GET", "/_api/v2/status", b"").json();
+    let small = &status["targets"][1];
+    assert_eq!((&small["name"], &small["pending"]), (&json!("small"), &json!(1)), "{status}");
+    assert!(small["lag_seconds"].as_u64() >= Some(5_000), "{status}");
+    let publishing = browse(&server, Some(&admin()), "/_dormer/publishing").text();
+    assert!(
+        publishing.contains("And 995 more caches.") && publishing.contains("Lag: 83 minutes."),
+        "{publishing}"
+    );
+}
+
 /// A server that has just begun remembers nothing.
 #[test]
 fn the_first_look_at_a_page_for_operators_costs_four_statements_too() {
-    for page in OPERATOR_PAGES {
-        let server = Server::start();
+    let pages =
+        OPERATOR_PAGES.into_iter().flat_map(|page| Server::on_each_database().map(|server| (page, server)));
+    for (page, server) in pages {
         let main = server.block_on(server.engine.find_cache("main")).unwrap().unwrap().id;
         server.block_on(async {
             for name in ["edge", "far"] {
                 server.publish.open_target(name, "s3://bucket/edge").await.unwrap();
             }
-            for kind in [dormer_index::JobKind::Recount, dormer_index::JobKind::Scrub] {
+            for kind in [JobKind::Recount, JobKind::Scrub] {
                 server.publish.open_job(kind, None, None, now()).await.unwrap();
             }
             server.index.remove_for_cause(main, &path(1).hash(), Some("ada"), false, now()).await.unwrap();
