@@ -15,7 +15,9 @@ pub use sessions::{
     SESSION_FORMAT, SessionFormat, SessionId, SessionResponse, decode_missing, encode_missing,
     read_chunk_ids,
 };
-pub use status::{JobEntry, PushStatus, QueueStatus, ReadStatus, RequestStatus, StatusResponse, TargetEntry};
+pub use status::{
+    JobCounts, JobEntry, PushStatus, QueueStatus, ReadStatus, RequestStatus, StatusResponse, TargetEntry,
+};
 
 /// Answer to GET `caches`: every cache on which the caller has any permission, and the public ones;
 /// by name, in pages.

@@ -2,16 +2,15 @@
 //!
 //! Names, messages and settings come from servers, files and other programs. An escape sequence in
 //! them could rewrite earlier lines, set the clipboard or change the title. A bidirectional control
-//! could show a command that differs from the one that is copied. So the printer passes every line
-//! through this module.
+//! or a character without a shape could show a command that differs from the one that is copied. So
+//! the printer passes every line through this module. The list of such characters is that of pages.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Whether a terminal or a reader would obey the character instead of showing it. Tabs are
-/// harmless.
-fn is_obeyed(c: char) -> bool {
-    c != '\t' && dormer_pages::is_obeyed(c)
+/// Whether a terminal obeys or hides the character instead of showing it. Tabs are harmless.
+fn is_hidden(c: char) -> bool {
+    c != '\t' && dormer_pages::is_hidden(c)
 }
 
 /// The text on one line, with `\u{1b}` in place of an escape character.
@@ -64,7 +63,7 @@ fn shown_bytes(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
     for run in bytes.utf8_chunks() {
         for c in run.valid().chars() {
-            if c != '\n' && is_obeyed(c) { out.extend(c.escape_unicode()) } else { out.push(c) }
+            if c != '\n' && is_hidden(c) { out.extend(c.escape_unicode()) } else { out.push(c) }
         }
         for byte in run.invalid() {
             let _ = write!(out, "\\x{byte:02x}");
@@ -100,17 +99,20 @@ pub(crate) enum LogForm {
 /// The same JSON, with such characters written as `\u001b`. All of them are inside of texts.
 pub(crate) fn shown_json(json: &str) -> Cow<'_, str> {
     escaped(json, |out, c| {
-        let _ = write!(out, "\\u{:04x}", u32::from(c));
+        // JSON has characters beyond U+FFFF as two units.
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            let _ = write!(out, "\\u{unit:04x}");
+        }
     })
 }
 
 fn escaped(text: &str, escape: impl Fn(&mut String, char)) -> Cow<'_, str> {
-    if !text.contains(is_obeyed) {
+    if !text.contains(is_hidden) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        if is_obeyed(c) { escape(&mut out, c) } else { out.push(c) }
+        if is_hidden(c) { escape(&mut out, c) } else { out.push(c) }
     }
     Cow::Owned(out)
 }
@@ -145,27 +147,37 @@ mod tests {
         assert_eq!(shown_log_line(evil, LogForm::Coloured), "a\\u{202e}b\u{1b}[31m\\nerror: forged\\u{9b}\n");
         let json = format!("{}\n", serde_json::json!({ "message": evil }));
         let safe = shown_log_line(&json, LogForm::Json);
-        assert!(!safe.trim_end_matches('\n').contains(is_obeyed), "{safe}");
+        assert!(!safe.trim_end_matches('\n').contains(is_hidden), "{safe}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&safe).unwrap()["message"], evil);
         assert!(matches!(shown_log_line("plain\n", LogForm::Plain), Cow::Borrowed("plain\n")));
     }
 
     #[test]
     fn json_stays_the_same_value() {
-        let value = serde_json::json!({ "a\u{202e}": "\u{1b}[31m \u{9b} \u{2028} \u{7f} \u{61c} \\ \" ä" });
+        let value = serde_json::json!({ "a\u{202e}": "\u{1b}[31m \u{9b} \u{2028} \u{7f} \u{61c} \u{200b} \u{e0041} \\ \" ä" });
         let text = value.to_string();
         let safe = shown_json(&text);
-        assert!(!safe.contains(is_obeyed), "{safe}");
+        assert!(!safe.contains(is_hidden), "{safe}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&safe).unwrap(), value);
     }
 
+    /// Controls, marks of direction, and characters without a shape.
     #[test]
-    fn no_control_or_bidirectional_character_passes() {
+    fn no_hidden_character_passes() {
         for c in char::MIN..=char::MAX {
-            // The categories Cc, Zl and Zp, and the property Bidi_Control of Unicode.
-            let is_bad = matches!(u32::from(c),
-                0..=8 | 0xa..=0x1f | 0x7f..=0x9f | 0x61c | 0x200e | 0x200f | 0x2028..=0x202e | 0x2066..=0x2069);
-            assert_eq!(shown(&c.to_string()).contains(c), !is_bad, "{c:?}");
+            let is_shown = c == '\t' || !dormer_pages::is_hidden(c);
+            assert_eq!(shown(&c.to_string()).contains(c), is_shown, "{c:?}");
+            if !is_shown {
+                let json = format!("\"{c}\"");
+                assert!(!shown_json(&json).contains(c), "{c:?}");
+                // A JSON text has no bare control.
+                if !c.is_ascii_control() {
+                    assert_eq!(serde_json::from_str::<char>(&shown_json(&json)).unwrap(), c);
+                }
+            }
+        }
+        for c in "\u{1b}\u{9b}\u{202e}\u{2066}\u{200b}\u{200d}\u{2060}\u{feff}\u{ad}\u{e0041}".chars() {
+            assert!(dormer_pages::is_hidden(c), "{c:?}");
         }
     }
 }

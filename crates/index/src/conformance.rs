@@ -174,6 +174,7 @@ where
         a_lost_lease_changes_nothing, a_failed_job_waits_for_its_next_try, a_deleted_cache_is_removed_in_steps,
         another_process_continues_at_the_cursor, a_deleted_cache_is_invisible_before_its_job_runs,
         the_rest_of_a_deleted_cache_tells_no_follower, jobs_are_counted_by_kind,
+        jobs_that_need_an_operator_come_first,
     }
     macro_rules! session_cases {
         ($($case:ident),+ $(,)?) => {

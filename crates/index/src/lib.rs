@@ -48,7 +48,7 @@ pub use dialects::postgres::{PostgresIndex, PostgresOptions};
 pub use dialects::sqlite::{DatabaseCopy, SqliteIndex, SqliteOptions};
 pub use error::{Error, Result};
 pub use examination::Examination;
-pub use jobs::{ExpiryDefaults, Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep};
+pub use jobs::{ExpiryDefaults, Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep, JobsByNeed};
 pub use migrations::{Migration, MigrationPlan};
 pub use open_index::OpenIndex;
 pub use publish::*;

@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use crate::cache::below;
 use crate::frame::{Frame, PAGE_BYTES_MAX, escape_segment, file_address, path_address};
 use crate::parts::{Copied, copyable, size};
-use crate::text::{is_obeyed, number, shortened, visible_page};
+use crate::text::{ESCAPE_BYTES_MAX, is_hidden, number, shortened, visible_page};
 
 /// Room for the entries of a folder, or the text of a file, in bytes of HTML. The rest of the page
 /// has the way back to the file, which may be long.
@@ -179,13 +179,15 @@ fn row(entry: &ListedFile) -> Markup {
     let name = shortened(&entry.name, NAME_SHOWN);
     // The name of a file may hold a colon, and an address that begins with `a:` has a scheme. The
     // escaped name has no colon.
-    let address = escape_segment(&shortened(&entry.name, LINKED_NAME_MAX));
+    let address = (entry.name.len() <= LINKED_NAME_MAX).then(|| escape_segment(&entry.name));
     html! {
         tr {
             th scope="row" {
-                @if entry.name.len() > LINKED_NAME_MAX { (name) }
-                @else if matches!(entry.kind, ListedKind::Folder) { a href={ (address) "/" } { (name) "/" } }
-                @else { a href=(address) { (name) } }
+                @match (address, &entry.kind) {
+                    (None, _) => (name),
+                    (Some(address), ListedKind::Folder) => a href={ (address) "/" } { (name) "/" },
+                    (Some(address), _) => a href=(address) { (name) },
+                }
             }
             td.figure data-label="Size" { @if let ListedKind::File { bytes, .. } = entry.kind { (size(bytes)) } }
             td data-label="Kind" {
@@ -240,8 +242,7 @@ pub(crate) fn fitting(text: &str, bytes_max: usize) -> &str {
             '<' | '>' => 4,
             '"' => 6,
             '\n' => 1,
-            // The longest escape of a character that is not shown as it is.
-            hidden if is_obeyed(hidden) => 8,
+            hidden if is_hidden(hidden) => ESCAPE_BYTES_MAX,
             other => other.len_utf8(),
         };
         if length > bytes_max {

@@ -8,9 +8,9 @@
 //! - Every text of a view model is foreign: names, logs and signatures may hold anything. Only the
 //!   template engine writes them, and it escapes them. No other code in this crate makes markup
 //!   (`PreEscaped` stands nowhere outside of the style's and the script's tests).
-//! - No character of a page hides or is obeyed: controls and marks that turn a text around are
-//!   shown as `\u{202e}`. [`Frame`] sees to it, whatever a page holds. No page offers a text for
-//!   copying that has one in a foreign word (`parts::Copied`).
+//! - No character of a page hides or is obeyed ([`is_hidden`]): such a character is shown as
+//!   `\u{202e}`. [`Frame`] sees to it, whatever a page holds. No page offers a text for copying
+//!   that has one in a foreign word (`parts::Copied`).
 //! - Addresses are relative ([`Frame::root`]), so a proxy may serve the pages below any path. No
 //!   foreign text is ever the start of an address, so no link leads to another host or to a script.
 //! - A page has no inline script and no inline style: [`POLICY`] forbids both.
@@ -61,8 +61,8 @@ pub use home::{CacheRow, HomeView};
 pub use log::LogView;
 pub use operator::{
     AuditRow, AuditView, CollectionFigures, CollectionView, DamageView, ExpiryFigures, JobRow, JobsView,
-    MadePlan, OperatorPage, OverviewView, PackFigures, PlanView, PublishedCacheRow, PublishingView, QueueRow,
-    ScrubFigures, ServerFigures, TargetRow, TargetView,
+    MadePlan, OpenJobs, OperatorPage, OverviewView, PackFigures, PlanView, PublishedCacheRow, PublishingView,
+    QueueRow, ScrubFigures, ServerFigures, TargetRow, TargetView,
 };
 pub use path::{PathView, PinRow};
 pub use paths::{PathRow, PathsView, SortedBy};
@@ -74,4 +74,4 @@ pub use remove::RemoveView;
 pub use sign_in::SignInView;
 pub use stay::{PathStay, StayEnd, StayView};
 pub use terminal_text::{TextPart, terminal_text};
-pub use text::{bytes, date, day, is_obeyed, number, percent, span};
+pub use text::{bytes, date, day, is_hidden, number, percent, span};

@@ -7,10 +7,11 @@ use maud::{Markup, html};
 use crate::frame::{Frame, Step, escape_segment, path_address};
 use crate::parts::{and_more, first, moment, size};
 use crate::picture::{Share, one_bar, part_of};
-use crate::text::{CUT, bytes, counted, date, number, shortened, span};
+use crate::text::{CUT, bytes, counted, date, number, read, shortened, span, visible, written};
 
 /// Rows of each list that a page shows.
 const JOBS_SHOWN: usize = 20;
+const JOBS_IN_SHORT: usize = 8;
 const QUEUES_SHOWN: usize = 24;
 const SERVERS_SHOWN: usize = 20;
 const TARGETS_SHOWN: usize = 8;
@@ -163,6 +164,19 @@ pub struct JobRow {
     pub error: Option<String>,
 }
 
+/// Open jobs, in short.
+#[derive(Debug, Clone, Default)]
+pub struct OpenJobs {
+    /// How many there are.
+    pub open: u64,
+    /// Those of them that a process runs.
+    pub running: u64,
+    /// Those of them whose last step failed.
+    pub failing: u64,
+    /// The first of them: those that fail, those that run, then the oldest.
+    pub first: Vec<JobRow>,
+}
+
 /// An edge target, in short.
 #[derive(Debug, Clone)]
 pub struct TargetRow {
@@ -195,10 +209,8 @@ pub struct OverviewView {
     pub queues: Vec<QueueRow>,
     /// Processes that hold a job or a target, the answering one left out, as far as it is known.
     pub others: Vec<String>,
-    /// Open jobs, the oldest first; `None` if the database did not name them.
-    pub jobs: Option<Vec<JobRow>>,
-    /// Whether there are more.
-    pub more_jobs: bool,
+    /// Open jobs; `None` if the database did not name them.
+    pub jobs: Option<OpenJobs>,
     /// Edge targets; `None` if the database did not name them.
     pub targets: Option<Vec<TargetRow>>,
 }
@@ -272,12 +284,11 @@ impl OverviewView {
             }
             section {
                 h2 { "Jobs" }
-                @match &self.jobs { Some(all) => (jobs(frame, all)), None => (not_told("which jobs are open")) }
-                @if self.more_jobs { p { a href=(frame.link(OperatorPage::Jobs.address())) { "All jobs" } } }
+                @match &self.jobs { Some(open) => (open.render(frame)), None => (not_told("which jobs are open")) }
             }
             section {
                 h2 { "Edge targets" }
-                @let targets = neediest_first(self.targets.as_deref(), |target| (target.has_failed, target.lag_seconds));
+                @let targets = neediest_first(self.targets.as_deref().unwrap_or_default());
                 @if self.targets.is_none() { (not_told(TARGETS_NOT_TOLD)) }
                 @else if targets.is_empty() { p { "Nothing was published yet." } }
                 @else {
@@ -288,7 +299,7 @@ impl OverviewView {
                             @for target in shown {
                                 tr {
                                     th scope="row" {
-                                        a href=(frame.link(OperatorPage::Publishing.address())) { (shortened(&target.name, NAME_CHARACTERS)) }
+                                        (target_link(frame, &target.name))
                                         @if target.has_failed { " " span.tag.private { "failed" } }
                                     }
                                     td.figure data-label="Published" { (number(target.published)) }
@@ -308,9 +319,9 @@ impl OverviewView {
 
 /// Targets that fail before those that do not, and those with the longest lag first: what is cut
 /// off needs nobody.
-fn neediest_first<T>(targets: Option<&[T]>, need: impl Fn(&T) -> (bool, u64)) -> Vec<&T> {
-    let mut targets: Vec<&T> = targets.unwrap_or_default().iter().collect();
-    targets.sort_by_key(|target| std::cmp::Reverse(need(target)));
+fn neediest_first(targets: &[TargetRow]) -> Vec<&TargetRow> {
+    let mut targets: Vec<&TargetRow> = targets.iter().collect();
+    targets.sort_by_key(|target| std::cmp::Reverse((target.has_failed, target.lag_seconds)));
     targets
 }
 
@@ -328,6 +339,20 @@ fn amount(name: &str, value: u64) -> String {
 
 fn lag_text(seconds: u64) -> String {
     if seconds == 0 { "none".to_owned() } else { span(i64::try_from(seconds).unwrap_or(i64::MAX)) }
+}
+
+impl OpenJobs {
+    fn render(&self, frame: &Frame) -> Markup {
+        let (shown, _) = first(&self.first, JOBS_IN_SHORT);
+        let left = self.open.saturating_sub(shown.len() as u64);
+        html! {
+            @if self.open > 0 {
+                p { (counted(self.open, "job is open", "jobs are open")) ": " (number(self.failing)) " failing, " (number(self.running)) " running. The others wait." }
+            }
+            (jobs(frame, shown))
+            @if left > 0 { p { a href=(frame.link(OperatorPage::Jobs.address())) { (and_more(left, "job", "jobs")) } } }
+        }
+    }
 }
 
 fn jobs(frame: &Frame, jobs: &[JobRow]) -> Markup {
@@ -585,7 +610,9 @@ pub struct TargetView {
     pub error: Option<(String, i64)>,
     /// Age of the oldest change that it does not have, in seconds.
     pub lag_seconds: u64,
-    /// Its caches, those that wait first.
+    /// How many caches it has.
+    pub cache_count: u64,
+    /// Its caches as far as the host names them, those that wait first.
     pub caches: Vec<PublishedCacheRow>,
 }
 
@@ -602,21 +629,36 @@ pub struct PublishedCacheRow {
     pub oldest: Option<(String, i64, Option<String>)>,
 }
 
+/// The link to a target, whatever comes before it by then.
+fn target_link(frame: &Frame, name: &str) -> Markup {
+    let address = format!("{}{}", OperatorPage::Publishing.address(), from_target(name));
+    html! { a href=(frame.link(&address)) { (shortened(name, NAME_CHARACTERS)) } }
+}
+
+/// The query of the page that begins at a target.
+fn from_target(name: &str) -> String {
+    format!("?from={}", escape_segment(name))
+}
+
 /// `/_dormer/publishing`
 #[derive(Debug, Clone)]
 pub struct PublishingView {
     /// All targets; `None` if the database did not tell in time.
     pub targets: Option<Vec<TargetView>>,
-    /// How many come before those of this page.
-    pub from: usize,
+    /// The name that the page begins at. The lag of targets changes between two pages and their
+    /// names do not, so a reader that goes on misses none.
+    pub from: Option<String>,
 }
 
 impl PublishingView {
     /// The page.
     pub fn render(&self, frame: &Frame) -> String {
-        let targets = neediest_first(self.targets.as_deref(), |of| (of.error.is_some(), of.lag_seconds));
-        let from = self.from.min(targets.len());
-        let (targets, left) = first(&targets[from..], TARGETS_SHOWN);
+        let mut all: Vec<&TargetView> = self.targets.iter().flatten().collect();
+        all.sort_by(|one, other| one.name.cmp(&other.name));
+        let failing: Vec<&TargetView> = all.iter().copied().filter(|of| of.error.is_some()).collect();
+        let from = self.from.as_deref().unwrap_or_default();
+        let from = all.partition_point(|target| target.name.as_str() < from);
+        let (targets, left) = first(&all[from..], TARGETS_SHOWN);
         let content = html! {
             @match &self.targets {
                 None => (not_told(TARGETS_NOT_TOLD)),
@@ -625,6 +667,17 @@ impl PublishingView {
                 Some(_) => {},
             }
             @if from > 0 { p { a rel="first" href="?" { "The first targets" } } }
+            @if targets.len() < all.len() && !failing.is_empty() {
+                @let (failing, left) = first(&failing, TARGETS_SHOWN);
+                p.notice role="status" {
+                    "The last run failed for "
+                    @for (place, target) in failing.iter().enumerate() {
+                        @if place > 0 { ", " }
+                        (target_link(frame, &target.name))
+                    }
+                    ". " (and_more(left, "target", "targets"))
+                }
+            }
             @for target in targets {
                 section {
                     h2 { (shortened(&target.name, NAME_CHARACTERS)) }
@@ -636,7 +689,8 @@ impl PublishingView {
                     @if let Some((error, at)) = &target.error {
                         p.notice role="status" { "The last run failed " (moment(frame, *at)) ": " (shortened(error, REASON_CHARACTERS)) }
                     }
-                    @let (caches, left) = first(&target.caches, PUBLISHED_CACHES_SHOWN / targets.len().max(1));
+                    @let (caches, _) = first(&target.caches, PUBLISHED_CACHES_SHOWN / targets.len().max(1));
+                    @let left = target.cache_count.saturating_sub(caches.len() as u64);
                     table.wide {
                         thead { tr { th scope="col" { "Cache" } th.figure scope="col" { "Published" } th.figure scope="col" { "Pending" } th scope="col" { "Waits longest" } } }
                         tbody {
@@ -659,7 +713,9 @@ impl PublishingView {
                     @if left > 0 { p { (and_more(left, "cache", "caches")) " dormer publish status names all." } }
                 }
             }
-            @if left > 0 { p { a.button rel="next" href={ "?from=" (from + targets.len()) } { (and_more(left, "target", "targets")) } } }
+            @if let Some(next) = all.get(from + targets.len()) {
+                p { a.button rel="next" href=(from_target(&next.name)) { (and_more(left, "target", "targets")) } }
+            }
         };
         OperatorPage::Publishing.render(frame, &content)
     }
@@ -755,7 +811,8 @@ pub struct AuditRow {
 /// `/_dormer/audit`
 #[derive(Debug, Clone)]
 pub struct AuditView {
-    /// The filters: cache, action, actor. Empty ones filter nothing.
+    /// The filters: cache, action, actor, each as [`AuditView::filter`] has it. Empty ones filter
+    /// nothing.
     pub filters: [String; 3],
     /// Entries that fit, the newest first.
     pub entries: Vec<AuditRow>,
@@ -769,6 +826,18 @@ impl AuditView {
 
     /// Longest filter, in characters.
     pub const FILTER_CHARACTERS: usize = 400;
+
+    /// A filter as the page shows it, whatever a browser sends: the page's form and its links send
+    /// the same one again.
+    pub fn filter(text: &str) -> String {
+        visible(text.trim_matches(|one: char| one.is_ascii_whitespace()))
+    }
+
+    /// What a filter looks for: what the page shows of an entry finds the entry, also if it has
+    /// characters that only an escape shows.
+    pub fn wanted(filter: &str) -> String {
+        read(filter)
+    }
 
     /// The beginning of an actor that the page cut: a filter for what the page shows finds it.
     pub fn cut(filter: &str) -> Option<&str> {
@@ -789,7 +858,7 @@ impl AuditView {
             }
         }
         let content = html! {
-            p { "What people did that cannot be undone, the newest first. The actor is the subject of the token. A filter that ends with " (CUT) " finds actors by their beginning." }
+            p { "What people did that cannot be undone, the newest first. The actor is the subject of the token. A filter that ends with " (CUT) " finds actors by their beginning, and " code { "\\u{202e}" } " in a filter is the character of this number." }
             form.filters method="get" action=(frame.link(OperatorPage::Audit.address())) role="search" {
                 @for ((name, label), value) in Self::FILTERS.iter().zip(labels).zip(&self.filters) {
                     div {
@@ -809,9 +878,9 @@ impl AuditView {
                         @for entry in first(&self.entries, ENTRIES_SHOWN).0 {
                             tr {
                                 th scope="row" { (date(entry.at)) }
-                                td data-label="Actor" { @match &entry.subject { Some(subject) => (shortened(subject, NAME_CHARACTERS)), None => span.quiet { "not named" } } }
-                                td data-label="Action" { (shortened(&entry.action, 30)) }
-                                td data-label="Cache" { @if let Some(cache) = &entry.cache { (shortened(cache, NAME_CHARACTERS)) } }
+                                td data-label="Actor" { @match &entry.subject { Some(subject) => (written(subject, NAME_CHARACTERS)), None => span.quiet { "not named" } } }
+                                td data-label="Action" { (written(&entry.action, 30)) }
+                                td data-label="Cache" { @if let Some(cache) = &entry.cache { (written(cache, NAME_CHARACTERS)) } }
                                 td data-label="Path" { @if let Some(hash) = &entry.hash { code { (shortened(hash, 40)) } } }
                             }
                         }

@@ -4,18 +4,19 @@ use maud::{Markup, html};
 
 use crate::files::fitting;
 use crate::frame::{Frame, path_address};
-use crate::text::{bytes, date, is_obeyed, machine_time, nix_string, number, shell_word, span};
+use crate::text::{bytes, date, is_hidden, machine_time, nix_string, number, shell_word, span};
 
 /// Longest text to copy, in bytes of HTML.
 const COPIED_BYTES_MAX: usize = 4_000;
 
 /// A text to copy: of our own words and of foreign ones. A terminal would obey a control character
-/// in a foreign word, and a mark that turns the text around would show another command than the one
-/// that is copied. No quoting helps against that, so a text with such a word is not offered.
+/// in a foreign word. With a mark that turns the text around, or a character without a shape, the
+/// page would show another command than the one that is copied. No quoting helps against that, so a
+/// text with such a word is not offered.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Copied {
     text: String,
-    is_obeyed: bool,
+    has_hidden: bool,
 }
 
 impl Copied {
@@ -26,7 +27,7 @@ impl Copied {
 
     /// A foreign word, as it is.
     pub(crate) fn plain(mut self, word: &str) -> Self {
-        self.is_obeyed |= word.chars().any(is_obeyed);
+        self.has_hidden |= word.chars().any(is_hidden);
         self.text.push_str(word);
         self
     }
@@ -52,7 +53,7 @@ impl Copied {
 
     /// All of another text.
     pub(crate) fn then(mut self, other: &Self) -> Self {
-        self.is_obeyed |= other.is_obeyed;
+        self.has_hidden |= other.has_hidden;
         self.text.push_str(&other.text);
         self
     }
@@ -61,7 +62,7 @@ impl Copied {
 /// A text to copy: the script adds a button.
 pub(crate) fn copyable(what: &str, copied: &Copied) -> Markup {
     html! {
-        @if copied.is_obeyed {
+        @if copied.has_hidden {
             p.notice { "Here would be " (what) ", but a name in it has characters that a terminal obeys or nobody sees." }
         } @else if fitting(&copied.text, COPIED_BYTES_MAX).len() < copied.text.len() {
             p.notice { "Here would be " (what) ", but it is too long for a page." }

@@ -48,7 +48,10 @@ impl RemoveView {
                 } @else {
                     li.bad {
                         (counted(referrers.len() as u64, "path", "paths")) @if *has_more { " and more" }
-                        " in this cache need it. They stay, and clients cannot fetch them any more unless another cache has this path."
+                        " in this cache "
+                        @if referrers.len() == 1 && !has_more { "needs it. It stays, and clients cannot fetch it any more" }
+                        @else { "need it. They stay, and clients cannot fetch them any more" }
+                        " unless another cache has this path."
                     }
                 }
                 @if let Some(pins) = self.pins.as_ref().filter(|pins| !pins.is_empty()) {

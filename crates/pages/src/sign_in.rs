@@ -54,7 +54,7 @@ impl SignInView {
                 }
                 button { "Sign in" }
             }
-            p.quiet { "The browser keeps the token in a cookie that no script can read, and sends it to this host only. " code { "dormer make-token" } " makes tokens." }
+            p.quiet { "The browser keeps the token in a cookie that no script can read, and sends it to this host only. " code { "dormer token create" } " makes tokens." }
         };
         frame.page("Sign in", &[("_dormer/sign-in".to_owned(), "Sign in".to_owned())], &content)
     }

@@ -3,14 +3,14 @@
 
 use proptest::prelude::*;
 
-use crate::text::is_obeyed;
+use crate::text::is_hidden;
 use crate::{
     AuditRow, AuditView, CacheRow, CacheView, ClosureView, CollectionFigures, CollectionView, Contents,
     Counts, DamageView, ExpiryFigures, FileContent, FileView, FilesView, Found, Frame, HomeView, JobRow,
-    JobsView, ListedFile, ListedKind, LogView, MadePlan, Note, OverviewView, PAGE_BYTES_MAX, PastDay,
-    PathRow, PathStay, PathView, PathsView, PinRow, PinsView, PlanView, ProblemView, PublishedCacheRow,
-    PublishingView, QueueRow, Relation, RelationsView, RemoveView, Savings, ScrubFigures, ServerFigures,
-    SignInView, SizedPath, SortedBy, StayEnd, StayView, TargetRow, TargetView, Visitor,
+    JobsView, ListedFile, ListedKind, LogView, MadePlan, Note, OpenJobs, OverviewView, PAGE_BYTES_MAX,
+    PastDay, PathRow, PathStay, PathView, PathsView, PinRow, PinsView, PlanView, ProblemView,
+    PublishedCacheRow, PublishingView, QueueRow, Relation, RelationsView, RemoveView, Savings, ScrubFigures,
+    ServerFigures, SignInView, SizedPath, SortedBy, StayEnd, StayView, TargetRow, TargetView, Visitor,
 };
 
 /// The frame of a page below a cache, for anybody.
@@ -57,6 +57,11 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         let width = text.chars().next().map_or(1, char::len_utf8);
         if length > 100 { text.chars().cycle().take(bytes / width).collect() } else { owned() }
     };
+    // A host refuses a longer search.
+    let query = || {
+        let end = text.char_indices().map(|(place, one)| place + one.len_utf8());
+        text[..end.take_while(|end| *end <= 300).last().unwrap_or(0)].to_owned()
+    };
     let base_name = || {
         let name: String = text.chars().take(211).map(plain).collect();
         format!("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-{name}")
@@ -64,6 +69,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
     let many = || vec![base_name(); length];
     let sized = || vec![SizedPath { base_name: base_name(), nar_bytes: 5 }; length];
     let pin = PinRow { name: name(), base_name: base_name(), created_at: 5, ends_at: Some(1_900_000_000) };
+    let place = || format!("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5.{}", name());
     let home = HomeView {
         caches: vec![
             CacheRow { name: name(), is_public: false, counts: Some((1, 2)), newest_at: Some(3) };
@@ -99,10 +105,10 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
     };
     let paths = PathsView {
         cache: name(),
-        query: owned(),
+        query: query(),
         sort: SortedBy::Age,
         paths: Some(vec![row; length.min(50)]),
-        next: Some(owned()),
+        next: Some(query()),
         looked_through: Some(3_000),
         notice: Some(owned()),
     };
@@ -234,8 +240,8 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
             PinsView {
                 cache: name(),
                 pins: vec![pin; length.min(36)],
-                after: Some(format!("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5.{}", name())),
-                next: Some(owned()),
+                after: Some(place()),
+                next: Some(place()),
             }
             .render(&Frame { note: Some(Note::Unpinned), ..member.clone() }),
         ),
@@ -274,8 +280,7 @@ fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, S
         figures: ServerFigures::default(),
         queues: vec![QueueRow { name: named(), waiting: 1, in_use: Some((1, 2)) }; length],
         others: vec![named(); length],
-        jobs: Some(vec![job.clone(); length.min(5)]),
-        more_jobs: true,
+        jobs: Some(OpenJobs { open: u64::MAX, running: 1, failing: 2, first: vec![job.clone(); length] }),
         targets: Some(vec![in_short; length]),
     };
     let collection =
@@ -299,6 +304,7 @@ fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, S
         ran_at: Some(1),
         error: Some((owned(), 2)),
         lag_seconds: 3,
+        cache_count: u64::MAX,
         caches: vec![row; length],
     };
     let small_target = TargetView { caches: Vec::new(), ..target.clone() };
@@ -310,6 +316,12 @@ fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, S
         cache: Some(named()),
         hash: Some("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5".to_owned()),
     };
+    // A host refuses a longer one.
+    let most = if length > 100 { AuditView::FILTER_CHARACTERS } else { text.chars().count() };
+    let filter = || {
+        let written = AuditView::filter(&text.chars().cycle().take(most).collect::<String>());
+        written.chars().take(AuditView::FILTER_CHARACTERS).collect::<String>()
+    };
     let (frame, member) = (frame(), signed_in(text));
     let silent = OverviewView { jobs: None, targets: None, ..overview.clone() };
     vec![
@@ -318,10 +330,13 @@ fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, S
         ("jobs", JobsView { jobs: vec![job; length], next: Some(7) }.render(&frame)),
         ("plan", collection(PlanView::Made(Box::new(made))).render(&member)),
         ("failed plan", collection(PlanView::Failed(1, owned())).render(&member)),
-        ("publishing", PublishingView { targets: Some(vec![target; length.min(3)]), from: 0 }.render(&frame)),
+        (
+            "publishing",
+            PublishingView { targets: Some(vec![target; length.min(3)]), from: None }.render(&frame),
+        ),
         (
             "publishing to many",
-            PublishingView { targets: Some(vec![small_target; length]), from: 0 }.render(&frame),
+            PublishingView { targets: Some(vec![small_target; length]), from: None }.render(&frame),
         ),
         (
             "damage",
@@ -330,8 +345,12 @@ fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, S
         ),
         (
             "audit",
-            AuditView { filters: [owned(), owned(), owned()], entries: vec![entry; length], next: Some(5) }
-                .render(&frame),
+            AuditView {
+                filters: [filter(), filter(), filter()],
+                entries: vec![entry; length],
+                next: Some(5),
+            }
+            .render(&frame),
         ),
     ]
 }
@@ -392,7 +411,7 @@ fn check(page: &str, html: &str) {
     let mut is_preformatted = false;
     for part in html.split_inclusive("pre") {
         let obeyed =
-            part.chars().find(|one| is_obeyed(*one) && !(is_preformatted && matches!(one, '\n' | '\t')));
+            part.chars().find(|one| is_hidden(*one) && !(is_preformatted && matches!(one, '\n' | '\t')));
         assert_eq!(obeyed, None, "{page}: {part}");
         is_preformatted =
             if part.ends_with("</pre") { false } else { is_preformatted || part.ends_with("<pre") };
@@ -430,7 +449,7 @@ fn check(page: &str, html: &str) {
     }
 }
 
-const HOSTILE: [&str; 15] = [
+const HOSTILE: [&str; 16] = [
     "<script>alert(1)</script>",
     "\"><script>alert(1)</script>",
     "\" onmouseover=\"alert(1)",
@@ -446,12 +465,13 @@ const HOSTILE: [&str; 15] = [
     "x\u{3}\nrm -rf ~\r\n",
     "\u{2066}\u{2069}\u{200f}\u{61c}\u{2028}",
     "\u{9b}31m\u{85}\u{7f}\t",
+    "a\u{200b}b\u{200d}c\u{2060}\u{feff}\u{ad}\u{fe0f}\u{e0041}",
 ];
 
 /// What is made of the same pieces as a page with this text: one with a character that a terminal
 /// obeys offers nothing for copying.
 fn like(text: &str) -> &'static str {
-    if text.chars().any(is_obeyed) { "x\u{1}" } else { "x" }
+    if text.chars().any(is_hidden) { "x\u{1}" } else { "x" }
 }
 
 #[test]
@@ -476,7 +496,18 @@ fn no_page_offers_a_command_that_a_terminal_could_misread() {
         offered.map(|(page, _)| page).collect::<Vec<_>>()
     };
     assert_eq!(offers("x"), ["cache", "path", "cache at the edge", "path at the edge", "file at the edge"]);
-    for one in ["\n", "\u{3}", "\u{202e}", "\u{1b}[2K", "\u{9b}2K", "\t", "\u{2028}"] {
+    for one in [
+        "\n",
+        "\u{3}",
+        "\u{202e}",
+        "\u{1b}[2K",
+        "\u{9b}2K",
+        "\t",
+        "\u{2028}",
+        "\u{200b}",
+        "\u{feff}",
+        "\u{e0041}",
+    ] {
         // The line for netrc names the host alone.
         let text = &format!("https://x{one}y/");
         assert!(offers(text).is_empty(), "{text:?}: {:?}", offers(text));
@@ -493,11 +524,12 @@ fn no_page_grows_beyond_its_limit() {
         ("\"".repeat(9_000), 300),
         ("\u{1f980}".repeat(250), 3_000),
         ("\u{202e}".repeat(250), 3_000),
+        ("\u{e0041}".repeat(250), 3_000),
         ("a".to_owned(), 20_000),
     ] {
         for (page, html) in pages(&text, length) {
             // A host checks these before it makes a page: their lengths are limited there.
-            let has_long_name = text.len() > 250 && page != "file";
+            let has_long_name = text.chars().count() > 250 && page != "file";
             assert!(has_long_name || html.len() <= PAGE_BYTES_MAX, "{page} has {} bytes", html.len());
         }
     }
@@ -598,8 +630,7 @@ fn what_the_database_does_not_say_is_no_empty_list() {
         figures: ServerFigures::default(),
         queues: Vec::new(),
         others: Vec::new(),
-        jobs: Some(Vec::new()),
-        more_jobs: false,
+        jobs: Some(OpenJobs::default()),
         targets: Some(Vec::new()),
     };
     let unknown = "The database does not say now";
@@ -614,7 +645,7 @@ fn what_the_database_does_not_say_is_no_empty_list() {
     let html = see(&OverviewView { targets: None, others: vec!["lab 2".to_owned()], ..empty });
     assert!(html.contains(nothing[0]) && html.contains("<li>lab 2</li>"), "{html}");
     assert_eq!(html.matches(unknown).count(), 2, "{html}");
-    let html = PublishingView { targets: None, from: 0 }.render(&signed_in("ada"));
+    let html = PublishingView { targets: None, from: None }.render(&signed_in("ada"));
     assert!(html.contains(unknown) && !html.contains(nothing[1]), "{html}");
 }
 
@@ -636,12 +667,11 @@ fn what_a_list_leaves_out_is_told_and_needs_nobody() {
         figures: ServerFigures::default(),
         queues: vec![QueueRow { name: "reads".to_owned(), waiting: 0, in_use: None }; 25],
         others: vec!["lab 2".to_owned(); 22],
-        jobs: Some(Vec::new()),
-        more_jobs: false,
+        jobs: Some(OpenJobs::default()),
         targets: Some((1..=20).map(row).collect()),
     };
     let html = overview.render(&signed_in("ada"));
-    let shown: Vec<&str> = html.split("target-").skip(1).filter_map(|rest| rest.get(..2)).collect();
+    let shown: Vec<&str> = html.split(">target-").skip(1).filter_map(|rest| rest.get(..2)).collect();
     assert_eq!(shown, ["20", "19", "17", "15", "13", "11", "09", "07"], "it fails, or has the longest lag");
     for text in ["And 12 more targets.", "And 1 more of them.", "And 2 more servers."] {
         assert!(html.contains(text), "{text} in {html}");
@@ -653,17 +683,70 @@ fn what_a_list_leaves_out_is_told_and_needs_nobody() {
         ran_at: Some(1),
         error: (number == 20).then(|| ("no route".to_owned(), 1)),
         lag_seconds: row(number).lag_seconds,
+        cache_count: 0,
         caches: Vec::new(),
     };
-    let mut seen = std::collections::BTreeSet::new();
-    for (from, next) in [(0, "?from=8\""), (8, "?from=16\""), (16, "")] {
-        let view = PublishingView { targets: Some((1..=20).map(target).collect()), from };
+    let link = "<a href=\"../_dormer/publishing?from=target-20\">target-20</a>";
+    assert!(html.contains(link), "it leads to that target: {html}");
+    // Whatever becomes of the lag meanwhile, a reader that goes on sees each target once.
+    let (mut seen, mut from) = (Vec::new(), None);
+    for lag in [0, 7_000, 100] {
+        let lagging = |number: u64| TargetView { lag_seconds: lag * (number % 3), ..target(number) };
+        let view = PublishingView { targets: Some((1..=20).rev().map(lagging).collect()), from: from.take() };
         let html = view.render(&signed_in("ada"));
-        assert!(html.contains(next) && html.contains("rel=\"next\"") != next.is_empty(), "{html}");
-        assert_eq!(from == 0, html.contains("no route"), "what fails comes first");
-        seen.extend(html.split("target-").skip(1).filter_map(|rest| rest.get(..2)).map(str::to_owned));
+        assert!(html.contains("The last run failed for ") && html.contains(link), "{html}");
+        seen.extend(html.split("<h2>target-").skip(1).filter_map(|rest| rest.get(..2)?.parse::<u64>().ok()));
+        let next = html.split_once("rel=\"next\" href=\"?from=").map(|(_, rest)| rest);
+        from = next.and_then(|rest| rest.split('"').next()).map(str::to_owned);
     }
-    assert_eq!(seen.len(), 20);
+    assert_eq!((seen, from), ((1..=20).collect(), None));
+    // A target that is gone by then is no end of the list.
+    let view =
+        PublishingView { targets: Some((1..=20).map(target).collect()), from: Some("target-18x".to_owned()) };
+    let html = view.render(&signed_in("ada"));
+    assert!(html.contains("<h2>target-19") && !html.contains("<h2>target-18"), "{html}");
+}
+
+/// Nobody may miss the job that fails because twenty others are older.
+#[test]
+fn the_overview_says_how_many_jobs_it_leaves_out() {
+    let job = |number: i64| JobRow {
+        id: number,
+        kind: format!("job-{number:02}"),
+        about: None,
+        rows_done: 0,
+        holder: None,
+        created_at: 1,
+        stepped_at: None,
+        failures: 0,
+        error: None,
+    };
+    let see = |open: u64, first: i64| {
+        let jobs = OpenJobs { open, running: 2, failing: 3, first: (1..=first).map(job).collect() };
+        let view = OverviewView {
+            server: "lab".to_owned(),
+            version: "0.1.0".to_owned(),
+            started_at: 1,
+            not_ready: None,
+            figures: ServerFigures::default(),
+            queues: Vec::new(),
+            others: Vec::new(),
+            jobs: Some(jobs),
+            targets: Some(Vec::new()),
+        };
+        view.render(&signed_in("ada"))
+    };
+    let html = see(31, 20);
+    assert_eq!(html.matches(" job-").count(), 8, "{html}");
+    for text in [
+        "31 jobs are open: 3 failing, 2 running.",
+        "<a href=\"../_dormer/jobs\">And 23 more jobs.</a>",
+        "1 job-01",
+    ] {
+        assert!(html.contains(text), "{text} in {html}");
+    }
+    let html = see(8, 8);
+    assert!(html.matches(" job-").count() == 8 && !html.contains("more job"), "{html}");
 }
 
 /// A list that `first` cuts tells how much of it is left.
@@ -792,6 +875,56 @@ fn the_audit_keeps_its_filters_whole_however_long_they_are() {
     let start = AuditView::cut(shown).expect("so long an actor is cut");
     assert!(actor.starts_with(start) && start.chars().count() < AuditView::FILTER_CHARACTERS, "{shown}");
     assert_eq!(AuditView::cut("ada"), None);
+}
+
+/// A browser sends what it was shown: in the table, in the field of the form, or in the link.
+#[test]
+fn what_the_audit_shows_of_an_actor_finds_it_also_if_only_escapes_can_be_seen() {
+    let long = "\u{e0041}".repeat(200);
+    for actor in [
+        "ada",
+        "a\u{202e}b\u{200b}",
+        r"a\u{202e}b",
+        r"a\b",
+        " a  b\u{a0}",
+        "a…",
+        "\u{85}",
+        "a\tb",
+        long.as_str(),
+    ] {
+        let entry = AuditRow {
+            at: 1,
+            subject: Some(actor.to_owned()),
+            action: "remove path".to_owned(),
+            cache: None,
+            hash: None,
+        };
+        let see = |filter: &str| {
+            let filters = [String::new(), String::new(), filter.to_owned()];
+            AuditView { filters, entries: vec![entry.clone()], next: Some(5) }.render(&signed_in("ada"))
+        };
+        let html = see("");
+        let (_, shown) = html.split_once("data-label=\"Actor\">").unwrap();
+        let shown = shown.split('<').next().unwrap();
+        let finds = |text: &str| {
+            let filter = AuditView::filter(text);
+            let is_taken = filter.chars().count() <= AuditView::FILTER_CHARACTERS;
+            is_taken
+                && match AuditView::cut(&filter) {
+                    Some(start) => actor.starts_with(&AuditView::wanted(start)),
+                    None => AuditView::wanted(&filter) == actor,
+                }
+        };
+        assert!(finds(shown), "{actor:?} is shown as {shown}");
+        assert_eq!(shown.ends_with('…'), actor == long, "{shown}");
+        let html = see(&AuditView::filter(shown));
+        let tags = tags(&html);
+        let field = tags.iter().find(|tag| tag.attributes.contains(&("id".to_owned(), "actor".to_owned())));
+        let (_, sent) = field.unwrap().attributes.iter().find(|(name, _)| name == "value").unwrap();
+        assert!(finds(sent), "{actor:?} is in the field as {sent}");
+        let next = format!("?actor={}&amp;before=5", crate::escape_segment(shown));
+        assert!(html.contains(&next), "{next} in {html}");
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dormer_engine::Engine;
-use dormer_index::{PublishBacklog, PublishIndex, PublishTarget};
+use dormer_index::{Follower, PublishBacklog, PublishIndex};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntGaugeVec, Opts};
@@ -27,10 +27,11 @@ const REMEMBERED_MIN: Duration = Duration::from_secs(2);
 /// And for this many times as long as it took.
 const REMEMBERED_FACTOR: u32 = 20;
 
-/// Most targets that are shown, by name.
+/// Most targets that gauges show, by name.
 const TARGETS_MAX: usize = 50;
 
-/// Most caches in targets that are shown: there are two series for each.
+/// Most caches in targets that are read one by one: gauges have two series for each. What a target
+/// has in all is read for each target, however many caches it has.
 const CACHES_MAX: u32 = 1_000;
 
 /// Lag and backlog of publishing.
@@ -57,10 +58,11 @@ struct Inner {
 /// An edge target, and how far it is behind.
 #[derive(Debug, Clone)]
 pub(crate) struct TargetBacklog {
-    pub(crate) target: PublishTarget,
+    /// The target, and all of its caches in numbers.
+    pub(crate) follower: Follower,
     /// Age of the oldest change that it does not have yet.
     pub(crate) lag_seconds: i64,
-    /// Its caches, by name.
+    /// The first of its caches, by name.
     pub(crate) caches: Vec<PublishBacklog>,
 }
 
@@ -155,8 +157,8 @@ impl Inner {
 
     /// Two statements, however many targets there are.
     async fn read(&self) -> dormer_index::Result<Vec<TargetBacklog>> {
-        let targets = self.state.list_targets().await?;
-        if targets.is_empty() {
+        let followers = self.state.list_followers().await?;
+        if followers.is_empty() {
             return Ok(Vec::new());
         }
         let mut backlogs: HashMap<_, Vec<PublishBacklog>> = HashMap::new();
@@ -164,12 +166,11 @@ impl Inner {
             backlogs.entry(backlog.target).or_default().push(backlog);
         }
         let now = self.engine.now();
-        let targets = targets.into_iter().take(TARGETS_MAX).map(|target| {
-            let caches = backlogs.remove(&target.id).unwrap_or_default();
-            let waiting = caches.iter().filter_map(|backlog| backlog.pending_since);
-            let oldest = target.unseen_since.into_iter().chain(waiting).min();
+        let targets = followers.into_iter().map(|follower| {
+            let caches = backlogs.remove(&follower.target.id).unwrap_or_default();
+            let oldest = [follower.target.unseen_since, follower.pending_since].into_iter().flatten().min();
             let lag_seconds = oldest.map_or(0, |oldest| (now - oldest).max(0));
-            TargetBacklog { target, lag_seconds, caches }
+            TargetBacklog { follower, lag_seconds, caches }
         });
         Ok(targets.collect())
     }
@@ -180,11 +181,12 @@ impl Inner {
             gauge.reset();
         }
         let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        for TargetBacklog { target, lag_seconds, caches } in targets {
-            self.lag.with_label_values(&[target.name.as_str()]).set(*lag_seconds);
+        for TargetBacklog { follower, lag_seconds, caches } in targets.iter().take(TARGETS_MAX) {
+            let target = follower.target.name.as_str();
+            self.lag.with_label_values(&[target]).set(*lag_seconds);
             for backlog in caches {
                 // Added, since what is left of a deleted cache has its name too.
-                let labels = [target.name.as_str(), backlog.cache.as_str()];
+                let labels = [target, backlog.cache.as_str()];
                 self.pending.with_label_values(&labels).add(count(backlog.pending));
                 self.published.with_label_values(&labels).add(count(backlog.published));
             }

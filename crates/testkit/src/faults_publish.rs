@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use dormer_format::EncodingTag;
 use dormer_index::{
-    AbsentPage, BringIndex, CacheId, CacheScan, CompareIndex, DocumentRows, Drift, Forget, FoundObject,
-    LabDocuments, Lease, NarRows, NotedFrom, ObjectRows, PendingIndex, PendingObject, PendingVerdicts,
-    PublishBacklog, PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishTarget, PublishedCache,
-    PublishedCacheIndex, PublishedDocument, PublishedDocumentIndex, PublishedIndex, PublishedNar,
-    PublishedObject, ReferrersTaken, RemovablePage, Removals, RemovalsBegun, RemoveIndex, TargetId,
-    TargetIndex, UnixSeconds,
+    AbsentPage, BringIndex, CacheId, CacheScan, CompareIndex, DocumentRows, Drift, Follower, Forget,
+    FoundObject, LabDocuments, Lease, NarRows, NotedFrom, ObjectRows, PendingIndex, PendingObject,
+    PendingVerdicts, PublishBacklog, PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishTarget,
+    PublishedCache, PublishedCacheIndex, PublishedDocument, PublishedDocumentIndex, PublishedIndex,
+    PublishedNar, PublishedObject, ReferrersTaken, RemovablePage, Removals, RemovalsBegun, RemoveIndex,
+    TargetId, TargetIndex, UnixSeconds,
 };
 use dormer_nix::{DocumentName, NarHash, StorePathHash};
 use futures::future::BoxFuture;

@@ -25,13 +25,18 @@ pub struct StatusResponse {
     pub pushes: PushStatus,
     /// What tasks and requests take turns at.
     pub queues: Vec<QueueStatus>,
-    /// Open jobs of the whole installation, the oldest first.
+    /// Open jobs of the whole installation: those that fail first, then those that run, then the
+    /// oldest.
     pub jobs: Vec<JobEntry>,
     /// Whether the database named the jobs; absent from servers that do not say so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jobs_known: Option<bool>,
     /// Whether there are more jobs than the answer names.
     pub more_jobs: bool,
+    /// How many jobs there are; absent if the database did not name them, and from servers that do
+    /// not say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_counts: Option<JobCounts>,
     /// Edge targets of the whole installation, by name.
     pub targets: Vec<TargetEntry>,
     /// Whether the database named the targets; absent from servers that do not say so.
@@ -112,6 +117,17 @@ pub struct QueueStatus {
     /// How much there is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
+}
+
+/// Open jobs in numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobCounts {
+    /// All open jobs.
+    pub open: u64,
+    /// Those of them that a process runs now.
+    pub running: u64,
+    /// Those of them whose last step failed.
+    pub failing: u64,
 }
 
 /// An open job.

@@ -329,7 +329,10 @@ fn version_2_tells_what_a_server_does() {
     let unready = r#""now":2,"not_ready":"the database does not answer""#;
     let json = serde_json::to_string(&StatusResponse { not_ready: None, ..status }).unwrap();
     let status = both_ways::<StatusResponse>(&json.replace(r#""now":2"#, unready));
-    assert!(status.not_ready.is_some());
+    assert_eq!((status.not_ready.is_some(), status.job_counts), (true, None));
+    let counts = r#""more_jobs":true,"job_counts":{"open":30,"running":2,"failing":1}"#;
+    let status = both_ways::<StatusResponse>(&json.replace(r#""more_jobs":false"#, counts));
+    assert_eq!(status.job_counts.map(|of| [of.open, of.running, of.failing]), Some([30, 2, 1]));
 }
 
 /// Servers and readers of the status have versions of their own.

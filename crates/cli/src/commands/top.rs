@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use dormer_api::v2::StatusResponse;
+use dormer_api::v2::{JobCounts, StatusResponse};
 use dormer_client::{ApiClient, ServerName};
 use serde_json::json;
 
@@ -130,13 +130,16 @@ fn line(status: &StatusResponse, rates: Option<&Rates>) -> String {
             human_duration(Duration::from_secs(seconds))
         },
     );
-    let jobs = status.known_jobs().map_or_else(
-        || "jobs unknown".to_owned(),
-        |jobs| match jobs.len() {
-            more if status.more_jobs => format!("{more}+ jobs"),
-            count => counted(count as u64, "job", "jobs"),
-        },
-    );
+    let jobs = match (status.job_counts, status.known_jobs()) {
+        (Some(JobCounts { open, failing: 0, .. }), _) => counted(open, "job", "jobs"),
+        (Some(JobCounts { open, failing, .. }), _) => {
+            format!("{}, {failing} failing", counted(open, "job", "jobs"))
+        }
+        // An earlier server counts none.
+        (None, Some(jobs)) if status.more_jobs => format!("{}+ jobs", jobs.len()),
+        (None, Some(jobs)) => counted(jobs.len() as u64, "job", "jobs"),
+        (None, None) => "jobs unknown".to_owned(),
+    };
     let mut line = match rates {
         Some(rates) => format!(
             "reads {:.1}/s, {}/s; pushes {:.1}/s, {}/s",
@@ -197,6 +200,10 @@ mod tests {
             ..without_database()
         };
         assert_eq!(of(&idle), "0 jobs; lag 0.0 s");
+        let counts = Some(JobCounts { open: 31, running: 4, failing: 2 });
+        let busy = StatusResponse { job_counts: counts, more_jobs: true, ..status() };
+        assert_eq!(of(&busy), "31 jobs, 2 failing; lag 1 min 05 s");
+        assert_eq!(of(&StatusResponse { job_counts: None, ..busy }), "1+ jobs; lag 1 min 05 s");
     }
 
     #[test]

@@ -224,12 +224,14 @@ fn table<'a>(
     Table::new(rows, widths).block(Block::bordered().title(format!("{title}: {head}")))
 }
 
-/// The rows that fit into a frame. The last one says how many others there are.
-fn cut(mut rows: Vec<[String; 4]>, area: Rect) -> Vec<[String; 4]> {
+/// The rows that fit into a frame. The last one says how many others there are, with those that the
+/// server did not name.
+fn cut(mut rows: Vec<[String; 4]>, unnamed: u64, area: Rect) -> Vec<[String; 4]> {
     let room = usize::from(area.height.saturating_sub(2)).max(1);
-    if rows.len() > room {
-        let left = rows.len() - (room - 1);
+    let all = rows.len() as u64 + unnamed;
+    if rows.len() > room || unnamed > 0 {
         rows.truncate(room - 1);
+        let left = all - rows.len() as u64;
         rows.push([format!("and {left} more"), String::new(), String::new(), String::new()]);
     }
     rows
@@ -249,7 +251,7 @@ fn paint_queues(frame: &mut Frame<'_>, area: Rect, queues: &[&QueueStatus]) {
     });
     let widths =
         [Constraint::Fill(2), Constraint::Length(12), Constraint::Length(14), Constraint::Length(14)];
-    let rows = cut(rows.collect(), area);
+    let rows = cut(rows.collect(), 0, area);
     let table = table("turns", ["what", "in use", "of", "waiting"], rows, widths, "nothing waits");
     frame.render_widget(table, area);
 }
@@ -276,9 +278,16 @@ fn paint_jobs(frame: &mut Frame<'_>, area: Rect, status: &StatusResponse) {
         [about(job), done, ago(status.now, job.created_at), state(job)]
     });
     let widths = [Constraint::Fill(2), Constraint::Length(14), Constraint::Length(18), Constraint::Fill(2)];
-    let title = if status.more_jobs { "jobs, the oldest" } else { "jobs" };
-    let rows = cut(rows.collect(), area);
-    let table = table(title, ["kind", "done", "opened", "run by"], rows, widths, none);
+    let counts = status.job_counts.unwrap_or_default();
+    let title = match (counts.failing, status.job_counts) {
+        (0, None) if status.more_jobs => "jobs, the oldest".to_owned(),
+        (0, _) => "jobs".to_owned(),
+        (failing, _) => format!("jobs, {failing} failing"),
+    };
+    // An earlier server does not count those that it leaves out.
+    let unnamed = counts.open.saturating_sub(shown.len() as u64);
+    let rows = cut(rows.collect(), unnamed, area);
+    let table = table(&title, ["kind", "done", "opened", "run by"], rows, widths, none);
     frame.render_widget(table, area);
 }
 
@@ -304,7 +313,7 @@ fn paint_targets(frame: &mut Frame<'_>, area: Rect, targets: Option<&[TargetEntr
     });
     let widths = [Constraint::Fill(1), Constraint::Length(20), Constraint::Length(18), Constraint::Fill(1)];
     let head = ["target", "published", "pending", "lag"];
-    let table = table("publishing", head, cut(rows.collect(), area), widths, none);
+    let table = table("publishing", head, cut(rows.collect(), 0, area), widths, none);
     frame.render_widget(table, area);
 }
 
@@ -312,6 +321,7 @@ fn paint_targets(frame: &mut Frame<'_>, area: Rect, targets: Option<&[TargetEntr
 mod tests {
     use std::time::Instant;
 
+    use dormer_api::v2::JobCounts;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 
@@ -374,6 +384,19 @@ mod tests {
         assert_eq!(text.matches("and 16 more").count(), 1, "of 20 targets, five rows: {text}");
         assert_eq!(told("target-"), 4, "{text}");
         assert!(text.contains(&format!("and {} more", 20 - told("job-"))), "{text}");
+        // The server names twenty of them.
+        if let Some(status) = &mut many.status {
+            status.more_jobs = true;
+            status.job_counts = Some(JobCounts { open: 50, running: 1, failing: 3 });
+        }
+        let text = painted(&many, 120, 60);
+        assert!(text.contains("jobs, 3 failing: kind") && text.contains("and 30 more"), "{text}");
+        assert_eq!(text.matches("job-").count(), 20, "{text}");
+        // An earlier one names the oldest.
+        if let Some(status) = &mut many.status {
+            status.job_counts = None;
+        }
+        assert!(painted(&many, 120, 60).contains("jobs, the oldest: kind"));
     }
 
     #[test]

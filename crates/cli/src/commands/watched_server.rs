@@ -121,7 +121,9 @@ pub(super) fn human_rate(bytes: f64) -> String {
 pub(super) mod tests {
     use std::time::Duration;
 
-    use dormer_api::v2::{JobEntry, PushStatus, QueueStatus, ReadStatus, RequestStatus, TargetEntry};
+    use dormer_api::v2::{
+        JobCounts, JobEntry, PushStatus, QueueStatus, ReadStatus, RequestStatus, TargetEntry,
+    };
 
     use super::*;
 
@@ -166,6 +168,7 @@ pub(super) mod tests {
             }],
             jobs_known: Some(true),
             more_jobs: false,
+            job_counts: Some(JobCounts { open: 1, running: 1, failing: 0 }),
             targets: vec![TargetEntry {
                 name: "edge".to_owned(),
                 lag_seconds: 65,
@@ -183,6 +186,7 @@ pub(super) mod tests {
             not_ready: Some("the database does not answer".to_owned()),
             jobs: Vec::new(),
             jobs_known: Some(false),
+            job_counts: None,
             targets: Vec::new(),
             targets_known: Some(false),
             ..status()

@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use dormer_engine::{Clock, JobRunner, JobSettings, OutboxLimits, SystemClock};
 use dormer_index::{
     CacheActivity, CacheId, CounterIndex as _, Day, Error, ExpiryDefaults, HistoryDay, Index, Job,
-    JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep, OutboxIndex as _, OutboxPosition, Result,
-    SqlIndex, TargetId, UnixSeconds,
+    JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep, JobsByNeed, OutboxIndex as _, OutboxPosition,
+    Result, SqlIndex, TargetId, UnixSeconds,
 };
 use dormer_testkit::{Random, check_invariants, package_nar};
 use prometheus::core::Collector as _;
@@ -84,6 +84,9 @@ impl JobIndex for FaultJobs {
     }
     async fn list_jobs(&self, after: Option<JobId>, limit: u32) -> Result<Vec<Job>> {
         self.call(self.inner.list_jobs(after, limit)).await
+    }
+    async fn list_jobs_by_need(&self, now: UnixSeconds, limit: u32) -> Result<JobsByNeed> {
+        self.call(self.inner.list_jobs_by_need(now, limit)).await
     }
     async fn find_job(&self, kind: JobKind) -> Result<Option<JobId>> {
         self.call(self.inner.find_job(kind)).await

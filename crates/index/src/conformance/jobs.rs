@@ -273,6 +273,34 @@ pub(super) async fn the_rest_of_a_deleted_cache_tells_no_follower(both: Both) ->
     Ok(())
 }
 
+pub(super) async fn jobs_that_need_an_operator_come_first(both: Both) -> Result<()> {
+    let by_need = |limit| both.jobs.list_jobs_by_need(NOW, limit);
+    assert_eq!(by_need(10).await?, crate::JobsByNeed::default());
+    // The oldest is the scan, and it waits.
+    both.jobs.open_job(JobKind::Scrub, None, None, NOW).await?;
+    for name in ["a", "b", "c", "d"] {
+        let id = cache(&both.index, name).await?;
+        both.index.delete_cache(id, None, NOW).await?;
+    }
+    // The first runs, the lease of the second has ended, and the third has failed.
+    both.lease("a", NOW).await?.expect("nobody holds it");
+    both.lease("b", NOW - MINUTE).await?.expect("nobody holds it");
+    let third = both.jobs.list_jobs(None, 10).await?[3].id;
+    let failed = both.lease("c", NOW - MINUTE - 1).await?.expect("nobody holds it");
+    assert_eq!(failed.job, third);
+    both.jobs.fail_job(&failed, "no luck", NOW + MINUTE).await?;
+    let all = both.jobs.list_jobs(None, 10).await?;
+    let found = by_need(10).await?;
+    let ids: Vec<_> = found.jobs.iter().map(|job| job.id).collect();
+    assert_eq!(ids, [3, 1, 0, 2, 4].map(|place: usize| all[place].id), "{all:?}");
+    assert_eq!((found.open, found.running, found.failing), (5, 1, 1));
+    assert_eq!(found.jobs[0], all[3], "it has what the list has");
+    let first = by_need(2).await?;
+    assert_eq!((&first.jobs[..], first.open), (&found.jobs[..2], 5));
+    assert_eq!(both.jobs.list_jobs_by_need(NOW + MINUTE, 10).await?.running, 0, "its lease has ended");
+    Ok(())
+}
+
 pub(super) async fn jobs_are_counted_by_kind(both: Both) -> Result<()> {
     assert_eq!(both.jobs.job_backlog(NOW).await?, []);
     both.deleted_cache("a").await?;

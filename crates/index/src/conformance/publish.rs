@@ -7,8 +7,8 @@ use dormer_nix::{BuildId, DocumentName, NarHash, StorePathHash};
 
 use super::fixtures::{NOW, cache, commit, nar_hash, new_nar, object, pack, path_hash, push_object, tag};
 use crate::{
-    AbsentPage, CacheId, CacheScan, CommitTarget, DocumentRows, Drift, Error, Forget, FoundNarinfo, Index,
-    JobIndex, Lease, NarRows, NarSource, NewDocument, NewNar, NotedFrom, ObjectRows, OutboxPosition,
+    AbsentPage, CacheId, CacheScan, CommitTarget, DocumentRows, Drift, Error, Follower, Forget, FoundNarinfo,
+    Index, JobIndex, Lease, NarRows, NarSource, NewDocument, NewNar, NotedFrom, ObjectRows, OutboxPosition,
     PendingVerdicts, PublishBacklog, PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget,
     PublishedCache, PublishedDocument, PublishedFile, PublishedNar, Removal, Removals, RemovalsBegun, Result,
     WrittenDocument,
@@ -772,6 +772,9 @@ pub(super) async fn a_cache_is_remembered_and_forgotten(both: Both) -> Result<()
     );
     assert_eq!((jobs[0].holder.as_deref(), jobs[0].lease_ends_at), (Some("me"), NOW + HOUR));
     assert_eq!((jobs[0].rows_done, jobs[0].created_at, jobs[0].stepped_at), (0, NOW, None));
+    let by_need = both.jobs.list_jobs_by_need(NOW, 10).await?;
+    assert_eq!((by_need.open, by_need.running, &by_need.jobs), (1, 1, &jobs));
+    assert_eq!(both.jobs.list_jobs_by_need(NOW + HOUR, 10).await?.running, 0, "the target's lease has ended");
     let backlog = both.jobs.job_backlog(NOW).await?;
     assert_eq!((backlog[0].running, backlog[0].waiting), (1, 0));
     assert_eq!(both.jobs.job_backlog(NOW + HOUR).await?[0].running, 0, "the target's lease has ended");
@@ -868,11 +871,21 @@ pub(super) async fn what_waits_is_counted_for_all_targets_at_once(both: Both) ->
     let last = changes().await?[1].position;
     both.publish.note_pending(&lease, &[], NotedFrom::Outbox(last)).await?;
     let targets = both.publish.list_targets().await?;
+    let mut expected = Vec::new();
     for target in &targets {
         let unseen = both.index.outbox_after(target.cursor, 1).await?;
         assert_eq!(target.unseen_since, unseen.first().map(|row| row.at));
         assert_eq!(both.publish.open_target(&target.name, "").await?, *target);
+        let rows = all.iter().filter(|row| row.target == target.id);
+        expected.push(Follower {
+            caches: rows.clone().count() as u64,
+            published: rows.clone().map(|row| row.published).sum(),
+            pending: rows.clone().map(|row| row.pending).sum(),
+            pending_since: rows.filter_map(|row| row.pending_since).min(),
+            target: target.clone(),
+        });
     }
+    assert_eq!(both.publish.list_followers().await?, expected);
     let unseen: Vec<bool> = targets.iter().map(|target| target.unseen_since.is_some()).collect();
     assert_eq!(unseen, [true, false], "another has followed nothing, edge everything");
     Ok(())

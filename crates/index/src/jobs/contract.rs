@@ -98,6 +98,19 @@ pub struct Job {
     pub error: Option<String>,
 }
 
+/// Open jobs, those first that an operator should see.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JobsByNeed {
+    /// The first of them.
+    pub jobs: Vec<Job>,
+    /// How many are open.
+    pub open: u64,
+    /// Those of them whose lease a process holds.
+    pub running: u64,
+    /// Those of them whose last step failed.
+    pub failing: u64,
+}
+
 /// The jobs of a kind, in numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobBacklog {
@@ -173,6 +186,10 @@ pub trait JobIndex: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<JobId>;
     /// Open jobs after one, oldest first.
     async fn list_jobs(&self, after: Option<JobId>, limit: u32) -> Result<Vec<Job>>;
+    /// At most `limit` open jobs, and how many there are: first those whose last step failed, then
+    /// those that a process runs at `now`, then the others, and the oldest of each first. One
+    /// statement, which reads all open jobs.
+    async fn list_jobs_by_need(&self, now: UnixSeconds, limit: u32) -> Result<JobsByNeed>;
     /// The open job of a kind whose jobs belong to no cache and no target. One statement.
     async fn find_job(&self, kind: JobKind) -> Result<Option<JobId>>;
     /// How many jobs of each kind are open; a kind without any is left out. One statement.

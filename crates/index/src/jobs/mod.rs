@@ -13,7 +13,9 @@ pub(crate) mod recount;
 pub(crate) mod spread_damage;
 pub(crate) mod work;
 
-pub use contract::{ExpiryDefaults, Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep};
+pub use contract::{
+    ExpiryDefaults, Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep, JobsByNeed,
+};
 use delete_cache::delete_cache_step;
 
 use async_trait::async_trait;
@@ -38,6 +40,11 @@ impl JobIndex for SqlIndex {
 
     async fn list_jobs(&self, after: Option<JobId>, limit: u32) -> Result<Vec<Job>> {
         self.read("list jobs", async |mut tx| work::list_jobs(&mut tx, after, limit).await).await
+    }
+
+    async fn list_jobs_by_need(&self, now: UnixSeconds, limit: u32) -> Result<JobsByNeed> {
+        self.read("list jobs by need", async |mut tx| work::list_jobs_by_need(&mut tx, now, limit).await)
+            .await
     }
 
     async fn find_job(&self, kind: JobKind) -> Result<Option<JobId>> {

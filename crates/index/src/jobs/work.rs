@@ -6,7 +6,7 @@
 //!   commit.
 //! - A cursor only moves together with the work that it stands for.
 
-use super::contract::{Job, JobBacklog, JobId, JobKind, JobLease};
+use super::contract::{Job, JobBacklog, JobId, JobKind, JobLease, JobsByNeed};
 use crate::columns::{corrupt, signed, unsigned};
 use crate::contract::{CacheId, UnixSeconds};
 use crate::publish::TargetId;
@@ -32,6 +32,22 @@ const LIST: Sql = both!(
      FROM jobs AS j LEFT JOIN caches AS c ON c.id = j.cache LEFT JOIN publish_targets AS t ON t.id = j.target
      WHERE j.id > $1 ORDER BY j.id LIMIT $2"
 );
+// A window counts what the limit leaves out.
+const LIST_BY_NEED: Sql = both!(
+    "SELECT o.*, count(*) OVER (), CAST(sum(o.runs) OVER () AS BIGINT), CAST(sum(o.fails) OVER () AS BIGINT)
+     FROM (SELECT j.id, j.kind, j.cache, c.name AS cache_name, j.target, t.name AS target_name, j.done,
+             coalesce(j.holder, t.holder) AS holder,
+             CASE WHEN t.id IS NULL THEN j.lease_ends_at ELSE t.lease_ends_at END AS lease_ends_at, j.failures,
+             j.created_at, j.stepped_at, j.error,
+             CASE WHEN coalesce(j.holder, t.holder) IS NOT NULL
+                 AND CASE WHEN t.id IS NULL THEN j.lease_ends_at ELSE t.lease_ends_at END > $1 THEN 1 ELSE 0 END AS runs,
+             CASE WHEN j.failures > 0 THEN 1 ELSE 0 END AS fails
+         FROM jobs AS j LEFT JOIN caches AS c ON c.id = j.cache
+             LEFT JOIN publish_targets AS t ON t.id = j.target) AS o
+     ORDER BY o.fails DESC, o.runs DESC, o.id LIMIT $2"
+);
+/// Columns of a job in it. The counts of all jobs follow.
+const COUNTS: usize = 15;
 const FIND: Sql =
     both!("SELECT id FROM jobs WHERE kind = $1 AND coalesce(cache, 0) = 0 AND coalesce(target, 0) = 0");
 // A job of a target runs while the target's lease does. PostgreSQL sums to numeric, so it casts.
@@ -108,6 +124,24 @@ pub(crate) async fn try_now(tx: &mut Transaction, job: JobId) -> Result<()> {
 pub(crate) async fn list_jobs(tx: &mut Transaction, after: Option<JobId>, limit: u32) -> Result<Vec<Job>> {
     let arguments = [Number(after.map_or(0, |job| job.0)), Number(i64::from(limit))];
     tx.rows(LIST, &arguments).await?.iter().map(read_job).collect()
+}
+
+pub(crate) async fn list_jobs_by_need(
+    tx: &mut Transaction,
+    now: UnixSeconds,
+    limit: u32,
+) -> Result<JobsByNeed> {
+    let rows = tx.rows(LIST_BY_NEED, &[Number(now), Number(i64::from(limit))]).await?;
+    let count = |place: usize| match rows.first() {
+        Some(row) => unsigned(TABLE, row.column(COUNTS + place, TABLE)?),
+        None => Ok(0),
+    };
+    Ok(JobsByNeed {
+        open: count(0)?,
+        running: count(1)?,
+        failing: count(2)?,
+        jobs: rows.iter().map(read_job).collect::<Result<_>>()?,
+    })
 }
 
 pub(crate) async fn find_job(tx: &mut Transaction, kind: JobKind) -> Result<Option<JobId>> {

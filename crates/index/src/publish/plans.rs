@@ -123,6 +123,7 @@ pub(crate) const FEW_ROWS: &[&str] = &[
     "caches::FORGET_COUNTS",
     "targets::FIND_TARGET",
     "targets::LIST_TARGETS",
+    "targets::LIST_FOLLOWERS",
     "targets::CREATE_TARGET",
     "targets::FIND_HOLDER",
     "targets::ACQUIRE",

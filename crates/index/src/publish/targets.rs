@@ -2,8 +2,8 @@
 
 use async_trait::async_trait;
 
-use super::contract::{Lease, PublishTarget, TargetId, TargetIndex};
-use crate::columns::corrupt;
+use super::contract::{Follower, Lease, PublishTarget, TargetId, TargetIndex};
+use crate::columns::{corrupt, unsigned};
 use crate::contract::{OutboxPosition, UnixSeconds};
 use crate::rows::Row;
 use crate::sql::{Argument, Sql, Transaction, both};
@@ -17,13 +17,14 @@ const TABLE: &str = "publish_targets";
 /// Targets, as [`read_target`] reads them. The oldest change that a target has not followed is the
 /// end of an index: one step for each target.
 macro_rules! targets {
-    ($which:literal) => {
+    ($more:expr, $which:literal) => {
         Sql {
             sqlite: concat!(
                 "SELECT t.id, t.name, t.location, t.cursor_transaction, t.cursor_number, t.holder, t.lease_ends_at,
                     t.ran_at, t.error, t.error_at, t.compared, t.missed_changes,
-                    (SELECT o.at FROM outbox AS o WHERE o.number > t.cursor_number ORDER BY o.number LIMIT 1)
-                 FROM publish_targets AS t ",
+                    (SELECT o.at FROM outbox AS o WHERE o.number > t.cursor_number ORDER BY o.number LIMIT 1) ",
+                $more,
+                " FROM publish_targets AS t ",
                 $which
             ),
             postgres: concat!(
@@ -33,16 +34,35 @@ macro_rules! targets {
                         WHERE (o.transaction, o.number) > (t.cursor_transaction, t.cursor_number)
                             AND o.transaction < (SELECT base FROM outbox_base)
                                 + pg_snapshot_xmin(pg_current_snapshot())::text::bigint
-                        ORDER BY o.transaction, o.number LIMIT 1)
-                 FROM publish_targets AS t ",
+                        ORDER BY o.transaction, o.number LIMIT 1) ",
+                $more,
+                " FROM publish_targets AS t ",
                 $which
             ),
         }
     };
 }
 
-const FIND_TARGET: Sql = targets!("WHERE t.name = $1");
-const LIST_TARGETS: Sql = targets!("ORDER BY t.name");
+const FIND_TARGET: Sql = targets!("", "WHERE t.name = $1");
+const LIST_TARGETS: Sql = targets!("", "ORDER BY t.name");
+/// The oldest path that waits is the end of an index too: a step for each cache in each target.
+macro_rules! behind {
+    () => {
+        ", (SELECT count(*) FROM publish_caches AS c WHERE c.target = t.id),
+            (SELECT CAST(coalesce(sum(k.published), 0) AS BIGINT) FROM publish_caches AS c
+                JOIN publish_counts AS k ON k.target = c.target AND k.cache = c.cache WHERE c.target = t.id),
+            (SELECT CAST(coalesce(sum(k.pending), 0) AS BIGINT) FROM publish_caches AS c
+                JOIN publish_counts AS k ON k.target = c.target AND k.cache = c.cache WHERE c.target = t.id),
+            (SELECT min((SELECT min(p.since) FROM publish_pending AS p WHERE p.target = c.target AND p.cache = c.cache))
+                FROM publish_caches AS c WHERE c.target = t.id)"
+    };
+}
+pub(super) const LIST_FOLLOWERS: Sql = targets!(behind!(), "ORDER BY t.name");
+/// The columns of [`LIST_FOLLOWERS`] behind those of a target.
+const CACHES: usize = 13;
+const PUBLISHED: usize = 14;
+const PENDING: usize = 15;
+const PENDING_SINCE: usize = 16;
 // What is there may have been published by a database that was lost, or under another name.
 const CREATE_TARGET: Sql = both!(
     "INSERT INTO publish_targets (name, location, fence, lease_ends_at, cursor_transaction, cursor_number, compared)
@@ -80,6 +100,13 @@ impl TargetIndex for SqlIndex {
     async fn list_targets(&self) -> Result<Vec<PublishTarget>> {
         self.read("list targets", async |mut tx| {
             tx.rows(LIST_TARGETS, &[]).await?.iter().map(read_target).collect()
+        })
+        .await
+    }
+
+    async fn list_followers(&self) -> Result<Vec<Follower>> {
+        self.read("list targets and what they lack", async |mut tx| {
+            tx.rows(LIST_FOLLOWERS, &[]).await?.iter().map(read_follower).collect()
         })
         .await
     }
@@ -143,6 +170,17 @@ impl TargetIndex for SqlIndex {
 pub(super) async fn hold_lease(tx: &mut Transaction, lease: &Lease) -> Result<()> {
     let held = tx.run(HOLD, &[Number(lease.target.0), Number(lease.fence), Number(lease.ends_at)]).await?;
     if held == 1 { Ok(()) } else { Err(Error::LeaseLost) }
+}
+
+fn read_follower(row: &Row) -> Result<Follower> {
+    let counts = "publish_counts";
+    Ok(Follower {
+        target: read_target(row)?,
+        caches: unsigned("publish_caches", row.column(CACHES, "publish_caches")?)?,
+        published: unsigned(counts, row.column(PUBLISHED, counts)?)?,
+        pending: unsigned(counts, row.column(PENDING, counts)?)?,
+        pending_since: row.column(PENDING_SINCE, "publish_pending")?,
+    })
 }
 
 fn read_target(row: &Row) -> Result<PublishTarget> {

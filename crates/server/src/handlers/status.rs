@@ -1,9 +1,9 @@
 //! `/_api/v2/status`: what this server does at this moment, for operators.
 
 use dormer_api::v2::{
-    JobEntry, PushStatus, QueueStatus, ReadStatus, RequestStatus, StatusResponse, TargetEntry,
+    JobCounts, JobEntry, PushStatus, QueueStatus, ReadStatus, RequestStatus, StatusResponse, TargetEntry,
 };
-use dormer_index::{Job, UnixSeconds};
+use dormer_index::{Follower, Job, UnixSeconds};
 use http::{Response, StatusCode};
 
 use crate::app::App;
@@ -15,9 +15,8 @@ use crate::health;
 use crate::operations::Operations;
 use crate::route::NARINFO;
 
-/// Jobs that an answer names, and one more that tells whether there are more.
-const JOBS: usize = 20;
-const JOBS_ASKED: u32 = 21;
+/// Jobs that an answer names.
+const JOBS: u32 = 20;
 
 /// Shows the status, to a caller that operates the installation.
 pub(crate) async fn show_status(app: &App, call: &Call) -> Result<Response<Body>, Failure> {
@@ -30,21 +29,25 @@ pub(crate) async fn show_status(app: &App, call: &Call) -> Result<Response<Body>
 pub(super) async fn status(app: &App, operations: &Operations) -> StatusResponse {
     let reason = app.probes.check().await.err();
     app.metrics.refresh().await;
+    let now = app.engine.now();
     // A database that does not answer now would keep the status waiting.
     let found = if reason.as_ref().is_none_or(health::has_database) {
-        operations.jobs().list_jobs(None, JOBS_ASKED).await.map(Some)
+        operations.jobs().list_jobs_by_need(now, JOBS).await.map(Some)
     } else {
         Ok(None)
     };
     let mut not_ready = reason.map(|reason| reason.0.to_owned());
-    let now = app.engine.now();
     let found = found.unwrap_or_else(|error| {
         tracing::warn!(error = dormer_nix::with_causes(&error), "failed to list the jobs");
         not_ready = Some("the database does not answer".to_owned());
         None
     });
-    let jobs_known = Some(found.is_some());
-    let found = found.unwrap_or_default();
+    let job_counts = found.as_ref().map(|found| JobCounts {
+        open: found.open,
+        running: found.running,
+        failing: found.failing,
+    });
+    let jobs = found.unwrap_or_default().jobs;
     let figures = app.metrics.figures();
     let targets = app.metrics.publishing();
     StatusResponse {
@@ -57,9 +60,10 @@ pub(super) async fn status(app: &App, operations: &Operations) -> StatusResponse
         reads: reads(&figures),
         pushes: pushes(&figures),
         queues: queues(&figures),
-        jobs_known,
-        more_jobs: found.len() > JOBS,
-        jobs: found.into_iter().take(JOBS).map(|job| job_entry(job, now)).collect(),
+        jobs_known: Some(job_counts.is_some()),
+        more_jobs: job_counts.is_some_and(|counts| counts.open > jobs.len() as u64),
+        job_counts,
+        jobs: jobs.into_iter().map(|job| job_entry(job, now)).collect(),
         targets_known: Some(targets.is_some()),
         targets: targets.iter().flat_map(|targets| targets.iter()).map(target_entry).collect(),
     }
@@ -133,14 +137,12 @@ pub(super) fn job_entry(job: Job, now: UnixSeconds) -> JobEntry {
 }
 
 fn target_entry(of: &crate::publish_metrics::TargetBacklog) -> TargetEntry {
-    let sum = |count: fn(&dormer_index::PublishBacklog) -> u64| {
-        of.caches.iter().map(count).fold(0, u64::saturating_add)
-    };
+    let Follower { target, published, pending, .. } = &of.follower;
     TargetEntry {
-        name: of.target.name.clone(),
+        name: target.name.clone(),
         lag_seconds: of.lag_seconds.unsigned_abs(),
-        published: sum(|cache| cache.published),
-        pending: sum(|cache| cache.pending),
-        error: of.target.error.as_ref().map(|(error, _)| error.clone()),
+        published: *published,
+        pending: *pending,
+        error: target.error.as_ref().map(|(error, _)| error.clone()),
     }
 }

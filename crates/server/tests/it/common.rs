@@ -18,9 +18,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs, LocalBlobs};
 use dormer_engine::{CreateCache, Engine, EngineSettings, MasterKey, SystemClock};
-use dormer_index::{Index, SqlIndex, SqliteIndex, SqliteOptions};
+use dormer_index::{Index, PostgresIndex, PostgresOptions, SqlIndex, SqliteIndex, SqliteOptions};
 use dormer_nix::{NarHash, StorePath};
 use dormer_server::{Authenticator, Metrics, ServerSettings, TokenBounds, TokenKey, TokenVerifier};
+use dormer_testkit::create_postgres_index;
+use dormer_testkit::services::Postgres;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -36,6 +38,8 @@ pub struct Options {
     pub server: ServerSettings,
     pub authenticator: Authenticator,
     pub master_key: [u8; 32],
+    /// Whether the index is a PostgreSQL database.
+    pub on_postgres: bool,
 }
 
 impl Default for Options {
@@ -53,6 +57,7 @@ impl Default for Options {
             server: ServerSettings::default(),
             authenticator: authenticator(&TokenKey::Hs256(SECRET.to_vec()), TokenBounds::default()),
             master_key: [9; 32],
+            on_postgres: false,
         }
     }
 }
@@ -87,6 +92,11 @@ impl Server {
         Self::start_with(|_| ())
     }
 
+    /// One over SQLite and one over PostgreSQL.
+    pub fn on_each_database() -> [Self; 2] {
+        [false, true].map(|on_postgres| Self::start_with(|options| options.on_postgres = on_postgres))
+    }
+
     pub fn start_with(change: impl FnOnce(&mut Options)) -> Self {
         let mut options = Options::default();
         change(&mut options);
@@ -100,9 +110,17 @@ impl Server {
             is_hanging: AtomicBool::new(false),
             is_defective: AtomicBool::new(false),
         });
-        let index = runtime
-            .block_on(SqliteIndex::open(&folder.path().join("index.sqlite"), SqliteOptions::default()))
-            .unwrap();
+        let index = runtime.block_on(async {
+            if options.on_postgres {
+                let url = create_postgres_index(Postgres::shared()).await;
+                let few = PostgresOptions { connections_max: 4, ..PostgresOptions::default() };
+                PostgresIndex::open(&url, few).await.unwrap()
+            } else {
+                SqliteIndex::open(&folder.path().join("index.sqlite"), SqliteOptions::default())
+                    .await
+                    .unwrap()
+            }
+        });
         let publish = Arc::new(index);
         let index: Arc<dyn Index> = publish.clone();
         let blobs: Arc<dyn Blobs> = store.clone();

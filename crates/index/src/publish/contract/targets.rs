@@ -38,6 +38,21 @@ pub struct PublishTarget {
     pub error: Option<(String, UnixSeconds)>,
 }
 
+/// A target, and how far it is behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Follower {
+    /// The target.
+    pub target: PublishTarget,
+    /// Caches that are published to it.
+    pub caches: u64,
+    /// Paths of theirs that are there.
+    pub published: u64,
+    /// Paths of theirs that have to be looked at.
+    pub pending: u64,
+    /// Since when the oldest of these waits.
+    pub pending_since: Option<UnixSeconds>,
+}
+
 /// The right to write to a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lease {
@@ -61,6 +76,9 @@ pub trait TargetIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn open_target(&self, name: &str, location: &str) -> Result<PublishTarget>;
     /// All targets, by name. One statement.
     async fn list_targets(&self) -> Result<Vec<PublishTarget>>;
+    /// All targets, by name, and how far each is behind. One statement, which reads an entry of an
+    /// index for each cache in each target.
+    async fn list_followers(&self) -> Result<Vec<Follower>>;
     /// Takes the lease of a target, for `holder`, until `ends_at`; `None` while another one's has
     /// not ended at `now`.
     async fn acquire_lease(

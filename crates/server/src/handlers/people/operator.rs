@@ -8,8 +8,8 @@ use dormer_engine::{CollectionReport, CompactionTotals, PackTotals, ScrubReport}
 use dormer_index::{AuditFilter, JobId, JobKind, PublishBacklog};
 use dormer_pages::{
     AuditRow, AuditView, CollectionFigures, CollectionView, DamageView, ExpiryFigures, JobRow, JobsView,
-    MadePlan, OperatorPage, OverviewView, PackFigures, PlanView, PublishedCacheRow, PublishingView, QueueRow,
-    ScrubFigures, ServerFigures, TargetRow, TargetView,
+    MadePlan, OpenJobs, OperatorPage, OverviewView, PackFigures, PlanView, PublishedCacheRow, PublishingView,
+    QueueRow, ScrubFigures, ServerFigures, TargetRow, TargetView,
 };
 use http::{Method, Response};
 
@@ -92,8 +92,12 @@ async fn overview(app: &App, operations: &Operations) -> OverviewView {
         },
         queues,
         others,
-        jobs: of.known_jobs().map(|jobs| jobs.iter().cloned().map(job_row).collect()),
-        more_jobs: of.more_jobs,
+        jobs: of.job_counts.map(|counts| OpenJobs {
+            open: counts.open,
+            running: counts.running,
+            failing: counts.failing,
+            first: of.jobs.iter().cloned().map(job_row).collect(),
+        }),
         targets: of.known_targets().map(|targets| targets.iter().map(target_row).collect()),
     }
 }
@@ -110,7 +114,8 @@ fn target_row(target: &TargetEntry) -> TargetRow {
 
 /// The process that publishes to a target: a lease that has ended counts for nothing.
 fn holder(of: &TargetBacklog, now: i64) -> Option<String> {
-    of.target.holder.clone().filter(|_| of.target.lease_ends_at > now)
+    let target = &of.follower.target;
+    target.holder.clone().filter(|_| target.lease_ends_at > now)
 }
 
 fn queue_row(queue: &dormer_api::v2::QueueStatus) -> QueueRow {
@@ -219,7 +224,7 @@ fn collected(report: &CollectionReport) -> CollectionFigures {
 }
 
 async fn publishing(app: &App, call: &Call) -> Result<PublishingView, Failure> {
-    let from = query(call, "from")?.map_or(Ok(0), |from| from.parse::<usize>()).map_err(bad_request)?;
+    let from = query(call, "from")?;
     app.metrics.refresh().await;
     let targets = app.metrics.publishing();
     let now = app.engine.now();
@@ -239,13 +244,15 @@ fn target(of: &TargetBacklog, now: i64) -> TargetView {
             .zip(cache.pending_since)
             .map(|(hash, since)| (hash.to_string(), since, cache.reason.clone())),
     };
+    let target = &of.follower.target;
     TargetView {
-        name: of.target.name.clone(),
-        location: of.target.location.clone(),
+        name: target.name.clone(),
+        location: target.location.clone(),
         holder: holder(of, now),
-        ran_at: of.target.ran_at,
-        error: of.target.error.clone(),
+        ran_at: target.ran_at,
+        error: target.error.clone(),
         lag_seconds: of.lag_seconds.unsigned_abs(),
+        cache_count: of.follower.caches,
         caches: caches.into_iter().map(row).collect(),
     }
 }
@@ -274,7 +281,7 @@ fn scrubbed(report: ScrubReport) -> ScrubFigures {
 async fn audit(app: &App, call: &Call) -> Result<AuditView, Failure> {
     let mut filters = [const { String::new() }; 3];
     for (filter, name) in filters.iter_mut().zip(AuditView::FILTERS) {
-        query(call, name)?.unwrap_or_default().trim().clone_into(filter);
+        *filter = AuditView::filter(&query(call, name)?.unwrap_or_default());
         let most = AuditView::FILTER_CHARACTERS;
         if filter.chars().count() > most {
             return Err(Failure::BadRequest(format!(
@@ -282,12 +289,13 @@ async fn audit(app: &App, call: &Call) -> Result<AuditView, Failure> {
             )));
         }
     }
-    let wanted = |place: usize| Some(filters[place].clone()).filter(|text: &String| !text.is_empty());
-    let mut filter =
-        AuditFilter { cache: wanted(0), action: wanted(1), subject: wanted(2), subject_start: None };
-    if let Some(start) = filter.subject.as_deref().and_then(AuditView::cut) {
-        filter = AuditFilter { subject_start: Some(start.to_owned()), subject: None, ..filter };
-    }
+    let wanted = |filter: &str| Some(AuditView::wanted(filter)).filter(|value| !value.is_empty());
+    let [cache, action, actor] = &filters;
+    let (subject, subject_start) = match AuditView::cut(actor) {
+        Some(start) => (None, Some(AuditView::wanted(start))),
+        None => (wanted(actor), None),
+    };
+    let filter = AuditFilter { cache: wanted(cache), action: wanted(action), subject, subject_start };
     let before = number(call, "before")?.unwrap_or(i64::MAX);
     let rows = u32::try_from(AuditView::ROWS).unwrap_or(u32::MAX);
     let found = app.engine.index().audit_before(before, &filter, rows).await.map_err(index)?;
