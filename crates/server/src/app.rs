@@ -15,7 +15,7 @@ use crate::push_rate::{PushRates, TooFast, caller, caller_without_token};
 use crate::request_body::RequestBody;
 use crate::settings::ServerSettings;
 use crate::shares::{Caller, Share, Shares};
-use dormer_engine::{AnswerMemory, Engine, Ingest, IngestRequest, UploadMemory};
+use dormer_engine::{AnswerMemory, CheckHold, Engine, Ingest, IngestRequest, UploadMemory};
 use dormer_http_host::Probes;
 use futures::FutureExt as _;
 use tokio::sync::OwnedSemaphorePermit;
@@ -130,10 +130,11 @@ impl App {
     }
 
     /// A caller's shares for a check of a NAR, which the engine admits: a turn, and memory for
-    /// uploads. The commit that asks for them gives up in time.
-    pub(crate) async fn admit_check(&self, caller: &Caller, bytes: u64) -> [Share; 2] {
+    /// uploads. The check also keeps the turn of its `upload`. The commit that asks for them gives
+    /// up in time.
+    pub(crate) async fn admit_check(&self, caller: &Caller, bytes: u64, upload: Arc<Share>) -> CheckShares {
         let turn = self.checks.take(caller, 1).await;
-        [turn, self.upload_memory.take(caller, bytes).await]
+        CheckShares { turns: Some((turn, upload)), memory: self.upload_memory.take(caller, bytes).await }
     }
 
     /// The caller that a request's memory and turns count for.
@@ -181,6 +182,14 @@ impl App {
         Ok((share, self.engine.answer_memory(bytes).await?))
     }
 
+    /// Memory in which an answer waits that cannot be made again, out of that for bodies; `None` if
+    /// its caller's share has no room now. So no such answer waits in memory that is not counted.
+    pub(crate) fn waiting_answer_memory(&self, call: &Call, bytes: u64) -> Option<Share> {
+        let caller = self.caller(call);
+        // A turn of the run time that is over says nothing of the room.
+        tokio::task::unconstrained(self.body_memory.take(&caller, bytes)).now_or_never()
+    }
+
     async fn in_time<T>(
         &self,
         what: &'static str,
@@ -206,6 +215,20 @@ impl BufferShare<'_> {
     /// Takes more when there is more. Returns whether others now wait for this request alone.
     pub(crate) async fn grow(&mut self, bytes: u64) -> Result<bool, Failure> {
         self.app.in_time("requests", TURN_TIMEOUT, self.share.grow(bytes)).await
+    }
+}
+
+/// What a check of a NAR holds of its caller's shares.
+pub(crate) struct CheckShares {
+    /// To check, and that of the upload.
+    turns: Option<(Share, Arc<Share>)>,
+    memory: Share,
+}
+
+impl CheckHold for CheckShares {
+    fn end_check(&mut self, bytes: u64) {
+        self.turns = None;
+        self.memory.shrink_to(bytes);
     }
 }
 

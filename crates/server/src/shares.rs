@@ -161,6 +161,14 @@ impl Share {
         self.of_caller.last_resort.is_some() || self.of_all.last_resort.is_some()
     }
 
+    /// Returns what is not needed any more.
+    pub(crate) fn shrink_to(&mut self, amount: u64) {
+        let needed = self.permits(amount) as usize;
+        for held in [&mut self.of_caller, &mut self.of_all] {
+            held.shrink_to(needed);
+        }
+    }
+
     fn permits(&self, amount: u64) -> u32 {
         u32::try_from(amount.div_ceil(self.unit)).unwrap_or(u32::MAX)
     }
@@ -209,6 +217,12 @@ impl Held {
         }
     }
 
+    fn shrink_to(&mut self, needed: usize) {
+        if let Some(permits) = &mut self.permits {
+            drop(permits.split(permits.num_permits().saturating_sub(needed)));
+        }
+    }
+
     fn add(&mut self, more: OwnedSemaphorePermit) {
         match &mut self.permits {
             Some(permits) => permits.merge(more),
@@ -253,6 +267,20 @@ mod tests {
         let held = [take(&ada), take(&ada), take(&ada), take(&bob), take(&bob), take(&bob)];
         assert!(held.iter().all(Option::is_some));
         assert!(take(&ada).is_none() && take(&bob).is_none());
+    }
+
+    #[tokio::test]
+    async fn what_a_share_returns_is_free_for_its_caller_and_for_all() {
+        let shares = Shares::of_turns(8);
+        let (ada, bob) = (caller("ada"), caller("bob"));
+        let mut held = shares.take(&ada, 6).await;
+        held.shrink_to(2);
+        held.shrink_to(5);
+        let more = shares.take(&ada, 4).now_or_never().expect("four came back to the caller");
+        assert!(shares.take(&ada, 1).now_or_never().is_none());
+        assert!(shares.take(&bob, 3).now_or_never().is_none());
+        drop(more);
+        assert!(shares.take(&bob, 6).now_or_never().is_some(), "and to all");
     }
 
     #[tokio::test]

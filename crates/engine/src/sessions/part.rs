@@ -235,15 +235,15 @@ impl Engine {
                 })
                 .count();
             let (part, job) = (part.clone(), entries[first..first + count].to_vec());
-            let (kept, memory, session) =
-                (Arc::clone(self.decoded_chunks()), self.upload_memory().clone(), session.id);
+            let (kept, memory) = (Arc::clone(self.decoded_chunks()), self.upload_memory().clone());
+            let (session, pusher) = (session.id, Arc::clone(&session.subject));
             let work = move || {
                 let checked = job.iter().enumerate().try_for_each(|(position, entry)| {
                     let wrong = check.find_fault(&part[range(entry)], entry)?;
                     if let Some(what) = wrong {
                         return Err(Error::PartChunk { position: first + position, what });
                     }
-                    kept.keep(&memory, session, entry.id, check.last(entry));
+                    kept.keep(&memory, &pusher, session, entry.id, check.last(entry));
                     Ok(())
                 });
                 (check, checked)

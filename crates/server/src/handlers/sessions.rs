@@ -179,11 +179,7 @@ pub(crate) async fn commit_paths(
     let caller = app.caller(call);
     let admit = |bytes| {
         let (caller, turn) = (&caller, Arc::clone(&turn));
-        async move {
-            let shares = app.admit_check(caller, bytes).await;
-            Box::new((shares, turn)) as CheckHold
-        }
-        .boxed()
+        async move { Box::new(app.admit_check(caller, bytes, turn).await) as Box<dyn CheckHold> }.boxed()
     };
     let outcomes = app.engine.commit_paths(&session, &reader, &paths, COMMIT_PATIENCE, &admit).await?;
     let mut outcomes =

@@ -8,6 +8,7 @@ use async_compression::tokio::bufread::{BzEncoder, LzmaEncoder};
 use dormer_format::Compression;
 use dormer_nix::nar::{Node, encode_tree};
 use dormer_testkit::part_of;
+use futures::FutureExt as _;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
@@ -172,6 +173,60 @@ fn bodies_that_fill_a_pushers_share_stop_no_other_pusher() {
     let reply = server.call(&other, "POST", "/_api/v1/get-missing-paths", question.as_bytes());
     assert_eq!(reply.status, 200, "{reply:?}");
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn answers_that_wait_hold_no_more_than_their_callers_share() {
+    let server = Server::start_with(|options| {
+        options.server.buffered_bytes_max = 4 * 1024 * 1024;
+        // No answer is given up meanwhile.
+        options.engine.read_wait = Duration::from_mins(2);
+    });
+    // Other reads hold the memory that long answers are sent from.
+    let held = server.block_on(async {
+        let mut held = Vec::new();
+        while let Some(memory) = server.engine.answer_memory(1024 * 1024).now_or_never() {
+            held.push(memory.unwrap());
+        }
+        held
+    });
+    let hashes: Vec<String> = (0..20_000).map(|number| format!("{number:032}")).collect();
+    let question = json!({ "cache": "main", "store_path_hashes": hashes }).to_string();
+    let slow = pusher("slow");
+    let ask = || {
+        let mut stream =
+            half_a_request(&server, &slow, "POST", "/_api/v1/get-missing-paths", question.as_bytes());
+        stream.write_all(b"0\r\n\r\n").unwrap();
+        stream
+    };
+    let mut waiting = vec![ask()];
+    let queued = || server.metric("dormer_budget_waiting{budget=\"read_memory\"}");
+    common::until("the first answer waits", || (queued() > 0).then_some(()));
+    waiting.extend((0..11).map(|_| ask()));
+    // Each answer has 0.7 MB, and three of the four MiB are the caller's share.
+    let is_answered = |stream: &std::net::TcpStream| {
+        stream.set_nonblocking(true).unwrap();
+        let is_answered = stream.peek(&mut [0]).is_ok();
+        stream.set_nonblocking(false).unwrap();
+        is_answered
+    };
+    let all_but_four = || (waiting.iter().filter(|stream| is_answered(stream)).count() >= 8).then_some(());
+    common::until("the others are told to come back", all_but_four);
+    let (answered, waiting): (Vec<_>, Vec<_>) = waiting.into_iter().partition(is_answered);
+    assert!((1..=4).contains(&waiting.len()), "{} answers wait", waiting.len());
+    let status = |mut stream: std::net::TcpStream| {
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    assert!(answered.into_iter().all(|stream| status(stream) == "HTTP/1.1 503"));
+    let begin = Instant::now();
+    let small = json!({ "cache": "main", "store_path_hashes": [path(1).hash().to_string()] }).to_string();
+    let reply = server.call(&pusher("other"), "POST", "/_api/v1/get-missing-paths", small.as_bytes());
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    drop(held);
+    assert!(waiting.into_iter().all(|stream| status(stream) == "HTTP/1.1 200"), "an answer was lost");
 }
 
 #[test]
