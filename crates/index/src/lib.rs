@@ -34,7 +34,7 @@ mod sql_index;
 #[cfg(test)]
 mod synthetic;
 mod topics;
-mod waiting_count;
+mod wait_count;
 
 pub use changes::{Change, Changes};
 pub use collect::{
@@ -62,3 +62,4 @@ pub use topics::journal::{
     JournalIndex, JournalLease, JournalNote, JournalState, JournalSubject, JournaledAlias, JournaledDocument,
     JournaledNar, JournaledObject, SNAPSHOT_WANTED,
 };
+pub use wait_count::WaitCount;
