@@ -63,7 +63,7 @@ impl Slices {
 
     /// The same by CPU time: what a unit takes alone as a share of what it takes beside the other
     /// work, that work included. A load that fills the machine has this rate on a machine of its
-    /// own; it does not see who waits for a lock.
+    /// own. Waits for locks are not in it.
     pub(crate) fn rate_by_cpu(&self) -> String {
         let each = |slices: &[Slice]| {
             let units: f64 = slices.iter().map(|slice| slice.units).sum();

@@ -1,4 +1,5 @@
 //! Budgets: everything that a task may have to wait for, as one type.
+//! [`Engine::watch_budgets`](crate::Engine::watch_budgets) adds those of a program around it.
 //!
 //! A budget counts bytes of memory, or turns to do something. A task takes a share before it uses
 //! the memory or begins the work, and waits in line when too little is free. The share returns when
@@ -18,11 +19,12 @@
 //!
 //! docs/ARCHITECTURE.md, "Memory", has the sum over all memory budgets.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dormer_index::WaitCount;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{Error, Result};
@@ -81,12 +83,38 @@ struct LargeShares {
 
 /// The state of a budget at one moment, in bytes or turns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct BudgetUse {
-    pub(crate) name: &'static str,
-    pub(crate) limit: u64,
-    pub(crate) in_use: u64,
+pub struct BudgetUse {
+    /// The budget's name in metrics.
+    pub name: &'static str,
+    /// All of it.
+    pub limit: u64,
+    /// What is taken.
+    pub in_use: u64,
     /// Tasks that wait for a share.
-    pub(crate) waiting: u64,
+    pub waiting: u64,
+}
+
+/// Tells the state of some budgets.
+type BudgetUses = dyn Fn() -> Vec<BudgetUse> + Send + Sync;
+
+/// The budgets of the program around the engine.
+#[derive(Default)]
+pub(crate) struct OtherBudgets(Mutex<Option<Box<BudgetUses>>>);
+
+impl std::fmt::Debug for OtherBudgets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("OtherBudgets").finish_non_exhaustive()
+    }
+}
+
+impl OtherBudgets {
+    pub(crate) fn set(&self, now: Box<BudgetUses>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+    }
+
+    pub(crate) fn now(&self) -> Vec<BudgetUse> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|now| now()).unwrap_or_default()
+    }
 }
 
 /// A part of a budget, which returns to it when dropped.
@@ -96,23 +124,6 @@ pub struct BudgetShare {
     /// As many of those for large shares, if it is one.
     of_large: Option<OwnedSemaphorePermit>,
     unit: u64,
-}
-
-/// Counts a waiting task for as long as it lives, also when the task gives up.
-#[derive(Debug)]
-pub(crate) struct WaitCount<'a>(&'a AtomicUsize);
-
-impl<'a> WaitCount<'a> {
-    pub(crate) fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for WaitCount<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Budget {

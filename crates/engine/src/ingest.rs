@@ -404,6 +404,11 @@ impl Ingested {
         }
     }
 
+    /// The memory that it holds of that for uploads.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.memory.amount()
+    }
+
     fn known(hash: NarHash, size: u64, file_size: u64, id: NarId, memory: Arc<BudgetShare>) -> Self {
         Self {
             nar_hash: hash,

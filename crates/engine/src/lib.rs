@@ -52,7 +52,7 @@ use dormer_index::{Cache, CollectIndex, Index, ScrubIndex, UnixSeconds};
 use dormer_nix::SecretKey;
 use moka::sync::Cache as Remembered;
 
-use crate::budget::{BudgetUse, Lent};
+use crate::budget::{Lent, OtherBudgets};
 use crate::change_counts::ChangeCounts;
 use crate::chunk_sink::IngestContext;
 use crate::metrics::{EngineMetrics, gauge_value};
@@ -66,7 +66,7 @@ use crate::sessions::{DecodedChunks, ReadableChunks, Verifications};
 use crate::use_recorder::UseRecorder;
 
 pub use activity::{Activity, Taken};
-pub use budget::{Budget, BudgetShare};
+pub use budget::{Budget, BudgetShare, BudgetUse};
 pub use caches::{CreateCache, KeyChange, UpdateCache};
 pub use clock::{Clock, SystemClock};
 pub use collect::{
@@ -140,6 +140,7 @@ struct Inner {
     readable: ReadableChunks,
     decoded: Arc<DecodedChunks>,
     verifications: Verifications,
+    other_budgets: OtherBudgets,
 }
 
 /// A part of the memory for reads. It returns when it is dropped.
@@ -222,6 +223,7 @@ impl Engine {
             readable: ReadableChunks::default(),
             decoded,
             verifications: Verifications::new(settings.checks_max()),
+            other_budgets: OtherBudgets::default(),
             settings,
             clock,
             blobs,
@@ -325,6 +327,12 @@ impl Engine {
         &self.inner.metrics
     }
 
+    /// Shows budgets of the program around the engine beside its own, in the same metrics. They
+    /// take the place of those that were named before.
+    pub fn watch_budgets(&self, now: impl Fn() -> Vec<BudgetUse> + Send + Sync + 'static) {
+        self.inner.other_budgets.set(Box::new(now));
+    }
+
     /// Everything that a task may wait for, and how many wait.
     fn budgets(&self) -> Vec<BudgetUse> {
         let inner = &self.inner;
@@ -345,7 +353,8 @@ impl Engine {
             inner.verifications.turns(),
         ];
         let of_engine = of_engine.into_iter().map(Budget::present_use);
-        of_engine.chain([index_connections, inner.ingest.packer.queue_use()]).collect()
+        let of_engine = of_engine.chain([index_connections, inner.ingest.packer.queue_use()]);
+        of_engine.chain(inner.other_budgets.now()).collect()
     }
 
     /// Updates the counters whose values are kept elsewhere.

@@ -346,7 +346,7 @@ impl BudgetGauges {
         Self {
             limit: gauges(
                 "dormer_budget_limit",
-                "Size of each budget: bytes for those named memory, else jobs, streams, connections or chunks",
+                "Size of each budget: bytes for those named memory, else jobs, turns, connections or chunks",
                 "budget",
             ),
             in_use: gauges("dormer_budget_in_use", "The part of each budget that is taken now", "budget"),

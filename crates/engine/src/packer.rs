@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkId, PackBuilder, PackEntry, PackId, StoredChunk};
-use dormer_index::{ChunkRow, Index, NewChunk, NewPack};
+use dormer_index::{ChunkRow, Index, NewChunk, NewPack, WaitCount};
 use dormer_nix::with_causes;
 use futures::FutureExt as _;
 use moka::sync::Cache as Remembered;
@@ -36,7 +36,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::budget::{BudgetUse, WaitCount};
+use crate::budget::BudgetUse;
 use crate::clock::Clock;
 use crate::metrics::EngineMetrics;
 use crate::pace::back_off;

@@ -36,7 +36,7 @@ mod statement;
 #[cfg(test)]
 mod synthetic;
 mod topics;
-mod waiting_count;
+mod wait_count;
 
 pub use changes::{Change, Changes};
 pub use collect::{
@@ -56,3 +56,4 @@ pub use scrub::{LastScrub, ScrubIndex};
 pub use sql_index::SqlIndex;
 #[cfg(any(test, feature = "inventory"))]
 pub use topics::inventory::Inventory;
+pub use wait_count::WaitCount;

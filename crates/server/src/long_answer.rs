@@ -9,6 +9,9 @@
 //! Invariants
 //! - A reading request that waits for this memory holds no answer: the answer is made again when
 //!   there is room for it.
+//! - The answer to any other request waits in memory for bodies, as a part of its caller's share.
+//!   If there is no room for it, the client is told to come back. So a client with many connections
+//!   cannot make the server hold more.
 //! - While others wait, the host cuts readers that take next to nothing.
 
 use bytes::Bytes;
@@ -74,7 +77,12 @@ impl App {
                     None => (memory, answer),
                 }
             }
-            None => (self.long_answer_memory(call, bytes).await?, answer),
+            None => {
+                let room = self.waiting_answer_memory(call, bytes).ok_or(Failure::Busy("long answers"))?;
+                let memory = self.long_answer_memory(call, bytes).await?;
+                drop(room);
+                (memory, answer)
+            }
         };
         let (mut parts, body) = answer.into_parts();
         let Body::Full(Some(bytes)) = body else { return Ok(Response::from_parts(parts, body)) };

@@ -61,7 +61,6 @@ pub(crate) struct HttpMetrics {
     pub(crate) sent_bytes: IntCounter,
     pub(crate) cut: IntCounter,
     pub(crate) refused: IntCounterVec,
-    pub(crate) waiting: IntGaugeVec,
     pub(crate) narinfos: NarinfoMetrics,
 }
 
@@ -111,11 +110,6 @@ impl Metrics {
                 "Requests refused with 429 or 503 because of a limit, by the limit",
                 &["limit"],
             ),
-            waiting: IntGaugeVec::new(
-                Opts::new("dormer_http_waiting", "Requests that wait for their turn now, by what for"),
-                &["for"],
-            )
-            .expect(WELL_FORMED),
         };
         let build = IntGaugeVec::new(
             Opts::new("dormer_build_info", "1; the label says which version runs"),
@@ -191,25 +185,8 @@ impl Metrics {
     }
 }
 
-/// Counts a request that waits for its turn, for as long as it lives.
-pub(crate) struct QueuedRequest(IntGauge);
-
-impl QueuedRequest {
-    pub(crate) fn new(metrics: &Metrics, what: &'static str) -> Self {
-        let gauge = metrics.http.waiting.with_label_values(&[what]);
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for QueuedRequest {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
 impl HttpMetrics {
-    fn collectors(&self) -> [Box<dyn Collector>; 9] {
+    fn collectors(&self) -> [Box<dyn Collector>; 8] {
         [
             Box::new(self.requests.clone()),
             Box::new(self.seconds.clone()),
@@ -219,7 +196,6 @@ impl HttpMetrics {
             Box::new(self.sent_bytes.clone()),
             Box::new(self.cut.clone()),
             Box::new(self.refused.clone()),
-            Box::new(self.waiting.clone()),
         ]
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! A caller is a token's subject, or a network if there is no token. Its requests wait for each
 //! other first and for other callers second, so a caller that asks for too much waits for itself.
+//! Operators see both waits beside those for the engine's budgets (`dormer_budget_…`).
 //!
 //! Invariants
 //! - A caller never holds more than three quarters of a budget, and all callers together never hold
@@ -14,7 +15,9 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use dormer_engine::BudgetUse;
 use dormer_http_host::OthersWait;
+use dormer_index::WaitCount;
 use futures::FutureExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -32,9 +35,15 @@ pub(crate) struct Caller(pub(crate) String);
 /// The shares of all callers in one budget.
 #[derive(Debug)]
 pub(crate) struct Shares {
+    /// The budget's name in metrics.
+    name: &'static str,
     unit: u64,
+    /// What the budget has, also if it is handed out elsewhere.
+    permits_max: usize,
     all: Arc<Level>,
     share_permits: usize,
+    /// Requests that wait for a share, or for more.
+    waiting: Arc<AtomicUsize>,
     callers: Mutex<HashMap<Caller, Weak<Level>>>,
 }
 
@@ -49,22 +58,6 @@ struct Level {
     waiting: AtomicUsize,
 }
 
-/// Counts a request for as long as it waits.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// What a request holds of a level.
 #[derive(Debug)]
 struct Held {
@@ -77,38 +70,52 @@ struct Held {
 #[derive(Debug)]
 pub(crate) struct Share {
     unit: u64,
+    waiting: Arc<AtomicUsize>,
     of_caller: Held,
     of_all: Held,
 }
 
 impl Shares {
     /// Memory, in bytes.
-    pub(crate) fn of_memory(bytes_max: u64) -> Self {
-        Self::new(bytes_max / MEMORY_UNIT, MEMORY_UNIT)
+    pub(crate) fn of_memory(name: &'static str, bytes_max: u64) -> Self {
+        Self::new(name, bytes_max / MEMORY_UNIT, MEMORY_UNIT)
     }
 
     /// Turns.
-    pub(crate) fn of_turns(turns_max: usize) -> Self {
-        Self::new(turns_max as u64, 1)
+    pub(crate) fn of_turns(name: &'static str, turns_max: usize) -> Self {
+        Self::new(name, turns_max as u64, 1)
     }
 
     /// Each caller's share of memory that is itself handed out elsewhere, in bytes.
-    pub(crate) fn per_caller(bytes_max: u64) -> Self {
+    pub(crate) fn per_caller(name: &'static str, bytes_max: u64) -> Self {
         let all = Arc::new(Level::new(Semaphore::MAX_PERMITS));
-        Self { all, ..Self::of_memory(bytes_max) }
+        Self { all, ..Self::of_memory(name, bytes_max) }
     }
 
     /// Each caller's share of turns that are themselves handed out elsewhere.
-    pub(crate) fn turns_per_caller(turns_max: usize) -> Self {
+    pub(crate) fn turns_per_caller(name: &'static str, turns_max: usize) -> Self {
         let all = Arc::new(Level::new(Semaphore::MAX_PERMITS));
-        Self { all, ..Self::of_turns(turns_max) }
+        Self { all, ..Self::of_turns(name, turns_max) }
     }
 
-    fn new(permits_max: u64, unit: u64) -> Self {
-        let permits_max = usize::try_from(permits_max).unwrap_or(usize::MAX).max(1);
-        let all = Arc::new(Level::new(permits_max));
-        let share_permits = (all.permits_max * SHARE_NUMERATOR / SHARE_DENOMINATOR).max(1);
-        Self { unit, share_permits, all, callers: Mutex::default() }
+    fn new(name: &'static str, permits_max: u64, unit: u64) -> Self {
+        let all = Arc::new(Level::new(usize::try_from(permits_max).unwrap_or(usize::MAX).max(1)));
+        let permits_max = all.permits_max;
+        let share_permits = (permits_max * SHARE_NUMERATOR / SHARE_DENOMINATOR).max(1);
+        let (waiting, callers) = (Arc::default(), Mutex::default());
+        Self { name, unit, permits_max, all, share_permits, waiting, callers }
+    }
+
+    /// Tells the budget's state whenever it is asked.
+    pub(crate) fn watch(&self) -> impl Fn() -> BudgetUse + Send + Sync + 'static + use<> {
+        let (name, unit, permits_max) = (self.name, self.unit, self.permits_max);
+        let (all, waiting) = (Arc::clone(&self.all), Arc::clone(&self.waiting));
+        move || BudgetUse {
+            name,
+            limit: permits_max as u64 * unit,
+            in_use: (all.permits_max - all.permits.available_permits()) as u64 * unit,
+            waiting: waiting.load(Ordering::Relaxed) as u64,
+        }
     }
 
     /// A share of nothing, to grow.
@@ -121,7 +128,8 @@ impl Shares {
             callers.insert(caller.clone(), Arc::downgrade(&level));
             level
         });
-        Share { unit: self.unit, of_caller: Held::new(level), of_all: Held::new(Arc::clone(&self.all)) }
+        let (of_caller, of_all) = (Held::new(level), Held::new(Arc::clone(&self.all)));
+        Share { unit: self.unit, waiting: Arc::clone(&self.waiting), of_caller, of_all }
     }
 
     /// The turn to go beyond the limit of all callers. At most one request has it, whichever memory
@@ -134,6 +142,7 @@ impl Shares {
     pub(crate) async fn take(&self, caller: &Caller, amount: u64) -> Share {
         let mut share = self.begin(caller);
         let permits = share.permits(amount);
+        let _waiting = WaitCount::new(&self.waiting);
         share.of_caller.take(permits).await;
         share.of_all.take(permits).await;
         share
@@ -156,9 +165,23 @@ impl Share {
             return true;
         }
         let permits = self.permits(amount);
+        let _waiting = WaitCount::new(&self.waiting);
         self.of_caller.grow(permits).await;
         self.of_all.grow(permits).await;
         self.of_caller.last_resort.is_some() || self.of_all.last_resort.is_some()
+    }
+
+    /// Whether it goes beyond the limit of all callers.
+    pub(crate) fn is_last_resort(&self) -> bool {
+        self.of_all.last_resort.is_some()
+    }
+
+    /// Returns what is not needed any more.
+    pub(crate) fn shrink_to(&mut self, amount: u64) {
+        let needed = self.permits(amount) as usize;
+        for held in [&mut self.of_caller, &mut self.of_all] {
+            held.shrink_to(needed);
+        }
     }
 
     fn permits(&self, amount: u64) -> u32 {
@@ -191,7 +214,7 @@ impl Held {
         let permits = if let Some(permits) = taken.as_mut().now_or_never() {
             permits
         } else {
-            let _waiting = Waiting::new(&self.level.waiting);
+            let _waiting = WaitCount::new(&self.level.waiting);
             taken.await
         };
         self.add(permits.expect(NEVER_CLOSED));
@@ -206,6 +229,12 @@ impl Held {
             biased;
             permits = free.acquire_many_owned(permits) => self.add(permits.expect(NEVER_CLOSED)),
             turn = last_resort.acquire_owned() => self.last_resort = Some(turn.expect(NEVER_CLOSED)),
+        }
+    }
+
+    fn shrink_to(&mut self, needed: usize) {
+        if let Some(permits) = &mut self.permits {
+            drop(permits.split(permits.num_permits().saturating_sub(needed)));
         }
     }
 
@@ -227,7 +256,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_caller_leaves_a_quarter_to_others() {
-        let shares = Shares::of_turns(8);
+        let shares = Shares::of_turns("tests", 8);
         let (ada, bob) = (caller("ada"), caller("bob"));
         let mut held = Vec::new();
         for _ in 0..6 {
@@ -247,7 +276,7 @@ mod tests {
 
     #[tokio::test]
     async fn of_turns_that_are_handed_out_elsewhere_each_caller_has_three_quarters() {
-        let shares = Shares::turns_per_caller(4);
+        let shares = Shares::turns_per_caller("tests", 4);
         let (ada, bob) = (caller("ada"), caller("bob"));
         let take = |caller| shares.take(caller, 1).now_or_never();
         let held = [take(&ada), take(&ada), take(&ada), take(&bob), take(&bob), take(&bob)];
@@ -256,9 +285,46 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_a_share_returns_is_free_for_its_caller_and_for_all() {
+        let shares = Shares::of_turns("tests", 8);
+        let (ada, bob) = (caller("ada"), caller("bob"));
+        let mut held = shares.take(&ada, 6).await;
+        held.shrink_to(2);
+        held.shrink_to(5);
+        let more = shares.take(&ada, 4).now_or_never().expect("four came back to the caller");
+        assert!(shares.take(&ada, 1).now_or_never().is_none());
+        assert!(shares.take(&bob, 3).now_or_never().is_none());
+        drop(more);
+        assert!(shares.take(&bob, 6).now_or_never().is_some(), "and to all");
+    }
+
+    #[tokio::test]
+    async fn an_operator_sees_what_is_held_and_how_many_wait_for_their_own_share_and_for_all() {
+        let shares = Shares::of_memory("tests", 8 * 1024);
+        let now = shares.watch();
+        let state = |in_use, waiting| BudgetUse { name: "tests", limit: 8 * 1024, in_use, waiting };
+        let mut held = shares.take(&caller("ada"), 6 * 1024).await;
+        assert_eq!(now(), state(6 * 1024, 0));
+        let (ada, bob) = (caller("ada"), caller("bob"));
+        let mut own = Box::pin(shares.take(&ada, 1));
+        let mut other = Box::pin(shares.take(&bob, 3 * 1024));
+        assert!(futures::poll!(own.as_mut()).is_pending() && futures::poll!(other.as_mut()).is_pending());
+        // What is free is kept for the first that waits for all.
+        assert_eq!(now(), state(8 * 1024, 2));
+        drop((own, other));
+        assert_eq!(now(), state(6 * 1024, 0), "those that gave up wait no more");
+        held.shrink_to(1024);
+        assert_eq!(now(), state(1024, 0));
+        // A budget that is handed out elsewhere.
+        let shares = Shares::per_caller("tests", 8 * 1024);
+        let _held = [shares.take(&ada, 6 * 1024).await, shares.take(&bob, 6 * 1024).await];
+        assert_eq!(shares.watch()(), state(12 * 1024, 0));
+    }
+
+    #[tokio::test]
     async fn shares_that_grow_never_wait_for_each_other() {
         const MIB: u64 = 1024 * 1024;
-        let shares = Shares::of_memory(16 * MIB);
+        let shares = Shares::of_memory("tests", 16 * MIB);
         let requests = ["ada", "ada", "ada", "bob", "cy"].map(|name| {
             let mut share = shares.begin(&caller(name));
             async move {
@@ -279,7 +345,7 @@ mod tests {
     #[tokio::test]
     async fn a_caller_that_fills_its_share_stops_no_other() {
         const MIB: u64 = 1024 * 1024;
-        let shares = Shares::of_memory(16 * MIB);
+        let shares = Shares::of_memory("tests", 16 * MIB);
         let mut held = Vec::new();
         for _ in 0..12 {
             let mut share = shares.begin(&caller("ada"));

@@ -13,6 +13,7 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -503,7 +504,8 @@ impl Store {
     }
 
     /// Closes what is below a name to other users of the machine, if the store is a folder. The
-    /// user and the group keep their rights. A folder that is made here is for the user alone.
+    /// user and the group keep their rights. A folder that is made here is for the user alone. The
+    /// files of a closed folder keep their mode.
     pub async fn close_to_others(&self, name: &str) -> Result<()> {
         let Medium::Folder { root, .. } = &self.parts.medium else { return Ok(()) };
         let (root, folder) = (Arc::clone(root), root.join(name));
@@ -600,20 +602,39 @@ fn found<T>(outcome: Result<T>) -> Result<Option<T>> {
 }
 
 fn close_folder(root: &FilePath, folder: &FilePath) -> io::Result<()> {
-    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-    const OF_OTHERS: u32 = 0o007;
-    let mode = match std::fs::metadata(folder) {
-        Ok(found) => found.permissions().mode(),
+    match is_open_to_others(folder) {
+        Ok(true) => close_folders(folder),
+        Ok(false) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             std::fs::create_dir_all(root)?;
-            return std::fs::DirBuilder::new().mode(0o700).create(folder);
+            std::fs::DirBuilder::new().mode(0o700).create(folder)
         }
-        Err(error) => return Err(error),
-    };
-    if mode & OF_OTHERS == 0 {
+        Err(error) => Err(error),
+    }
+}
+
+/// Closes a folder and all folders in it: a process whose working folder is one of them needs no
+/// right in those above it. The outermost comes last, so that the next run repeats what a run has
+/// left half done.
+fn close_folders(folder: &FilePath) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            close_folders(&entry.path())?;
+        }
+    }
+    if !is_open_to_others(folder)? {
         return Ok(());
     }
+    let mode = std::fs::metadata(folder)?.permissions().mode();
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode & 0o7777 & !OF_OTHERS))
+}
+
+/// The rights of users that neither own a file nor are in its group.
+const OF_OTHERS: u32 = 0o007;
+
+fn is_open_to_others(folder: &FilePath) -> io::Result<bool> {
+    Ok(std::fs::metadata(folder)?.permissions().mode() & OF_OTHERS != 0)
 }
 
 /// Syncs the folder that an entry lies in.

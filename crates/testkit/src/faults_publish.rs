@@ -161,6 +161,7 @@ publish_calls! {
     TargetIndex
     read {
         fn list_targets() -> Vec<PublishTarget>;
+        fn list_followers() -> Vec<Follower>;
     }
     write {
         fn open_target(name: &str, location: &str) -> PublishTarget;

@@ -47,6 +47,30 @@ fn packages(rules: &toml::Table) -> Vec<Value> {
     packages
 }
 
+#[test]
+fn an_audit_looks_at_all_that_is_shipped_and_every_exception_has_a_reason() {
+    let rules = rules();
+    assert_eq!(rules["advisories"]["yanked"].as_str(), Some("deny"));
+    for exception in rules["advisories"]["ignore"].as_array().unwrap() {
+        let text = |key: &str| exception.get(key).and_then(toml::Value::as_str).unwrap_or_default();
+        assert!(!text("id").is_empty() && text("reason").len() > 20, "{exception}");
+    }
+    let recipes = fs::read_to_string(workspace_root().join("justfile")).unwrap();
+    let (_, audit) = recipes.split_once("\naudit:\n").expect("there is `just audit`");
+    let commands: Vec<&str> = audit.lines().take_while(|line| line.starts_with("    ")).collect();
+    for (lock_file, selected) in [("Cargo.lock", None), ("worker/Cargo.lock", Some("worker/Cargo.toml"))] {
+        assert!(workspace_root().join(lock_file).exists());
+        let is_checked = commands.iter().any(|command| {
+            let words: Vec<&str> = command.split_whitespace().collect();
+            let manifest = words.iter().skip_while(|word| **word != "--manifest-path").nth(1).copied();
+            words.starts_with(&["cargo", "deny"]) && words.ends_with(&["advisories"]) && manifest == selected
+        });
+        assert!(is_checked, "`just audit` does not look at {lock_file}: {commands:?}");
+    }
+    let security = fs::read_to_string(workspace_root().join("docs/SECURITY.md")).unwrap();
+    assert!(security.contains("`just audit`"), "SECURITY.md says how to run it");
+}
+
 /// A licence or an alternative of one is allowed.
 fn is_allowed(license: &str, allowed: &[&str]) -> bool {
     // Older manifests write `MIT/Apache-2.0`.

@@ -12,7 +12,7 @@ use dormer_tests::workspace_root;
 /// Fewest inputs of a corpus.
 const CORPUS_MIN: usize = 5;
 
-/// Crates that read bytes of others. The rest read rows of the database, and what these have read.
+/// Crates that read bytes of others.
 const CRATES: [&str; 13] = [
     "api",
     "blobs",
@@ -28,6 +28,9 @@ const CRATES: [&str; 13] = [
     "server",
     "stores",
 ];
+
+/// The rest: they read rows of the database and what those have read, or are for tests.
+const OTHER_CRATES: [&str; 3] = ["engine", "index", "testkit"];
 
 const OF_USER: &str = "its user's own argument, setting or file";
 const OF_OPERATOR: &str = "from the operator's own store, compared as a whole";
@@ -167,6 +170,15 @@ fn parsers(name: &str) -> BTreeSet<String> {
 
 #[test]
 fn every_parser_of_foreign_bytes_has_a_fuzz_target() {
+    let known: BTreeSet<&str> = CRATES.into_iter().chain(OTHER_CRATES).collect();
+    let folders = fs::read_dir(workspace_root().join("crates")).unwrap();
+    let folders: Vec<String> =
+        folders.map(|folder| folder.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(
+        folders.iter().map(String::as_str).collect::<BTreeSet<_>>(),
+        known,
+        "a new crate is in neither"
+    );
     let targets: Vec<String> = CRATES
         .iter()
         .flat_map(|name| sources(&format!("crates/{name}/src")))

@@ -81,7 +81,7 @@ pub(super) async fn run(args: GcArgs, context: &Context) -> Result<()> {
         }
         printer.chart(&plan_bars(&plan))?;
     } else {
-        let report = collect(&collection, context).await?;
+        let report = Box::pin(collect(&collection, context)).await?;
         let mut message = json!(report);
         message["message_type"] = "collection".into();
         printer.message(&message)?;

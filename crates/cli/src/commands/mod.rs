@@ -336,7 +336,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Check(args) => return check::run(args, context).await,
         Command::Jobs(args) => jobs::run(args, context).await?,
         Command::Rekey(args) => Box::pin(rekey::run(args, context)).await?,
-        Command::Gc(args) => gc::run(args, context).await?,
+        Command::Gc(args) => Box::pin(gc::run(args, context)).await?,
         Command::Backup(args) => backup::run_backup(args, context).await?,
         Command::Restore(args) => backup::run_restore(args, context).await?,
         Command::Recover(args) => Box::pin(recover::run(args, context)).await?,

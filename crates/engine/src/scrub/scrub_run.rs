@@ -1,5 +1,5 @@
-//! A run under its lease: the lease is renewed with the cursor, and at least four fifths of the time
-//! belong to others.
+//! A run under its lease: the lease is renewed with the cursor, and at least four fifths of the
+//! time belong to others.
 
 use std::time::{Duration, Instant};
 

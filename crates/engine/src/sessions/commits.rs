@@ -17,7 +17,8 @@
 //!   that has begun goes to its end, and the next request finds it.
 //! - Of one request at most [`CHECKS_MAX`] checks run at once, and of all requests as many as there
 //!   are turns. Only requests wait for turns: a check that has not begun holds nothing.
-//! - A sound NAR that waits for its commit keeps a share of the memory for uploads.
+//! - A sound NAR that waits for its commit keeps a share of the memory for uploads, and as much of
+//!   its caller's. So no caller fills the memory with checks that it does not commit.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -49,15 +50,19 @@ const CHECKS_MAX: usize = 4;
 /// How long a check goes on, and what it left is kept, for the next request.
 const KEPT: Duration = Duration::from_mins(2);
 
-/// What a check holds of its caller's shares, until it has ended.
-pub type CheckHold = Box<dyn Send>;
+/// What a check holds of its caller's shares: a turn, and memory for uploads. They return when this
+/// is dropped.
+pub trait CheckHold: Send {
+    /// Returns all but so many bytes: the check has ended, and its NAR waits for the commit.
+    fn end_check(&mut self, bytes: u64);
+}
 
 /// Takes a caller's shares for one check, when there is room: a turn, and so many bytes of the
 /// memory for uploads.
-pub type AdmitCheck<'a> = dyn Fn(u64) -> BoxFuture<'a, CheckHold> + Send + Sync + 'a;
+pub type AdmitCheck<'a> = dyn Fn(u64) -> BoxFuture<'a, Box<dyn CheckHold>> + Send + Sync + 'a;
 
 /// What a check needs to begin.
-type Admission = (CheckHold, BudgetShare);
+type Admission = (Box<dyn CheckHold>, BudgetShare);
 
 /// A path to commit.
 #[derive(Debug, Clone)]
@@ -122,11 +127,14 @@ struct Verification {
 enum State {
     Running,
     /// Sound. The first commit takes what is in it.
-    Sound(Arc<Mutex<Option<Ingested>>>),
+    Sound(Arc<Mutex<Option<SoundNar>>>),
     Missing(Arc<Vec<u64>>),
     Failed(Arc<Error>),
     Committed(CommittedPath),
 }
+
+/// A sound NAR, with its caller's share of the memory that it keeps.
+type SoundNar = (Ingested, Box<dyn CheckHold>);
 
 impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -334,8 +342,9 @@ impl Engine {
             // A task of its own, so that a panic ends the check and nothing waits for ever.
             let checked = async move { work.verify(&session, &reader, &manifest, request).await };
             let checked = tokio::spawn(checked.in_current_span());
-            let state = watch_over(&begun, checked, KEPT).await;
-            drop(admission);
+            let (hold, turn) = admission;
+            let state = watch_over(&begun, checked, KEPT, hold).await;
+            drop(turn);
             begun.state.send_replace(state);
             // What waits here keeps alive neither the engine nor a check that was forgotten.
             let (inner, kept) = (Arc::downgrade(&engine.inner), Arc::downgrade(&begun));
@@ -377,12 +386,13 @@ impl Engine {
             State::Sound(ingested) => {
                 let taken = ingested.lock().unwrap_or_else(PoisonError::into_inner).take();
                 // Another request commits it right now.
-                let Some(ingested) = taken else { return Ok(Some(PathOutcome::Waiting)) };
+                let Some((ingested, hold)) = taken else { return Ok(Some(PathOutcome::Waiting)) };
                 let (engine, session, reader) = (self.clone(), session.clone(), reader.clone());
                 let (object, check) = (path.object.clone(), Arc::clone(check));
                 // To its end, also when the request is given up: the check says what became of it.
                 let committed = finish(async move {
                     let committed = engine.commit_checked(&session, &reader, object, ingested).await;
+                    drop(hold);
                     match &committed {
                         Ok(committed) => {
                             check.state.send_replace(State::Committed(committed.clone()));
@@ -421,17 +431,22 @@ impl Engine {
     }
 }
 
-/// Waits for a check. Ends it when no request has asked for it in `patience`.
+/// Waits for a check. Ends it when no request has asked for it in `patience`. Of its caller's
+/// shares, only what a sound NAR keeps is held afterwards.
 async fn watch_over(
     check: &Verification,
     mut checked: JoinHandle<Result<Verified>>,
     patience: Duration,
+    mut hold: Box<dyn CheckHold>,
 ) -> State {
     loop {
         let asked_at = check.asked_at();
         tokio::select! {
             checked = &mut checked => return match checked {
-                Ok(Ok(Verified::Sound(ingested))) => State::Sound(Arc::new(Mutex::new(Some(*ingested)))),
+                Ok(Ok(Verified::Sound(ingested))) => {
+                    hold.end_check(ingested.memory_bytes());
+                    State::Sound(Arc::new(Mutex::new(Some((*ingested, hold)))))
+                }
                 Ok(Ok(Verified::Missing(chunks))) => State::Missing(Arc::new(chunks)),
                 Ok(Err(error)) => State::Failed(Arc::new(error)),
                 Err(_) => State::Failed(Arc::new(Error::CheckLost)),
@@ -464,6 +479,12 @@ fn references_before(paths: &[ChunkedPath]) -> Vec<Vec<usize>> {
 mod tests {
     use super::*;
 
+    struct NoHold;
+
+    impl CheckHold for NoHold {
+        fn end_check(&mut self, _: u64) {}
+    }
+
     #[tokio::test]
     async fn a_check_ends_when_no_request_asks_for_it_any_more() {
         const PATIENCE: Duration = Duration::from_millis(40);
@@ -477,16 +498,16 @@ mod tests {
                 Ok(Verified::Missing(Vec::new()))
             })
         };
-        let state = watch_over(&check, endless(), PATIENCE).await;
+        let state = watch_over(&check, endless(), PATIENCE, Box::new(NoHold)).await;
         assert!(matches!(&state, State::Failed(error) if error.class() == ErrorClass::Busy), "{state:?}");
         assert_eq!(Arc::strong_count(&memory), 1, "what the check held has returned");
 
         // A request has asked meanwhile.
         *check.asked_at.lock().unwrap() = Instant::now() + KEPT;
-        let watched = watch_over(&check, endless(), PATIENCE);
+        let watched = watch_over(&check, endless(), PATIENCE, Box::new(NoHold));
         assert!(tokio::time::timeout(2 * PATIENCE, watched).await.is_err());
         let ends = tokio::spawn(async { Ok(Verified::Missing(vec![3])) });
-        let state = watch_over(&check, ends, KEPT).await;
+        let state = watch_over(&check, ends, KEPT, Box::new(NoHold)).await;
         assert!(matches!(&state, State::Missing(chunks) if **chunks == [3]), "{state:?}");
     }
 }

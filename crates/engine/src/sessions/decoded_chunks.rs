@@ -5,14 +5,16 @@
 //! stored one.
 //!
 //! Invariants
-//! - All kept chunks together take at most three quarters of the memory for uploads, and those of
-//!   one session at most half. A task that wants memory gets theirs at once, the latest first:
-//!   checks come in about the order of the parts.
+//! - All kept chunks together take at most three quarters of the memory for uploads. A task that
+//!   wants memory gets theirs at once.
+//! - The pusher that holds most makes room for tasks, and for pushers that hold less, however many
+//!   sessions it has and whether they go on or not. Its latest chunks go first: checks come in
+//!   about the order of the parts.
 //! - A chunk is kept for [`KEPT`] at most, and for one check: the check takes it.
 //! - A session gets only what it sent itself, whether that was stored before or not. So a check
 //!   takes no longer or shorter for what another tenant has.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -39,15 +41,23 @@ struct Kept {
     /// By their numbers, which ascend in time.
     chunks: BTreeMap<u64, KeptChunk>,
     numbers: HashMap<Key, u64>,
-    bytes_of_sessions: HashMap<SessionId, u64>,
+    of_pushers: HashMap<Arc<str>, OfPusher>,
     bytes: u64,
     next_number: u64,
+}
+
+/// What is kept for one pusher.
+#[derive(Debug, Default)]
+struct OfPusher {
+    bytes: u64,
+    numbers: BTreeSet<u64>,
 }
 
 /// A decoded chunk, with its share of the memory for uploads.
 #[derive(Debug)]
 pub(super) struct KeptChunk {
     key: Key,
+    pusher: Arc<str>,
     /// The blanked bytes.
     pub(super) raw: Vec<u8>,
     kept_at: Instant,
@@ -59,17 +69,35 @@ impl DecodedChunks {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a chunk's blanked bytes, if `memory` has some to spare.
-    pub(super) fn keep(&self, memory: &Budget, session: SessionId, chunk: ChunkId, raw: Vec<u8>) {
+    /// Keeps a chunk's blanked bytes, if `memory` has some to spare, or if another pusher has more
+    /// of it.
+    pub(super) fn keep(
+        &self,
+        memory: &Budget,
+        pusher: &Arc<str>,
+        session: SessionId,
+        chunk: ChunkId,
+        raw: Vec<u8>,
+    ) {
         let bytes = raw.len() as u64;
+        let bytes_max = large_bytes_max(memory.limit());
+        let fits = |kept: &Kept| kept.bytes + bytes <= bytes_max;
         let mut kept = self.lock();
-        if !kept.has_room(memory, session, bytes) || kept.numbers.contains_key(&(session, chunk)) {
+        if kept.numbers.contains_key(&(session, chunk)) {
             return;
         }
         // Under the lock: a task that waits for memory has seen every chunk that was kept before.
-        if let Some(memory) = memory.try_lend(bytes) {
-            kept.add(KeptChunk { key: (session, chunk), raw, kept_at: Instant::now(), memory });
-        }
+        let memory = loop {
+            if fits(&kept)
+                && let Some(memory) = memory.try_lend(bytes)
+            {
+                break memory;
+            }
+            let Some(number) = kept.latest_of_heavier(pusher, bytes) else { return };
+            kept.remove(number);
+        };
+        let (key, pusher) = ((session, chunk), Arc::clone(pusher));
+        kept.add(KeptChunk { key, pusher, raw, kept_at: Instant::now(), memory });
     }
 
     /// Whether a session's chunk is kept.
@@ -108,7 +136,7 @@ impl Lent for DecodedChunks {
         let mut kept = self.lock();
         let before = kept.bytes;
         while before - kept.bytes < bytes
-            && let Some(number) = kept.chunks.last_key_value().map(|(number, _)| *number)
+            && let Some(number) = kept.heaviest().and_then(OfPusher::latest)
         {
             kept.remove(number);
         }
@@ -116,12 +144,23 @@ impl Lent for DecodedChunks {
     }
 }
 
+impl OfPusher {
+    fn latest(&self) -> Option<u64> {
+        self.numbers.last().copied()
+    }
+}
+
 impl Kept {
-    fn has_room(&mut self, memory: &Budget, session: SessionId, bytes: u64) -> bool {
-        self.forget_old();
-        let limit = memory.limit();
-        let of_session = self.bytes_of_sessions.get(&session).copied().unwrap_or(0);
-        self.bytes + bytes <= large_bytes_max(limit) && of_session + bytes <= limit / 2
+    /// What the pusher has that holds most.
+    fn heaviest(&self) -> Option<&OfPusher> {
+        self.of_pushers.values().max_by_key(|of| of.bytes)
+    }
+
+    /// The chunk that makes room for so many bytes of a pusher: the latest of the pusher that holds
+    /// most, if this one holds less with them.
+    fn latest_of_heavier(&self, pusher: &str, bytes: u64) -> Option<u64> {
+        let own = self.of_pushers.get(pusher).map_or(0, |of| of.bytes);
+        self.heaviest().filter(|of| of.bytes > own + bytes)?.latest()
     }
 
     fn forget_old(&mut self) {
@@ -134,12 +173,14 @@ impl Kept {
     }
 
     fn add(&mut self, chunk: KeptChunk) {
-        let bytes = chunk.memory.amount();
-        self.bytes += bytes;
-        *self.bytes_of_sessions.entry(chunk.key.0).or_default() += bytes;
-        self.numbers.insert(chunk.key, self.next_number);
-        self.chunks.insert(self.next_number, chunk);
+        let (number, bytes) = (self.next_number, chunk.memory.amount());
         self.next_number += 1;
+        self.bytes += bytes;
+        let of_pusher = self.of_pushers.entry(Arc::clone(&chunk.pusher)).or_default();
+        of_pusher.bytes += bytes;
+        of_pusher.numbers.insert(number);
+        self.numbers.insert(chunk.key, number);
+        self.chunks.insert(number, chunk);
     }
 
     fn remove(&mut self, number: u64) -> Option<KeptChunk> {
@@ -147,10 +188,11 @@ impl Kept {
         let bytes = chunk.memory.amount();
         self.bytes -= bytes;
         self.numbers.remove(&chunk.key);
-        if let Some(of_session) = self.bytes_of_sessions.get_mut(&chunk.key.0) {
-            *of_session -= bytes;
-            if *of_session == 0 {
-                self.bytes_of_sessions.remove(&chunk.key.0);
+        if let Some(of_pusher) = self.of_pushers.get_mut(&chunk.pusher) {
+            of_pusher.bytes -= bytes;
+            of_pusher.numbers.remove(&number);
+            if of_pusher.numbers.is_empty() {
+                self.of_pushers.remove(&chunk.pusher);
             }
         }
         Some(chunk)
@@ -177,18 +219,33 @@ mod tests {
         ChunkId::from_bytes([number; 32])
     }
 
-    /// Keeps chunks of a KiB, and returns which of them are kept.
-    fn keep(kept: &DecodedChunks, memory: &Budget, of: u8, numbers: std::ops::Range<u8>) -> Vec<u8> {
+    /// Keeps chunks of a KiB of a session, and returns which of them are kept.
+    fn keep_for(
+        pusher: &str,
+        kept: &DecodedChunks,
+        memory: &Budget,
+        of: u8,
+        numbers: std::ops::Range<u8>,
+    ) -> Vec<u8> {
         for number in numbers.clone() {
-            kept.keep(memory, session(of), chunk(number), vec![number; 1024]);
+            kept.keep(memory, &pusher.into(), session(of), chunk(number), vec![number; 1024]);
         }
+        has(kept, of, numbers)
+    }
+
+    fn keep(kept: &DecodedChunks, memory: &Budget, of: u8, numbers: std::ops::Range<u8>) -> Vec<u8> {
+        keep_for("ada", kept, memory, of, numbers)
+    }
+
+    /// Which chunks of a session are kept.
+    fn has(kept: &DecodedChunks, of: u8, numbers: std::ops::Range<u8>) -> Vec<u8> {
         numbers.filter(|number| kept.has(session(of), chunk(*number))).collect()
     }
 
     #[tokio::test]
-    async fn a_session_has_half_and_all_have_three_quarters_of_what_is_free() {
+    async fn all_chunks_have_three_quarters_of_what_is_free() {
         let (budget, kept) = budget(16);
-        assert_eq!(keep(&kept, &budget, 1, 0..20), (0..8).collect::<Vec<_>>());
+        assert_eq!(keep(&kept, &budget, 1, 0..8), (0..8).collect::<Vec<_>>());
         assert_eq!(keep(&kept, &budget, 2, 0..20), (0..4).collect::<Vec<_>>());
         assert_eq!((kept.bytes(), budget.free()), (12 * KIB, 16 * KIB), "it counts as free");
         let taken = kept.take(session(1), chunk(3)).expect("it is kept");
@@ -196,8 +253,28 @@ mod tests {
         assert!(kept.take(session(1), chunk(3)).is_none(), "one check takes it");
         drop(taken);
         keep(&kept, &budget, 1, 3..4);
-        kept.keep(&budget, session(1), chunk(3), vec![0; 1024]);
+        keep(&kept, &budget, 1, 3..4);
         assert_eq!(kept.bytes(), 12 * KIB, "once");
+    }
+
+    #[tokio::test]
+    async fn idle_sessions_of_one_pusher_keep_no_memory_from_another() {
+        let (budget, kept) = budget(16);
+        for of in 1..4 {
+            keep_for("ada", &kept, &budget, of, 0..4);
+        }
+        assert_eq!(kept.bytes(), 12 * KIB, "sessions of ada hold all that there is to lend");
+        assert_eq!(keep_for("bob", &kept, &budget, 4, 0..20), (0..6).collect::<Vec<_>>());
+        assert_eq!(kept.bytes(), 12 * KIB);
+        let of_ada = [1, 2, 3].map(|of| has(&kept, of, 0..4).len());
+        assert_eq!(of_ada, [4, 2, 0], "the latest chunks went");
+        assert_eq!(keep_for("cy", &kept, &budget, 5, 0..20), (0..4).collect::<Vec<_>>());
+        // A task takes from all of them alike, and not from those that came last.
+        let _share = budget.take(10 * KIB).await.unwrap();
+        let left = [has(&kept, 1, 0..4), has(&kept, 4, 0..20), has(&kept, 5, 0..20)];
+        assert_eq!(left, [vec![0, 1], vec![0, 1], vec![0, 1]]);
+        // So does a pusher when uploads have the rest.
+        assert_eq!(keep_for("dee", &kept, &budget, 6, 0..20), [0]);
     }
 
     #[tokio::test(start_paused = true)]

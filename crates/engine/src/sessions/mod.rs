@@ -92,6 +92,8 @@ impl Reader {
 pub struct PushSession {
     id: SessionId,
     cache: Arc<Cache>,
+    /// The caller that it belongs to.
+    subject: Arc<str>,
     ends_at: UnixSeconds,
 }
 
@@ -133,7 +135,9 @@ impl Engine {
         let ends_at = now.saturating_add(self.settings().session_seconds);
         let new = NewSession { id, cache: cache.id, subject: subject.to_owned(), created_at: now, ends_at };
         match self.index().open_session(&new, SESSIONS_MAX).await? {
-            SessionOpened::Open(end) => Ok(PushSession { id, cache, ends_at: end.ends_at }),
+            SessionOpened::Open(end) => {
+                Ok(PushSession { id, cache, subject: subject.into(), ends_at: end.ends_at })
+            }
             SessionOpened::NotYours => Err(Error::NoSession),
             SessionOpened::TooMany => Err(Error::TooManySessions { max: SESSIONS_MAX }),
         }
@@ -143,7 +147,7 @@ impl Engine {
     pub async fn find_session(&self, cache: Arc<Cache>, id: SessionId, subject: &str) -> Result<PushSession> {
         let found = self.index().find_session(&id, cache.id, subject, self.now()).await?;
         let end = found.ok_or(Error::NoSession)?;
-        Ok(PushSession { id, cache, ends_at: end.ends_at })
+        Ok(PushSession { id, cache, subject: subject.into(), ends_at: end.ends_at })
     }
 
     /// Which of these chunks the session has to send, in order. At most [`MISSING_CHUNKS_MAX`].

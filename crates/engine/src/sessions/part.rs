@@ -237,14 +237,14 @@ impl Engine {
                 })
                 .count();
             let (part, job) = (part.clone(), entries[first..first + count].to_vec());
-            let (kept, memory, session) =
-                (Arc::clone(self.decoded_chunks()), self.upload_memory().clone(), session.id);
+            let (kept, memory) = (Arc::clone(self.decoded_chunks()), self.upload_memory().clone());
+            let (session, pusher) = (session.id, Arc::clone(&session.subject));
             let work = move || {
                 let checked = job.iter().enumerate().try_for_each(|(position, entry)| -> Result<()> {
                     let raw = check
                         .decode(&part[range(entry)], entry)?
                         .map_err(|what| Error::PartChunk { position: first + position, what })?;
-                    kept.keep(&memory, session, entry.id, raw);
+                    kept.keep(&memory, &pusher, session, entry.id, raw);
                     Ok(())
                 });
                 (check, checked)

@@ -1,6 +1,7 @@
 //! Whose place a target is, what lies there already, and what it can hold.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use dormer_edge::CacheState;
@@ -445,16 +446,38 @@ async fn the_folder_of_a_private_cache_is_closed_to_other_users() {
     publish(&lab).await;
     assert!(root.join("main/nix-cache-info").exists(), "it is published");
     assert_eq!(mode("main"), 0o700);
-    // The rights that an operator gave to the group of a server stay.
+    // The rights that an operator gave to the group of a server stay. A process that stands in a
+    // folder of an open cache could otherwise read on when the cache is closed.
     for (given, kept) in [(0o2750, 0o2750), (0o755, 0o750)] {
         set_mode("main", given);
+        set_mode("main/nar", given);
         lab.push(2, u64::from(given), &[]).await;
         publish(&lab).await;
-        assert_eq!(mode("main"), kept, "{given:o}");
+        assert_eq!([mode("main"), mode("main/nar")], [kept, kept], "{given:o}");
     }
-    // A public cache is for everybody.
-    set_mode("main", 0o755);
+    // A public cache is for everybody, once its operator has opened it by the command of the docs.
     lab.set_public(true).await;
+    let opened = Command::new("chmod").args(["-R", "o+rX"]).arg(root.join("main")).status().unwrap();
+    assert!(opened.success());
+    lab.push(3, 1, &[]).await;
     publish(&lab).await;
-    assert_eq!(mode("main"), 0o755);
+    let mut names = vec!["main".to_owned()];
+    let mut files = 0;
+    while let Some(name) = names.pop() {
+        let is_folder = root.join(&name).is_dir();
+        let needed = if is_folder { 0o005 } else { 0o004 };
+        assert_eq!(mode(&name) & needed, needed, "others cannot read {name}: {:o}", mode(&name));
+        if is_folder {
+            let entries = std::fs::read_dir(root.join(&name)).unwrap();
+            let name_of = |entry: std::fs::DirEntry| entry.file_name().into_string().unwrap();
+            names.extend(entries.map(|entry| format!("{name}/{}", name_of(entry.unwrap()))));
+        } else {
+            files += 1;
+        }
+    }
+    assert!(files > 6, "{files} files of three paths");
+    // And closed again.
+    lab.set_public(false).await;
+    publish(&lab).await;
+    assert_eq!([mode("main"), mode("main/nar")], [0o750, 0o750]);
 }

@@ -13,7 +13,7 @@ use http::{Response, StatusCode};
 
 use crate::app::{App, BufferShare};
 use crate::body::{self, Body};
-use crate::body_memory::COPIES;
+use crate::body_memory::{COPIES, LAST_RESORT_TIMEOUT};
 use crate::call::Call;
 use crate::codec::Compression;
 use crate::failure::Failure;
@@ -193,7 +193,7 @@ pub(crate) async fn upload_path(
         // The metadata lives as long as the upload.
         extra_memory_bytes: upload.metadata_bytes,
     };
-    let (mut ingest, _share) = app.begin_ingest(call, request).await?;
+    let (mut ingest, _share) = app.begin_ingest(call, request, upload.memory.as_ref()).await?;
     upload.memory = None;
     while let Some(bytes) = upload.next().await? {
         ingest.write(&bytes).await?;
@@ -218,7 +218,7 @@ struct StorePathUpload<'a> {
     /// Memory that the metadata takes, in bytes.
     metadata_bytes: u64,
     /// The share of that memory, until the upload has its own.
-    memory: Option<BufferShare<'a>>,
+    memory: Option<BufferShare>,
     /// The bytes of the NAR that came in the same piece as the end of the metadata.
     first: Option<bytes::Bytes>,
     body: &'a mut RequestBody,
@@ -266,7 +266,7 @@ impl<'a> StorePathUpload<'a> {
             };
             let rest = piece.split_off(piece.len().min(size - json.len()));
             if memory.grow(piece.len() as u64).await? {
-                body.hurry(small_body::LAST_RESORT_TIMEOUT);
+                body.hurry(LAST_RESORT_TIMEOUT);
             }
             json.extend_from_slice(&piece);
             first = Some(rest).filter(|rest| !rest.is_empty());

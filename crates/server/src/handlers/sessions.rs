@@ -23,6 +23,7 @@ use serde::Deserialize;
 
 use crate::app::App;
 use crate::body::{self, Body};
+use crate::body_memory::LAST_RESORT_TIMEOUT;
 use crate::call::Call;
 use crate::failure::Failure;
 use crate::handlers::attic::{may_pull_everything, may_read, object};
@@ -128,7 +129,7 @@ pub(crate) async fn put_part(
             let step = (needed - counted).next_multiple_of(PART_STEP_BYTES);
             counted += step;
             if memory.grow(step).await? {
-                body.hurry(small_body::LAST_RESORT_TIMEOUT);
+                body.hurry(LAST_RESORT_TIMEOUT);
             }
         }
         bytes.extend_from_slice(&piece);
@@ -160,7 +161,7 @@ pub(crate) async fn commit_paths(
     let mut bytes = Vec::new();
     while let Some(piece) = body.next().await? {
         if memory.grow(piece.len() as u64).await? {
-            body.hurry(small_body::LAST_RESORT_TIMEOUT);
+            body.hurry(LAST_RESORT_TIMEOUT);
         }
         bytes.extend_from_slice(&piece);
     }
@@ -179,11 +180,7 @@ pub(crate) async fn commit_paths(
     let caller = app.caller(call);
     let admit = |bytes| {
         let (caller, turn) = (&caller, Arc::clone(&turn));
-        async move {
-            let shares = app.admit_check(caller, bytes).await;
-            Box::new((shares, turn)) as CheckHold
-        }
-        .boxed()
+        async move { Box::new(app.admit_check(caller, bytes, turn).await) as Box<dyn CheckHold> }.boxed()
     };
     let outcomes = app.engine.commit_paths(&session, &reader, &paths, COMMIT_PATIENCE, &admit).await?;
     let mut outcomes =

@@ -9,7 +9,7 @@ use http::header::CONTENT_ENCODING;
 use serde::de::DeserializeOwned;
 
 use crate::app::{App, BufferShare};
-use crate::body_memory::{CONTENT_DECODER_BYTES_MAX, COPIES};
+use crate::body_memory::{CONTENT_DECODER_BYTES_MAX, COPIES, LAST_RESORT_TIMEOUT};
 use crate::call::Call;
 use crate::codec::{Compression, WindowTooLarge};
 use crate::decoder::{Decoder, Input};
@@ -20,14 +20,10 @@ use crate::request_body::{BodyError, RequestBody};
 /// half a Mbit/s.
 pub(crate) const WHOLE_BODY_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// How long the rest of a body may take to come while others wait for this body alone: 4 MiB over 4
-/// Mbit/s.
-pub(crate) const LAST_RESORT_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// The contents of a body, with the memory that handling it may take.
-pub(crate) struct Buffered<'a, T> {
+pub(crate) struct Buffered<T> {
     pub(crate) value: T,
-    pub(crate) memory: BufferShare<'a>,
+    pub(crate) memory: BufferShare,
 }
 
 /// The compression that `Content-Encoding` names.
@@ -55,13 +51,13 @@ pub(crate) fn content_decoder_bytes(coding: Compression, head: &[u8]) -> Result<
 
 /// The whole body, decoded, if it is not longer than `max`. Decoding begins when all of the body
 /// has come, so a decoder never waits for a client.
-pub(crate) async fn read<'a>(
-    app: &'a App,
+pub(crate) async fn read(
+    app: &App,
     call: &Call,
     body: &mut RequestBody,
     what: &'static str,
     max: usize,
-) -> Result<Buffered<'a, Vec<u8>>, Failure> {
+) -> Result<Buffered<Vec<u8>>, Failure> {
     let max = max as u64;
     let coding = content_encoding(call)?;
     // Bytes that do not compress grow by less than a sixteenth in any of the formats.
@@ -88,7 +84,7 @@ pub(crate) async fn read<'a>(
 
 async fn decode(
     app: &App,
-    memory: &mut BufferShare<'_>,
+    memory: &mut BufferShare,
     coding: Compression,
     bytes: Vec<u8>,
     too_long: Failure,
@@ -111,11 +107,11 @@ async fn decode(
 }
 
 /// The body as a JSON document.
-pub(crate) async fn read_json<'a, T: DeserializeOwned>(
-    app: &'a App,
+pub(crate) async fn read_json<T: DeserializeOwned>(
+    app: &App,
     call: &Call,
     body: &mut RequestBody,
-) -> Result<Buffered<'a, T>, Failure> {
+) -> Result<Buffered<T>, Failure> {
     let Buffered { value: bytes, memory } =
         read(app, call, body, "the JSON body", app.settings.json_bytes_max).await?;
     let value = serde_json::from_slice(&bytes)
@@ -124,12 +120,12 @@ pub(crate) async fn read_json<'a, T: DeserializeOwned>(
 }
 
 /// The body as text.
-pub(crate) async fn read_text<'a>(
-    app: &'a App,
+pub(crate) async fn read_text(
+    app: &App,
     call: &Call,
     body: &mut RequestBody,
     what: &'static str,
-) -> Result<Buffered<'a, String>, Failure> {
+) -> Result<Buffered<String>, Failure> {
     let Buffered { value: bytes, memory } =
         read(app, call, body, what, app.settings.narinfo_bytes_max).await?;
     let value = String::from_utf8(bytes).map_err(|_| Failure::BadRequest(format!("{what} is not text")))?;

@@ -108,16 +108,14 @@ fn pushes(figures: &Figures) -> PushStatus {
 
 fn queues(figures: &Figures) -> Vec<QueueStatus> {
     let of_budget = |family: &str, name: &str| figures.sum(family, |labels| labels.get("budget") == name);
-    let budgets =
-        figures.by_label("dormer_budget_limit", "budget").into_iter().map(|(name, limit)| QueueStatus {
-            waiting: of_budget("dormer_budget_waiting", &name),
-            in_use: Some(of_budget("dormer_budget_in_use", &name)),
-            limit: Some(limit),
-            name,
-        });
-    let turns = figures.by_label("dormer_http_waiting", "for").into_iter();
-    let turns = turns.map(|(name, waiting)| QueueStatus { name, waiting, in_use: None, limit: None });
-    budgets.chain(turns).collect()
+    let budgets = figures.by_label("dormer_budget_limit", "budget").into_iter();
+    let state = |(name, limit): (String, u64)| QueueStatus {
+        waiting: of_budget("dormer_budget_waiting", &name),
+        in_use: Some(of_budget("dormer_budget_in_use", &name)),
+        limit: Some(limit),
+        name,
+    };
+    budgets.map(state).collect()
 }
 
 /// A lease that has ended counts for nothing.

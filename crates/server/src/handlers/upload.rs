@@ -87,7 +87,7 @@ pub(crate) async fn put_nar(
         expected: None,
         extra_memory_bytes: coding_bytes + decoder_bytes_max + 2 * STEP_OUTPUT_BYTES as u64,
     };
-    let (mut ingest, _share) = app.begin_ingest(call, request).await?;
+    let (mut ingest, _share) = app.begin_ingest(call, request, None).await?;
     let input = Decoder::of(coding, input, coding_bytes, cpu).into_stream().boxed();
     let (head, input) = codec::peek(input).await.map_err(fail_coding)?;
     let compression = known(&head)?;

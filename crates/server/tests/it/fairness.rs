@@ -8,6 +8,7 @@ use async_compression::tokio::bufread::{BzEncoder, LzmaEncoder};
 use dormer_format::Compression;
 use dormer_nix::nar::{Node, encode_tree};
 use dormer_testkit::part_of;
+use futures::FutureExt as _;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
@@ -124,20 +125,15 @@ fn pusher(sub: &str) -> String {
     common::token_of(sub, &json!({ "main": { "r": 1, "w": 1 } }))
 }
 
-/// Waits until a request waits for its turn.
-fn until_some_wait(server: &Server, what: &str) {
-    until_waiting(server, what, |count| count > 0);
+/// Waits until a request waits for its share of a budget.
+fn until_some_wait(server: &Server, budget: &str) {
+    until_waiting(server, budget, |count| count > 0);
 }
 
-/// Waits until as many requests wait for their turns. Before the first one, the metric has no such
-/// line.
-fn until_waiting(server: &Server, what: &str, is_enough: impl Fn(usize) -> bool) {
-    let line = format!("dormer_http_waiting{{for=\"{what}\"}} ");
-    common::until("so many wait", || {
-        let page = String::from_utf8(server.metrics.render().unwrap()).unwrap();
-        let count = page.lines().find_map(|found| found.strip_prefix(&line))?.parse().unwrap();
-        is_enough(count).then_some(())
-    });
+/// Waits until enough requests wait for their shares of a budget.
+fn until_waiting(server: &Server, budget: &str, is_enough: impl Fn(usize) -> bool) {
+    let series = format!("dormer_budget_waiting{{budget=\"{budget}\"}}");
+    common::until("so many wait", || is_enough(server.metric(&series)).then_some(()));
 }
 
 #[test]
@@ -166,12 +162,66 @@ fn bodies_that_fill_a_pushers_share_stop_no_other_pusher() {
     let _held: Vec<_> = (0..8)
         .map(|_| half_a_request(&server, &slow, "POST", "/_api/v1/get-missing-paths", &blanks))
         .collect();
-    until_some_wait(&server, "requests");
+    until_some_wait(&server, "body_memory");
     let question = json!({ "cache": "main", "store_path_hashes": [path(1).hash().to_string()] }).to_string();
     let begin = Instant::now();
     let reply = server.call(&other, "POST", "/_api/v1/get-missing-paths", question.as_bytes());
     assert_eq!(reply.status, 200, "{reply:?}");
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn answers_that_wait_hold_no_more_than_their_callers_share() {
+    let server = Server::start_with(|options| {
+        options.server.buffered_bytes_max = 4 * 1024 * 1024;
+        // No answer is given up meanwhile.
+        options.engine.read_wait = Duration::from_mins(2);
+    });
+    // Other reads hold the memory that long answers are sent from.
+    let held = server.block_on(async {
+        let mut held = Vec::new();
+        while let Some(memory) = server.engine.answer_memory(1024 * 1024).now_or_never() {
+            held.push(memory.unwrap());
+        }
+        held
+    });
+    let hashes: Vec<String> = (0..20_000).map(|number| format!("{number:032}")).collect();
+    let question = json!({ "cache": "main", "store_path_hashes": hashes }).to_string();
+    let slow = pusher("slow");
+    let ask = || {
+        let mut stream =
+            half_a_request(&server, &slow, "POST", "/_api/v1/get-missing-paths", question.as_bytes());
+        stream.write_all(b"0\r\n\r\n").unwrap();
+        stream
+    };
+    let mut waiting = vec![ask()];
+    let queued = || server.metric("dormer_budget_waiting{budget=\"read_memory\"}");
+    common::until("the first answer waits", || (queued() > 0).then_some(()));
+    waiting.extend((0..11).map(|_| ask()));
+    // Each answer has 0.7 MB, and three of the four MiB are the caller's share.
+    let is_answered = |stream: &std::net::TcpStream| {
+        stream.set_nonblocking(true).unwrap();
+        let is_answered = stream.peek(&mut [0]).is_ok();
+        stream.set_nonblocking(false).unwrap();
+        is_answered
+    };
+    let all_but_four = || (waiting.iter().filter(|stream| is_answered(stream)).count() >= 8).then_some(());
+    common::until("the others are told to come back", all_but_four);
+    let (answered, waiting): (Vec<_>, Vec<_>) = waiting.into_iter().partition(is_answered);
+    assert!((1..=4).contains(&waiting.len()), "{} answers wait", waiting.len());
+    let status = |mut stream: std::net::TcpStream| {
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    assert!(answered.into_iter().all(|stream| status(stream) == "HTTP/1.1 503"));
+    let begin = Instant::now();
+    let small = json!({ "cache": "main", "store_path_hashes": [path(1).hash().to_string()] }).to_string();
+    let reply = server.call(&pusher("other"), "POST", "/_api/v1/get-missing-paths", small.as_bytes());
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    drop(held);
+    assert!(waiting.into_iter().all(|stream| status(stream) == "HTTP/1.1 200"), "an answer was lost");
 }
 
 #[test]
@@ -191,7 +241,7 @@ fn half_open_uploads_of_one_pusher_stop_no_other_pusher() {
                 )
             })
             .collect();
-        until_some_wait(&server, "uploads");
+        until_some_wait(&server, "upload_memory_shares");
         let begin = Instant::now();
         let reply = server.call(&other, "PUT", "/main/nar/x.nar", &common::nar(2));
         assert_eq!(reply.status, 200, "{compression:?}: {reply:?}");
@@ -261,7 +311,7 @@ fn a_commit_that_waits_for_memory_keeps_no_upload_waiting() {
     let _held: Vec<_> = (0..UPLOADS_OF_A_SHARE)
         .map(|n| half_a_request(&server, &slow, "PUT", &format!("/main/nar/{n}.nar"), &half))
         .collect();
-    until_some_wait(&server, "uploads");
+    until_some_wait(&server, "upload_memory_shares");
     // Garbage behind a beginning that is right: it says that the manifest has no chunk.
     let garbage = pusher("garbage");
     let session = Session::opened(&server, &garbage, "main", 1);
@@ -352,7 +402,7 @@ fn metadata_of_an_upload_that_waits_keeps_its_memory() {
     let _held: Vec<_> = (0..UPLOADS_OF_A_SHARE)
         .map(|n| half_a_request(&server, &slow, "PUT", &format!("/main/nar/{n}.nar"), &large[..5000]))
         .collect();
-    until_some_wait(&server, "uploads");
+    until_some_wait(&server, "upload_memory_shares");
     let _waits = half_an_upload_with_long_metadata(&server, &slow, &large);
     let in_flight = || (server.metric("dormer_http_requests_in_flight") > UPLOADS_OF_A_SHARE).then_some(());
     common::until("the upload is being read", in_flight);
@@ -360,7 +410,31 @@ fn metadata_of_an_upload_that_waits_keeps_its_memory() {
     // The metadata goes beyond the pusher's share, so another long body of this pusher waits.
     let blanks = vec![b' '; 1024 * 1024];
     let _body = half_a_request(&server, &slow, "POST", "/_api/v1/get-missing-paths", &blanks);
-    until_some_wait(&server, "requests");
+    until_some_wait(&server, "body_memory");
+}
+
+#[test]
+fn metadata_that_takes_the_last_memory_waits_for_a_short_time() {
+    let server = Server::start_with(|options| options.server.buffered_bytes_max = 1024 * 1024);
+    let (slow, slower) = (pusher("slow"), pusher("slower"));
+    let large = common::sized_nar(1, 100_000);
+    let _held: Vec<_> = (0..UPLOADS_OF_A_SHARE)
+        .map(|n| half_a_request(&server, &slow, "PUT", &format!("/main/nar/{n}.nar"), &large[..5000]))
+        .collect();
+    until_some_wait(&server, "upload_memory_shares");
+    // One goes beyond what there is for all, and waits for its pusher's other uploads.
+    let all = 1024 * 1024;
+    let in_use = || server.metric("dormer_budget_in_use{budget=\"body_memory\"}");
+    let _first = half_an_upload_with_long_metadata(&server, &slow, &large);
+    common::until("the metadata has come", || (in_use() >= all / 4 * 3).then_some(()));
+    // The other takes the rest.
+    let _second = half_an_upload_with_long_metadata(&server, &slower, &large);
+    common::until("all is taken", || (in_use() == all).then_some(()));
+    let begin = Instant::now();
+    let question = json!({ "cache": "main", "store_path_hashes": [path(1).hash().to_string()] }).to_string();
+    let reply = server.call(&pusher("other"), "POST", "/_api/v1/get-missing-paths", question.as_bytes());
+    assert_eq!(reply.status, 200, "after {:?}: {reply:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(25), "{:?}", begin.elapsed());
 }
 
 #[test]
@@ -501,7 +575,7 @@ fn slow_readers_of_uploads_do_not_keep_a_pusher_from_its_own() {
     let anonymous = server.get("/main/nar/small.nar");
     assert_eq!(anonymous.status, 401, "{anonymous:?}");
     let _sleeping: Vec<_> = (0..8).map(|_| sleeping_reader(&server, &slow, "/main/nar/large.nar")).collect();
-    until_some_wait(&server, "re-encodings");
+    until_some_wait(&server, "reencodings");
     let begin = Instant::now();
     let reply = server.call(&other, "GET", "/main/nar/small.nar", b"");
     assert_eq!((reply.status, reply.body.len()), (200, common::nar(2).len()));

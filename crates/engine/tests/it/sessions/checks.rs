@@ -107,23 +107,53 @@ async fn a_check_begins_only_with_its_callers_shares_and_returns_them() {
     engine.receive_part(&session, &all(), digest, part, ()).await.unwrap();
     let paths = [1, 2].map(|number| entry(&path(number), nar, &chunked.manifest));
 
-    let none_free = |_| std::future::pending::<CheckHold>().boxed();
+    let none_free = |_| std::future::pending::<Box<dyn CheckHold>>().boxed();
     let (reader, patience) = (all(), Duration::from_millis(20));
     let outcomes = engine.commit_paths(&session, &reader, &paths, patience, &none_free).await.unwrap();
     assert!(matches!(&outcomes[..], [PathOutcome::Waiting, PathOutcome::Waiting]), "{outcomes:?}");
     // Nothing goes on that holds a manifest: the check begins with the next request.
-    let share = Arc::new(AtomicU64::new(0));
+    let (taken, share) = (AtomicU64::new(0), Arc::new(AtomicU64::new(0)));
     let one = |bytes| {
         share.store(bytes, Ordering::SeqCst);
-        std::future::ready(Box::new(Arc::clone(&share)) as CheckHold).boxed()
+        taken.store(bytes, Ordering::SeqCst);
+        std::future::ready(Box::new(Hold(Arc::clone(&share))) as Box<dyn CheckHold>).boxed()
     };
     let outcomes = engine.commit_paths(&session, &all(), &paths[..1], PATIENCE, &one).await.unwrap();
     assert!(matches!(&outcomes[..], [PathOutcome::Committed(_)]), "{outcomes:?}");
-    assert!(share.load(Ordering::SeqCst) > nar.len() as u64, "memory for the NAR");
-    assert_eq!(Arc::strong_count(&share), 1, "a check that has ended holds nothing");
+    assert!(taken.load(Ordering::SeqCst) > nar.len() as u64, "memory for the NAR");
+    assert_eq!(Arc::strong_count(&share), 1, "a check that was committed holds nothing");
     let outcomes = engine.commit_paths(&session, &all(), &paths, Duration::ZERO, &none_free).await.unwrap();
     let is_as_expected = matches!(&outcomes[..], [PathOutcome::Committed(_), PathOutcome::Waiting]);
     assert!(is_as_expected, "what is done needs no share: {outcomes:?}");
+}
+
+#[tokio::test]
+async fn a_sound_nar_that_waits_for_its_commit_counts_for_its_caller() {
+    let installation = Installation::new();
+    let engine = installation.engine().await;
+    let main = create_main(&engine).await;
+    let session = open(&engine, &main, 1).await;
+    let nars = nars();
+    let chunked = [cut(&nars[0]), cut(&nars[1])];
+    let (digest, part) = chunked[1].part(1);
+    engine.receive_part(&session, &only(&[]), digest, part, ()).await.unwrap();
+    // The second refers to the first, whose chunks never come.
+    let mut paths = [0, 1].map(|number: u8| {
+        let at = usize::from(number);
+        entry(&path(number), &nars[at], &chunked[at].manifest)
+    });
+    paths[1].object.references = vec![path(0)];
+    let share = Arc::new(AtomicU64::new(u64::MAX));
+    let admit = |_| std::future::ready(Box::new(Hold(Arc::clone(&share))) as Box<dyn CheckHold>).boxed();
+    let outcomes = engine.commit_paths(&session, &only(&[]), &paths, PATIENCE, &admit).await.unwrap();
+    assert!(matches!(&outcomes[..], [PathOutcome::Missing(_), PathOutcome::Waiting]), "{outcomes:?}");
+    assert_eq!(Arc::strong_count(&share), 2, "the NAR that waits has its share");
+    let bytes = share.load(Ordering::SeqCst);
+    assert!((1024..64 * 1024).contains(&bytes), "{bytes} bytes of a small recipe and listing");
+    paths[1].object.references.clear();
+    let outcomes = engine.commit_paths(&session, &only(&[]), &paths[1..], PATIENCE, &admit).await.unwrap();
+    assert!(matches!(&outcomes[..], [PathOutcome::Committed(_)]), "{outcomes:?}");
+    assert_eq!(Arc::strong_count(&share), 1, "it was committed");
 }
 
 #[tokio::test]

@@ -68,6 +68,16 @@ fn entry(path: &StorePath, nar: &[u8], manifest: &NarManifest) -> ChunkedPath {
     }
 }
 
+/// A caller's share, in bytes, as tests see it from outside.
+#[derive(Default)]
+struct Hold(Arc<AtomicU64>);
+
+impl CheckHold for Hold {
+    fn end_check(&mut self, bytes: u64) {
+        self.0.store(bytes, Ordering::SeqCst);
+    }
+}
+
 async fn open(engine: &Engine, cache: &Arc<Cache>, number: u8) -> PushSession {
     engine.open_session(Arc::clone(cache), session_id(number), "ci").await.expect("it is free")
 }
@@ -88,7 +98,7 @@ async fn commit_within(
     paths: &[ChunkedPath],
     patience: Duration,
 ) -> Result<Vec<PathOutcome>> {
-    let admit = |_| async { Box::new(()) as CheckHold }.boxed();
+    let admit = |_| async { Box::new(Hold::default()) as Box<dyn CheckHold> }.boxed();
     engine.commit_paths(session, reader, paths, patience, &admit).await
 }
 

@@ -21,7 +21,7 @@ use crate::access::{Access, Effect, Lock};
 use crate::changes::Change;
 use crate::rows::Row;
 use crate::statement::{Argument, Column, Sql};
-use crate::waiting_count::WaitingCall;
+use crate::wait_count::WaitCount;
 use crate::{Error, Result};
 
 /// A statement with its parameters.
@@ -178,7 +178,7 @@ impl Session {
         attempt: &'static str,
         access: Access<'_>,
     ) -> Result<Self> {
-        let waiting = WaitingCall::new(&shared.waiting);
+        let waiting = WaitCount::new(&shared.waiting);
         let connection = pool.acquire().await.map_err(|source| failed(attempt, source))?;
         drop(waiting);
         let shared = Arc::clone(shared);

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::contract::PoolUse;
 use crate::rows::Row;
 use crate::statement::{Argument, Column, Sql};
-use crate::waiting_count::WaitingCall;
+use crate::wait_count::WaitCount;
 use crate::{Error, Result};
 
 /// A statement with its parameters.
@@ -156,7 +156,7 @@ impl Session {
         shared: &Arc<Shared>,
         attempt: &'static str,
     ) -> Result<Self> {
-        let waiting = WaitingCall::new(&connections.waiting);
+        let waiting = WaitCount::new(&connections.waiting);
         let turn = Arc::clone(&connections.turns).acquire_owned();
         let turn = async { turn.await.map_err(|_| sqlx::Error::PoolClosed) };
         let turn = shared.bounded(attempt, turn).await?;

@@ -1,6 +1,6 @@
 //! Pages for operators, and the status that they show.
 
-use dormer_index::{JobIndex as _, JobKind, PublishIndex as _};
+use dormer_index::{JobIndex as _, JobKind, PendingIndex as _, PublishedCacheIndex as _, TargetIndex as _};
 use serde_json::json;
 
 use super::{BROWSER, browse, cookie, form_token, push, submit, without_way_back};
