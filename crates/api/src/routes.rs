@@ -104,10 +104,14 @@ pub fn v2_file(cache: &CacheName, hash: &StorePathHash, names: &[String]) -> Str
 /// The query of a DELETE below [`V2_OBJECT`] by which the bytes go too, without their grace.
 pub const NOW_QUERY: &str = "now=true";
 
-/// [`V2_PURGES`] of `cache`, with a query that names paths.
+/// [`V2_PURGES`] of `cache`: of these paths, or of all if there are none.
 pub fn v2_purges(cache: &CacheName, paths: &[StorePathHash]) -> String {
+    let route = V2_PURGES.replace("{cache}", cache.as_str());
+    if paths.is_empty() {
+        return route;
+    }
     let paths: Vec<String> = paths.iter().map(StorePathHash::to_string).collect();
-    format!("{}?{PATHS_QUERY}={}", V2_PURGES.replace("{cache}", cache.as_str()), paths.join(","))
+    format!("{route}?{PATHS_QUERY}={}", paths.join(","))
 }
 
 /// The parameter of [`V2_PURGES`] that names paths by their hashes, with commas between them.
@@ -177,6 +181,7 @@ mod tests {
             v2_referrers(&cache, &hash),
             V2_REFERRERS.replace("{cache}", "team+a_1").replace("{hash}", &hash.to_string())
         );
+        assert_eq!(v2_purges(&cache, &[]), "/_api/v2/caches/team+a_1/purges");
         assert_eq!(
             v2_purges(&cache, &[hash, hash]),
             format!("/_api/v2/caches/team+a_1/purges?paths={hash},{hash}")

@@ -86,10 +86,6 @@ pub struct RemoveReferrersResponse {
     pub removed: u64,
     /// Whether some are left: then the request is to be sent again.
     pub more: bool,
-    /// Which objects this request removed. Only in answers to requests with `now`; older servers
-    /// never say it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub paths: Vec<StorePathHash>,
 }
 
 /// Body of POST `objects`.

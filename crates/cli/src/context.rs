@@ -7,9 +7,9 @@ use std::time::Duration;
 use clap::Args;
 use dormer_client::queue::QueuedCache;
 use dormer_client::{
-    ApiClient, CacheRef, ENDPOINT_VARIABLE, Endpoint, Error as ClientError, HttpSettings, LoadedSettings,
-    PushFilter, ResolvedServer, Retry, RetryPolicy, RetryReporter, ServerName, SettingsPaths, Variables,
-    process_variables,
+    ApiClient, CacheRef, ENDPOINT_VARIABLE, Endpoint, Error as ClientError, GENERAL_TOKEN_VARIABLE,
+    HttpSettings, LoadedSettings, PushFilter, ResolvedServer, Retry, RetryPolicy, RetryReporter, ServerName,
+    SettingsPaths, Variables, process_variables,
 };
 
 use crate::error::Result;
@@ -24,6 +24,13 @@ Exit codes:
 
 /// How long a server may be silent that is asked every few seconds.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The variables for a server of the settings. Beside `DORMER_ENDPOINT`, `DORMER_TOKEN` is the
+/// token of that address, and goes nowhere else.
+pub(crate) fn variables_of_settings(key: &str) -> Option<String> {
+    let belongs_to_address = key == GENERAL_TOKEN_VARIABLE && process_variables(ENDPOINT_VARIABLE).is_some();
+    if belongs_to_address { None } else { process_variables(key) }
+}
 
 /// What every command needs.
 #[derive(Debug, Clone)]
@@ -47,7 +54,11 @@ impl Context {
     /// The server of `--endpoint`, if it is given. Its token comes from the variables only.
     pub(crate) fn server_of_command_line(&self, name: Option<&ServerName>) -> Option<ResolvedServer> {
         let endpoint = self.endpoint.clone()?;
-        Some(ResolvedServer::at(endpoint, name, &process_variables))
+        // The token that a variable has for the server of this name belongs to that server.
+        let of_name = name.map(ServerName::token_variable);
+        let variables =
+            |key: &str| if of_name.as_deref() == Some(key) { None } else { process_variables(key) };
+        Some(ResolvedServer::at(endpoint, name, &variables))
     }
 
     /// The server of `DORMER_ENDPOINT`, if it is set.
@@ -67,7 +78,7 @@ impl Context {
         {
             return Ok(server);
         }
-        Ok(Self::client_settings()?.resolve_server(name, &process_variables)?)
+        Ok(Self::client_settings()?.resolve_server(name, &variables_of_settings)?)
     }
 
     /// The address of the server that [`Context::server`] finds. Reads no token: a build must not
@@ -122,6 +133,10 @@ impl Context {
         };
         let present = match self.server(name) {
             Ok(server) if server.endpoint == endpoint => return Ok(server),
+            // What the name means without the command line: `queue retry` would queue for that.
+            Ok(_) if self.endpoint.is_some() && name.is_some() => {
+                Self::client_settings()?.endpoint_of(name).ok().map(|present| present.to_string())
+            }
             Ok(server) => Some(server.endpoint.to_string()),
             Err(_) => None,
         };

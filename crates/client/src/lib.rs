@@ -93,9 +93,9 @@ pub use rate_limit::RateLimit;
 pub use reporter::{PathDone, PushReporter, Retry, RetryReporter, Silent, TransferId, UploadReporter};
 pub use retry::RetryPolicy;
 pub use settings::{
-    CacheFilterSettings, CacheRef, ENDPOINT_VARIABLE, LoadedSettings, MACHINE_SETTINGS, PushSettings,
-    QueueSettings, ResolvedServer, ServerName, ServerSettings, Settings, SettingsPaths, Variables,
-    process_variables,
+    CacheFilterSettings, CacheRef, ENDPOINT_VARIABLE, GENERAL_TOKEN_VARIABLE, LoadedSettings,
+    MACHINE_SETTINGS, PushSettings, QueueSettings, ResolvedServer, ServerName, ServerSettings, Settings,
+    SettingsPaths, Variables, process_variables,
 };
 pub use static_cache::{FileStream, StaticCache, WebCache, file_name_in_cache};
 pub use substituter_url::SubstituterUrl;

@@ -274,7 +274,8 @@ impl LoadedSettings {
 }
 
 /// The variable with the token for the server of a command.
-const GENERAL_TOKEN_VARIABLE: &str = "DORMER_TOKEN";
+/// The variable with the token of the server that a command talks to.
+pub const GENERAL_TOKEN_VARIABLE: &str = "DORMER_TOKEN";
 
 fn token_from(server: &ServerName, variables: Variables<'_>) -> Option<Secret> {
     let text = variables(&server.token_variable()).or_else(|| variables(GENERAL_TOKEN_VARIABLE))?;

@@ -178,10 +178,15 @@ impl Budget {
         self
     }
 
+    /// Whether a task waits: then nothing is lent, whatever is given back.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
     /// Lends what is free now, unless a task waits. The caller holds the lock that
     /// [`Lent::give_back`] takes: a task that begins to wait then finds what was lent.
     pub(crate) fn try_lend(&self, bytes: u64) -> Option<BudgetShare> {
-        if self.waiting.load(Ordering::Relaxed) > 0 {
+        if self.is_waited_for() {
             return None;
         }
         let permits = u32::try_from(bytes.div_ceil(self.unit)).ok()?;

@@ -63,7 +63,8 @@ impl StepSize {
 /// kept 0.8 of their rate beside collections that paused for as long as they worked.
 const PAUSE_FACTOR: u32 = 4;
 
-/// The pause after a step: others have four fifths of the time.
+/// The pause after a step: others have four fifths of the time. Within the longest pause, a job's
+/// lease of 30 s does not end.
 pub(crate) fn pause_after(took: Duration) -> Duration {
     (took * PAUSE_FACTOR).clamp(Duration::from_millis(5), Duration::from_secs(5))
 }

@@ -27,7 +27,7 @@ const LOOK_MEMORY_BYTES: u64 = 10 * LOOK_BYTES;
 const SEEN_PATH_BYTES: u64 = 320;
 
 /// Most objects that one call of [`Engine::remove_referrers`] removes.
-const REFERRERS_MAX: usize = 1_000;
+const REFERRERS_MAX: u64 = 1_000;
 
 /// What a cache lacks of the closure of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,7 +131,7 @@ impl Engine {
         Ok(Closure { paths: count, nar_bytes, largest, missing: MissingPaths { paths, is_complete } })
     }
 
-    /// Removes objects for cause that refer to a path, directly or not; returns their hashes, and
+    /// Removes objects for cause that refer to a path, directly or not; returns how many, and
     /// whether some are left for another call. The path itself need not be there. With `purge`,
     /// their bytes go as [`purge_object`](Self::purge_object) says.
     ///
@@ -143,30 +143,28 @@ impl Engine {
         hash: &StorePathHash,
         subject: Option<&str>,
         purge: bool,
-    ) -> Result<(Vec<StorePathHash>, bool)> {
-        let mut removed = Vec::new();
+    ) -> Result<(u64, bool)> {
+        let mut removed = 0;
         // From the path to one that refers to it, and so on. Memory: the longest chain.
         let mut chain = vec![*hash];
         let mut in_chain = HashSet::from([*hash]);
         while let Some(last) = chain.last() {
-            if removed.len() == REFERRERS_MAX {
+            if removed == REFERRERS_MAX {
                 return Ok((removed, true));
             }
             match self.index().find_referrers(cache.id, last, 1).await?.pop() {
                 Some(referrer) if in_chain.insert(referrer) => chain.push(referrer),
                 // They refer to each other in a circle.
                 Some(referrer) => {
-                    if self.remove_or_purge(cache, &referrer, subject, purge).await?.was_there {
-                        removed.push(referrer);
-                    }
+                    let done = self.remove_or_purge(cache, &referrer, subject, purge).await?;
+                    removed += u64::from(done.was_there);
                 }
                 None => {
                     in_chain.remove(last);
                     let done = chain.pop().expect("it is the last one");
-                    if !chain.is_empty()
-                        && self.remove_or_purge(cache, &done, subject, purge).await?.was_there
-                    {
-                        removed.push(done);
+                    if !chain.is_empty() {
+                        let done = self.remove_or_purge(cache, &done, subject, purge).await?;
+                        removed += u64::from(done.was_there);
                     }
                 }
             }

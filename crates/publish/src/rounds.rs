@@ -224,9 +224,7 @@ impl<'a> Rounds<'a> {
     /// One round. Returns whether everything is done.
     async fn round(&mut self, outcomes: &mut BTreeMap<CacheId, CacheOutcome>) -> Result<bool> {
         let selected = self.run.publisher.selected().await?;
-        let published = self.run.state().published_caches(self.run.target()).await?;
-        let published: HashMap<CacheId, PublishedCache> =
-            published.into_iter().map(|row| (row.cache, row)).collect();
+        let mut published = self.published_caches().await?;
         let is_selected = |id: CacheId| selected.iter().any(|(cache, _)| cache.id == id);
         self.followed = published.keys().copied().filter(|id| is_selected(*id)).collect();
         self.follow().await?;
@@ -271,11 +269,18 @@ impl<'a> Rounds<'a> {
             }
         }
         self.look_again();
+        let mut any_urgent = false;
         for (cache, name) in &in_line {
-            if let Some(row) = published.get(&cache.id) {
-                let counts = self.remove_urgent(cache, name, row).await?;
+            if let Some(row) = published.get(&cache.id)
+                && let Some(counts) = self.remove_urgent(cache, name, row).await?
+            {
                 outcomes.entry(cache.id).or_insert_with(|| CacheOutcome::of(&cache.name)).add(counts);
+                any_urgent = true;
             }
+        }
+        if any_urgent {
+            // The state documents of these caches are out of date now: their turns have to know.
+            published = self.published_caches().await?;
         }
         in_line.retain(|(cache, _)| {
             self.caches.get(&cache.id).is_none_or(|progress| !progress.is_finished || progress.has_changed)
@@ -313,14 +318,21 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Removes what a cache removed for cause, before any cache has its turn.
+    /// What is recorded of each cache in the target.
+    async fn published_caches(&self) -> Result<HashMap<CacheId, PublishedCache>> {
+        let rows = self.run.state().published_caches(self.run.target()).await?;
+        Ok(rows.into_iter().map(|row| (row.cache, row)).collect())
+    }
+
+    /// Removes what a cache removed for cause, before any cache has its turn. `None` if there is
+    /// nothing of that kind.
     async fn remove_urgent(
         &mut self,
         cache: &Cache,
         name: &CacheName,
         row: &PublishedCache,
-    ) -> Result<Counts> {
-        let mut counts = Counts::default();
+    ) -> Result<Option<Counts>> {
+        let mut counts = None;
         let progress = self.progress_of(cache.id);
         if (!progress.changed.is_empty() || progress.is_urgent) && !self.run.publisher.is_stopping() {
             let mut turn = Turn::begin(self.run);
@@ -330,7 +342,8 @@ impl<'a> Rounds<'a> {
             let progress = self.progress_of(cache.id);
             progress.is_urgent |= is_urgent;
             if progress.is_urgent {
-                let is_gone = self.remove_noted(&mut turn, cache, name, &mut counts).await?;
+                let removed = counts.insert(Counts::default());
+                let is_gone = self.remove_noted(&mut turn, cache, name, removed).await?;
                 self.progress_of(cache.id).is_urgent = !is_gone;
             }
         }

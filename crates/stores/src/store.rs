@@ -603,8 +603,8 @@ fn found<T>(outcome: Result<T>) -> Result<Option<T>> {
 
 fn close_folder(root: &FilePath, folder: &FilePath) -> io::Result<()> {
     match is_open_to_others(folder) {
-        Ok(true) => close_folders(folder),
-        Ok(false) => Ok(()),
+        Ok(is_open) if is_open || any_folder_is_open(folder)? => close_folders(folder),
+        Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             std::fs::create_dir_all(root)?;
             std::fs::DirBuilder::new().mode(0o700).create(folder)
@@ -613,21 +613,48 @@ fn close_folder(root: &FilePath, folder: &FilePath) -> io::Result<()> {
     }
 }
 
-/// Closes a folder and all folders in it: a process whose working folder is one of them needs no
-/// right in those above it. The outermost comes last, so that the next run repeats what a run has
-/// left half done.
+/// Closes a folder, and then all folders in it: a process whose working folder is one of them needs
+/// no right in those above it. One that cannot be closed keeps no other one open.
 fn close_folders(folder: &FilePath) -> io::Result<()> {
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            close_folders(&entry.path())?;
-        }
-    }
+    close_one(folder)?;
+    folders_in(folder)?.iter().map(|inner| close_from_inside(inner)).fold(Ok(()), io::Result::and)
+}
+
+/// Closes a folder after those in it: while one of these is open, it is open too, and the next run
+/// goes on.
+fn close_from_inside(folder: &FilePath) -> io::Result<()> {
+    folders_in(folder)?.iter().map(|inner| close_from_inside(inner)).fold(Ok(()), io::Result::and)?;
+    close_one(folder)
+}
+
+fn close_one(folder: &FilePath) -> io::Result<()> {
     if !is_open_to_others(folder)? {
         return Ok(());
     }
     let mode = std::fs::metadata(folder)?.permissions().mode();
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode & 0o7777 & !OF_OTHERS))
+}
+
+/// Whether a folder directly in this one is open: a run that closed this one was interrupted, or
+/// closed only this one.
+fn any_folder_is_open(folder: &FilePath) -> io::Result<bool> {
+    for inner in folders_in(folder)? {
+        if is_open_to_others(&inner)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn folders_in(folder: &FilePath) -> io::Result<Vec<std::path::PathBuf>> {
+    let mut folders = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            folders.push(entry.path());
+        }
+    }
+    Ok(folders)
 }
 
 /// The rights of users that neither own a file nor are in its group.

@@ -341,8 +341,12 @@ async fn wait_for(args: &WaitForArgs, context: &Context) -> Result<()> {
     let caches = super::hook::chosen_caches(&args.caches)?;
     let queued = context.queued_caches(&caches)?;
     let is_meant = |cache: &QueuedCache| {
-        let is_same =
-            |one: &QueuedCache| one == cache || (cache.endpoint.is_none() && one.cache == cache.cache);
+        // An entry without an address goes to what its name stands for, whatever the command line
+        // says; that stands in for the default server only.
+        let may_have_none = args.server.endpoint.is_none() || cache.cache.server.is_none();
+        let is_same = |one: &QueuedCache| {
+            one == cache || (may_have_none && cache.endpoint.is_none() && one.cache == cache.cache)
+        };
         queued.iter().any(is_same)
     };
     let until = Instant::now() + args.timeout;

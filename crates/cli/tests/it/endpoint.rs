@@ -206,6 +206,8 @@ fn a_drainer_with_an_address_sends_its_token_there_and_the_other_entries_where_t
     // A drainer that knows no token for an address says what helps.
     let drained = drain(&[]);
     assert_eq!(elsewhere.tokens(), ["of-variable"], "{drained}");
+    // Also without an address on the command line, the variable's token goes to its address only.
+    assert_eq!(lab.tokens(), ["of-lab"], "{drained}");
     let said = format!("builds were queued for {}/, and there is no login for it here", asked.address);
     assert!(drained.contains(&said), "{drained}");
     assert_eq!(asked.tokens(), ["of-variable"], "{drained}");

@@ -103,19 +103,17 @@ impl ApiClient {
         self.ask(&action, Repeat::Always, || self.request(Method::DELETE, &route)).await
     }
 
-    /// How much of these removed paths is still to be removed from the store. An older server
-    /// counts all paths of the cache.
-    pub async fn count_purges(&self, cache: &CacheName, paths: &[StorePathHash]) -> Result<PurgesResponse> {
+    /// How much of these removed paths is still to be removed from the store; of all removed paths
+    /// if `None` is given, or more than one request may name. An older server always counts all.
+    pub async fn count_purges(
+        &self,
+        cache: &CacheName,
+        paths: Option<&[StorePathHash]>,
+    ) -> Result<PurgesResponse> {
         let action = format!("asking which bytes of cache {cache} are still to be removed");
-        let mut all = PurgesResponse { waiting: 0, untried: 0 };
-        for paths in paths.chunks(PURGED_PATHS_MAX) {
-            let route = routes::v2_purges(cache, paths);
-            let PurgesResponse { waiting, untried } =
-                self.ask(&action, Repeat::Always, || self.request(Method::GET, &route)).await?;
-            all.waiting = all.waiting.saturating_add(waiting);
-            all.untried = all.untried.saturating_add(untried);
-        }
-        Ok(all)
+        let paths = paths.filter(|paths| paths.len() <= PURGED_PATHS_MAX).unwrap_or_default();
+        let route = routes::v2_purges(cache, paths);
+        self.ask(&action, Repeat::Always, || self.request(Method::GET, &route)).await
     }
 
     /// One file out of a path of a cache. It is repeated until the answer begins, and not after

@@ -4,8 +4,9 @@
 //! Invariants
 //! - A step runs only under the job's lease, and renews the lease in its own transaction. A process
 //!   that lost the lease changes nothing more.
-//! - At least four fifths of the time belong to others, and the size of a step follows the time
-//!   that steps take (`StepSize`). So a writer on SQLite waits for one short step at most.
+//! - Most of the time belongs to others: a pause follows each step, four times as long but 5 s at
+//!   most. The size of a step follows the time that steps take (`StepSize`), so a writer on SQLite
+//!   waits for one short step at most.
 //! - The runner stops at once when it is told to: a step in flight is rolled back, and the lease is
 //!   given back.
 //!

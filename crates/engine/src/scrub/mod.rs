@@ -19,8 +19,8 @@
 //!   each page of NARs, so a crash repeats one of them at most.
 //! - Memory: one pack, its rows, and one decoded chunk; or a window of rows and the bytes of one
 //!   fetch.
-//! - At least four fifths of the time belong to others, and no more bytes are read than the limit
-//!   allows.
+//! - Most of the time belongs to others ([`pause_after`](crate::pace::pause_after)), and no more
+//!   bytes are read than the limit allows.
 
 mod check;
 mod metrics;

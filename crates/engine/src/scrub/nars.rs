@@ -62,6 +62,8 @@ impl Scrubber {
                 let (read, bad) = self.fetch(run, rows, own, &mut hasher, &mut whole).await?;
                 for (row, marked) in bad {
                     damaged += marked;
+                    // At once: a run that takes over finds the chunk marked already.
+                    run.state.report.chunks_damaged += marked;
                     whole = false;
                     if marked > 0 {
                         run.state.report.note(format!(
@@ -77,7 +79,6 @@ impl Scrubber {
             }
         }
         run.state.report.nars += 1;
-        run.state.report.chunks_damaged += damaged;
         let is_wrong = whole && {
             let (hash, size) = hasher.finish();
             (hash, size) != (nar.hash, nar.size)

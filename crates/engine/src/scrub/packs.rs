@@ -30,6 +30,8 @@ impl Scrubber {
                 if run.state.takes(pack.number.0) {
                     let timer = Instant::now();
                     let bytes = self.pack(run, &pack).await?;
+                    // What is counted is behind the cursor: the wait may save both.
+                    run.state.after = pack.number.0;
                     run.wait(timer, bytes).await?;
                 }
                 run.state.after = pack.number.0;

@@ -1,5 +1,5 @@
-//! A run under its lease: the lease is renewed with the cursor, and at least four fifths of the
-//! time belong to others.
+//! A run under its lease: the lease is renewed with the cursor, and most of the time belongs to
+//! others.
 
 use std::time::{Duration, Instant};
 
@@ -33,14 +33,17 @@ impl ScrubRun<'_> {
         self.begun.elapsed() >= self.slice
     }
 
-    /// Leaves the rest of the time to others: as long as the work took, and longer if so many bytes
-    /// take longer under the limit.
+    /// Leaves the rest of the time to others: as [`pause_after`] says, or under a limit until so
+    /// many bytes are due, and at least as long as the work took.
     pub(super) async fn wait(&mut self, timer: Instant, bytes: u64) -> Result<()> {
         let took = timer.elapsed();
-        let due = self.state.options.bytes_per_second.map_or(Duration::ZERO, |limit| {
-            Duration::from_millis(bytes.saturating_mul(1_000) / limit.max(1))
-        });
-        let mut left = pause_after(took).max(due.saturating_sub(took));
+        let mut left = match self.state.options.bytes_per_second {
+            Some(limit) => {
+                let due = Duration::from_millis(bytes.saturating_mul(1_000) / limit.max(1));
+                due.saturating_sub(took).max(took.min(pause_after(took)))
+            }
+            None => pause_after(took),
+        };
         while left > self.renewal.after {
             tokio::time::sleep(self.renewal.after).await;
             left -= self.renewal.after;

@@ -93,6 +93,10 @@ impl DecodedChunks {
             {
                 break memory;
             }
+            // What others give up would not come here.
+            if memory.is_waited_for() {
+                return;
+            }
             let Some(number) = kept.latest_of_heavier(pusher, bytes) else { return };
             kept.remove(number);
         };

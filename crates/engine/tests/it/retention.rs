@@ -188,16 +188,14 @@ async fn a_removal_by_hand_takes_all_referrers_along_and_can_be_repeated() {
     assert!(engine.remove_object(&main, &path(2).hash(), Some("ada")).await.unwrap().was_there);
     assert_eq!(live(&index, &main).await, [0, 1, 3, 4, 5, 6], "at once, and alone");
     assert!(served(&engine, &main, &nars[2], None).await.unwrap().is_none());
-    let (mut removed, more) =
-        engine.remove_referrers(&main, &path(2).hash(), Some("ada"), false).await.unwrap();
-    removed.sort_unstable();
-    let mut referrers = [0, 1, 3].map(|number| path(number).hash());
-    referrers.sort_unstable();
-    assert_eq!((removed.as_slice(), more), (referrers.as_slice(), false));
+    assert_eq!(
+        engine.remove_referrers(&main, &path(2).hash(), Some("ada"), false).await.unwrap(),
+        (3, false)
+    );
     assert_eq!(live(&index, &main).await, [4, 5, 6]);
     assert_eq!(
         engine.remove_referrers(&main, &path(2).hash(), Some("ada"), false).await.unwrap(),
-        (Vec::new(), false)
+        (0, false)
     );
     let audit = index.audit_after(0, 10).await.unwrap();
     assert_eq!(audit.len(), 4);
@@ -215,7 +213,7 @@ async fn a_circle_can_be_removed_by_hand() {
         engine.commit_object(&main, ingested, object).await.unwrap();
     }
     let (removed, more) = engine.remove_referrers(&main, &path(5).hash(), None, false).await.unwrap();
-    assert!((removed.len(), more) == (2, false), "{removed:?}");
+    assert!((removed, more) == (2, false), "{removed}");
     assert_eq!(live(&index, &main).await, [0, 1, 2, 3, 6]);
 }
 

@@ -295,12 +295,13 @@ impl RemoveIndex for SqlIndex {
             let (target, id) = (Number(lease.target.0), Number(cache.0));
             let there = published_of(&mut tx, (lease.target, cache), hashes).await?;
             let served = served_nars(&mut tx, cache, &there, at).await?;
-            // A referrer of an upstream's path finds that path elsewhere.
-            let of_upstream: HashSet<&StorePathHash> =
-                there.iter().filter(|row| row.upstream).map(|row| &row.hash).collect();
             // Those that were taken along are looked at again.
             let absent = absent_of(&mut tx, cache, hashes).await?;
-            let removed = keys(absent.iter().filter(|hash| !of_upstream.contains(hash)));
+            let is_absent: HashSet<&StorePathHash> = absent.iter().collect();
+            // A referrer of an upstream's path finds that path elsewhere. Only rows count: a
+            // repeated call finds none, and must not take such a path for removed.
+            let removed = there.iter().filter(|row| !row.upstream && is_absent.contains(&row.hash));
+            let removed = keys(removed.map(|row| &row.hash));
             settle_removed(&mut tx, (target, id), &removed, at).await?;
             if !absent.is_empty() {
                 tx.run(DROP_PENDING, &[target, id, List(&keys(&absent))]).await?;

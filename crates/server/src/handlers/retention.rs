@@ -84,15 +84,11 @@ pub(crate) async fn remove_referrers(
     let cache = app.open_cache(call, name, Permission::Delete).await?;
     let claims = app.claims(call);
     let subject = claims.as_ref().and_then(|claims| claims.sub.as_deref());
-    let purge = wants_bytes_gone(call)?;
-    let (paths, more) = app.engine.remove_referrers(&cache, hash, subject, purge).await?;
-    let removed = paths.len() as u64;
+    let (removed, more) = app.engine.remove_referrers(&cache, hash, subject, wants_bytes_gone(call)?).await?;
     if removed > 0 {
         tracing::info!(cache.name = %name, object.hash = %hash, removed, "removed what refers to a store path");
     }
-    // A client that waits for their bytes asks for them by name.
-    let paths = if purge { paths } else { Vec::new() };
-    Ok(body::json(StatusCode::OK, &RemoveReferrersResponse { removed, more, paths }))
+    Ok(body::json(StatusCode::OK, &RemoveReferrersResponse { removed, more }))
 }
 
 /// Pins a path under a name.

@@ -56,8 +56,6 @@ pub(super) async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Re
     let (server, api) = context.connect_to_cache(&args.cache)?;
     let (mut removed_count, mut referrer_count) = (0, 0_u64);
     let mut unknown = Vec::new();
-    // The paths whose bytes go. Older servers do not name the referrers.
-    let mut going = hashes.clone();
     for (path, hash) in args.paths.iter().zip(&hashes) {
         let RemovePathResponse { removed, removed_log, purging } =
             api.remove_path(&args.cache.cache, hash, args.now).await?;
@@ -83,7 +81,6 @@ pub(super) async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Re
             pages.follow(referrer_count)?;
             let answer = api.remove_referrers(&args.cache.cache, hash, args.now).await?;
             referrer_count = referrer_count.saturating_add(answer.removed);
-            going.extend(answer.paths);
             more = answer.more;
         }
     }
@@ -99,17 +96,20 @@ pub(super) async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Re
     if !args.now {
         return Ok(());
     }
-    if unknown.len() < hashes.len() || referrer_count > 0 {
-        wait_for_purges(args, &going, &server.name, &api, context).await?;
+    if unknown.len() < hashes.len() || args.with_referrers {
+        // Which paths refer to these, nobody can tell once they are removed, perhaps by an earlier
+        // try of this command: then all removed paths of the cache count.
+        let paths = (!args.with_referrers).then_some(hashes.as_slice());
+        wait_for_purges(args, paths, &server.name, &api, context).await?;
     }
     if unknown.is_empty() { Ok(()) } else { Err(Error::BytesUnknown { paths: unknown }) }
 }
 
-/// Waits until the bytes of these removed paths are gone from the store, or until a collection had
-/// to leave some. Bytes of other paths that wait, perhaps for days, do not count.
+/// Waits until the bytes of these removed paths, or of all removed paths, are gone from the store,
+/// or until a collection had to leave some.
 async fn wait_for_purges(
     args: &RemovePathArgs,
-    paths: &[StorePathHash],
+    paths: Option<&[StorePathHash]>,
     server: &ServerName,
     api: &ApiClient,
     context: &Context,

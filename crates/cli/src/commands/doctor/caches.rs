@@ -12,7 +12,7 @@ use super::finding::Finding;
 use super::nix::ClientFiles;
 use super::probe_timeout::PROBE_TIMEOUT;
 use crate::commands::use_cache::lost_setting;
-use crate::context::Context;
+use crate::context::{Context, variables_of_settings};
 use crate::error::{Error, Result};
 
 const CACHE: &str = "cache";
@@ -78,7 +78,7 @@ fn servers(context: &Context) -> Result<Vec<CheckTarget>> {
     let mut targets: Vec<CheckTarget> = Context::server_of_environment()?.map(one).into_iter().collect();
     let settings = Context::client_settings()?;
     for name in settings.settings.servers.keys() {
-        targets.push(match settings.resolve_server(Some(name), &dormer_client::process_variables) {
+        targets.push(match settings.resolve_server(Some(name), &variables_of_settings) {
             Ok(server) => one(server),
             Err(error) => CheckTarget::Broken(Finding::error(SERVER, &Error::from(error))),
         });

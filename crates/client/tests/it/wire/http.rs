@@ -534,7 +534,7 @@ const METHODS: [(&str, bool, Method); 24] = [
         Box::pin(async move { api.remove_referrers(&main_cache(), &hash(), false).await.map(drop) })
     }),
     ("count_purges", true, |api| {
-        Box::pin(async move { api.count_purges(&main_cache(), &[hash()]).await.map(drop) })
+        Box::pin(async move { api.count_purges(&main_cache(), Some(&[hash()])).await.map(drop) })
     }),
     ("get_object", true, |api| {
         Box::pin(async move { api.get_object(&main_cache(), &hash()).await.map(drop) })
