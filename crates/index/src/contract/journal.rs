@@ -144,7 +144,8 @@ pub trait JournalIndex: Send + Sync + std::fmt::Debug + 'static {
         ends_at: UnixSeconds,
     ) -> Result<Option<(JournalLease, JournalState)>>;
     /// Saves how far the journal is, forgets the notes that were written and did not change
-    /// meanwhile, and renews the lease, in one transaction. [`Error::JobLeaseLost`], and no effect,
+    /// meanwhile, and renews the lease, in one transaction.
+    /// [`Error::JobLeaseLost`](crate::Error::JobLeaseLost), and no effect,
     /// if another process has taken the lease.
     async fn save_journal(
         &self,
@@ -153,7 +154,8 @@ pub trait JournalIndex: Send + Sync + std::fmt::Debug + 'static {
         written: &[JournalNote],
         ends_at: UnixSeconds,
     ) -> Result<()>;
-    /// Renews the lease until `ends_at`, and saves nothing. [`Error::JobLeaseLost`] if another
+    /// Renews the lease until `ends_at`, and saves nothing.
+    /// [`Error::JobLeaseLost`](crate::Error::JobLeaseLost) if another
     /// process has taken it.
     async fn renew_journal(&self, lease: &JournalLease, ends_at: UnixSeconds) -> Result<()>;
     /// Gives the lease back.
