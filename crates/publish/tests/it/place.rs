@@ -480,4 +480,9 @@ async fn the_folder_of_a_private_cache_is_closed_to_other_users() {
     lab.set_public(false).await;
     publish(&lab).await;
     assert_eq!([mode("main"), mode("main/nar")], [0o750, 0o750]);
+    // A run that was interrupted behind the outermost folder is repeated.
+    set_mode("main/nar", 0o755);
+    lab.push(4, 1, &[]).await;
+    publish(&lab).await;
+    assert_eq!([mode("main"), mode("main/nar")], [0o750, 0o750]);
 }
