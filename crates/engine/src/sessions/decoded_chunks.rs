@@ -281,6 +281,27 @@ mod tests {
         assert_eq!(keep_for("dee", &kept, &budget, 6, 0..20), [0]);
     }
 
+    /// Nothing is lent while a task waits, so what others give up would help nobody.
+    #[tokio::test]
+    async fn no_pusher_makes_room_while_a_task_waits() {
+        // A budget that cannot take back what it lent, as while a large task waits for its turn.
+        let budget = Budget::of_memory("tests", 16 * KIB, Duration::from_secs(5), "tests");
+        let kept = DecodedChunks::default();
+        keep_for("ada", &kept, &budget, 1, 0..12);
+        let rest = budget.take(4 * KIB).await.unwrap();
+        let waiting = tokio::spawn({
+            let budget = budget.clone();
+            async move { budget.take(KIB).await.map(drop) }
+        });
+        while budget.present_use().waiting == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(keep_for("bob", &kept, &budget, 2, 0..4), [0_u8; 0]);
+        assert_eq!(has(&kept, 1, 0..12).len(), 12, "the chunks of ada are still there");
+        drop(rest);
+        waiting.await.unwrap().unwrap();
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_task_that_wants_memory_waits_for_no_chunk_and_the_first_ones_stay() {
         let (budget, kept) = budget(16);
