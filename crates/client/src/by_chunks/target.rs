@@ -26,8 +26,8 @@ use crate::push::{FailedPath, NotTriedPath, PushSummary};
 use crate::reporter::{PathDone, PushReporter};
 
 /// NAR bytes in a commit that does not wait for more paths. A gigabyte takes some 13 commits. The
-/// server keeps what it decodes until the check, as far as its memory for uploads goes (144 MiB by
-/// default, for all pushers): while these bytes gather, chunks of later paths come.
+/// server keeps what it decodes until the check, up to half of its memory for uploads (96 MiB by
+/// default): while these bytes gather, chunks of later paths come.
 const COMMIT_NAR_BYTES: u64 = 80 * 1024 * 1024;
 /// Paths in a commit that does not wait for more paths.
 const COMMIT_PATHS: usize = 128;

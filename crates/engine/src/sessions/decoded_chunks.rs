@@ -5,8 +5,9 @@
 //! stored one.
 //!
 //! Invariants
-//! - All kept chunks together take at most three quarters of the memory for uploads. A task that
-//!   wants memory gets theirs at once.
+//! - All kept chunks together take at most three quarters of the memory for uploads, and those of
+//!   one session at most half: more than a commit of a client waits for, and a server with little
+//!   memory stays within its own. A task that wants memory gets theirs at once.
 //! - The pusher that holds most makes room for tasks, and for pushers that hold less, however many
 //!   sessions it has and whether they go on or not. Its latest chunks go first: checks come in
 //!   about the order of the parts.
@@ -42,6 +43,7 @@ struct Kept {
     chunks: BTreeMap<u64, KeptChunk>,
     numbers: HashMap<Key, u64>,
     of_pushers: HashMap<Arc<str>, OfPusher>,
+    bytes_of_sessions: HashMap<SessionId, u64>,
     bytes: u64,
     next_number: u64,
 }
@@ -83,7 +85,9 @@ impl DecodedChunks {
         let bytes_max = large_bytes_max(memory.limit());
         let fits = |kept: &Kept| kept.bytes + bytes <= bytes_max;
         let mut kept = self.lock();
-        if kept.numbers.contains_key(&(session, chunk)) {
+        kept.forget_old();
+        let of_session = kept.bytes_of_sessions.get(&session).copied().unwrap_or(0);
+        if of_session + bytes > memory.limit() / 2 || kept.numbers.contains_key(&(session, chunk)) {
             return;
         }
         // Under the lock: a task that waits for memory has seen every chunk that was kept before.
@@ -183,6 +187,7 @@ impl Kept {
         let of_pusher = self.of_pushers.entry(Arc::clone(&chunk.pusher)).or_default();
         of_pusher.bytes += bytes;
         of_pusher.numbers.insert(number);
+        *self.bytes_of_sessions.entry(chunk.key.0).or_default() += bytes;
         self.numbers.insert(chunk.key, number);
         self.chunks.insert(number, chunk);
     }
@@ -192,6 +197,12 @@ impl Kept {
         let bytes = chunk.memory.amount();
         self.bytes -= bytes;
         self.numbers.remove(&chunk.key);
+        if let Some(of_session) = self.bytes_of_sessions.get_mut(&chunk.key.0) {
+            *of_session -= bytes;
+            if *of_session == 0 {
+                self.bytes_of_sessions.remove(&chunk.key.0);
+            }
+        }
         if let Some(of_pusher) = self.of_pushers.get_mut(&chunk.pusher) {
             of_pusher.bytes -= bytes;
             of_pusher.numbers.remove(&number);
@@ -249,7 +260,7 @@ mod tests {
     #[tokio::test]
     async fn all_chunks_have_three_quarters_of_what_is_free() {
         let (budget, kept) = budget(16);
-        assert_eq!(keep(&kept, &budget, 1, 0..8), (0..8).collect::<Vec<_>>());
+        assert_eq!(keep(&kept, &budget, 1, 0..20), (0..8).collect::<Vec<_>>(), "a session has half");
         assert_eq!(keep(&kept, &budget, 2, 0..20), (0..4).collect::<Vec<_>>());
         assert_eq!((kept.bytes(), budget.free()), (12 * KIB, 16 * KIB), "it counts as free");
         let taken = kept.take(session(1), chunk(3)).expect("it is kept");
@@ -287,7 +298,8 @@ mod tests {
         // A budget that cannot take back what it lent, as while a large task waits for its turn.
         let budget = Budget::of_memory("tests", 16 * KIB, Duration::from_secs(5), "tests");
         let kept = DecodedChunks::default();
-        keep_for("ada", &kept, &budget, 1, 0..12);
+        keep_for("ada", &kept, &budget, 1, 0..6);
+        keep_for("ada", &kept, &budget, 3, 0..6);
         let rest = budget.take(4 * KIB).await.unwrap();
         let waiting = tokio::spawn({
             let budget = budget.clone();
@@ -297,7 +309,8 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(keep_for("bob", &kept, &budget, 2, 0..4), [0_u8; 0]);
-        assert_eq!(has(&kept, 1, 0..12).len(), 12, "the chunks of ada are still there");
+        let of_ada = [1, 3].map(|of| has(&kept, of, 0..6).len());
+        assert_eq!(of_ada, [6, 6], "the chunks of ada are still there");
         drop(rest);
         waiting.await.unwrap().unwrap();
     }
