@@ -705,6 +705,14 @@ async fn references_that_are_forgotten_are_caught() {
     assert_eq!(broken, [6]);
 }
 
+/// The first collection of a recovered database takes what a crash after the recovery left.
+#[tokio::test]
+async fn a_push_that_crashes_right_after_a_recovery_leaves_nothing() {
+    let crash = Crash { at: Some(0), effect_kept: true };
+    let events = [Event::Recover, Event::Push { path: 0, nar: 0, reference: None, crash }];
+    Box::pin(live_through(&events, false)).await;
+}
+
 /// A history of the long run is longer, and there are more of them.
 fn extent() -> (u32, usize) {
     if std::env::var_os("DORMER_TEST_LONG").is_some() { (400, 60) } else { (24, 24) }

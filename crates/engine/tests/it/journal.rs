@@ -739,6 +739,36 @@ async fn paths_whose_packs_are_gone_are_named_and_the_others_recovered() {
     assert_eq!((missing.packs_known, missing.packs.len(), missing.is_whole), (1, 0, true));
 }
 
+/// A recovery counts as the first listing of the store. What it cannot read stays, and what an
+/// upload leaves that crashes before the first collection goes.
+#[tokio::test]
+async fn packs_that_a_recovery_cannot_read_stay_and_those_of_later_crashes_go() {
+    let lab = Lab::new(false).await;
+    let cache = create_main(&lab.engine).await;
+    push(&lab.engine, &cache, &path(0), &nar(0)).await.expect(ANSWERS);
+    lab.journal(JournalSettings::default()).write().await.expect(ANSWERS);
+    let of_path = lab.blobs.list().await.expect(ANSWERS);
+    let [unreadable, stray] = [71, 72].map(|number| PackId::from_bytes([number; 16]));
+    let garbage = [Bytes::from_static(&[1; 5_000])];
+    lab.blobs.put(&BlobKey::Pack(unreadable), &garbage).await.expect(ANSWERS);
+    let (recovered, report) = lab.recover().await;
+    assert_eq!((report.packs_found, report.packs, report.unreadable_packs), (2, 1, 1), "{report:?}");
+    lab.blobs.put(&BlobKey::Pack(stray), &garbage).await.expect(ANSWERS);
+
+    let engine = engine_over(recovered.contracts.index.clone(), Arc::clone(&lab.blobs), settings());
+    let (files, blobs) = (lab.files.clone(), Arc::clone(&lab.blobs));
+    let second = Lab { database: recovered, engine, files, blobs, on_postgres: false };
+    let now = SystemClock.now();
+    let first = second.collect(now).await;
+    assert_eq!((first.strays_kept, first.strays_found), (1, 1), "{first:?}");
+    for day in [3, 6] {
+        second.collect(now + day * 86_400).await;
+    }
+    let mut left = lab.blobs.list().await.expect(ANSWERS);
+    left.retain(|key| !of_path.contains(key));
+    assert_eq!(left, [BlobKey::Pack(unreadable)]);
+}
+
 /// The numbers of packs that hold a chunk of a NAR, by the index.
 async fn packs_of(database: &Database, cache: &str) -> Vec<BlobKey> {
     let RecoveryIndex { index, journal, .. } = &database.contracts;

@@ -27,6 +27,8 @@ const PACKS_PAGE: usize = 1_000;
 const PACKS: &str = "packs";
 
 impl Recovery {
+    /// Gives the packs of the store their rows. Those whose tables cannot be read are noted as
+    /// packs that are never deleted: an operator may still mend them.
     pub(super) async fn recover_packs(
         &mut self,
         into: &RecoveryIndex,
@@ -49,6 +51,7 @@ impl Recovery {
                     async move { (pack, read_pack_table(store, pack).await) }
                 })
                 .buffered(PACKS_AT_ONCE);
+            let mut unreadable = Vec::new();
             while let Some((pack, read)) = tables.next().await {
                 match read {
                     Ok(entries) => {
@@ -66,6 +69,7 @@ impl Recovery {
                             error = with_causes(&error),
                             "the table of a pack cannot be read"
                         );
+                        unreadable.push(pack.id);
                         self.report.unreadable_packs += 1;
                     }
                     // The store failed: that says nothing of the pack.
@@ -73,6 +77,7 @@ impl Recovery {
                 }
                 tell(RecoveryEvent::Progress(&self.report));
             }
+            into.collect.doom_packs(&unreadable, None).await?;
         }
         Ok(())
     }

@@ -181,7 +181,7 @@ impl Recovery {
     /// `tell` is told what was done so far, now and then, and each path that is lost.
     pub async fn run(mut self, into: &RecoveryIndex, clock: &dyn Clock, tell: Tell<'_>) -> Result<Recovered> {
         let now = clock.now();
-        let RecoveryIndex { index, journal, .. } = into;
+        let RecoveryIndex { index, journal, collect } = into;
         self.recover_packs(into, now, tell).await?;
         for (name, value) in &self.settings {
             journal.restore_setting(name, value).await?;
@@ -210,6 +210,9 @@ impl Recovery {
             self.recover_file(index, file, &ids, &mut seen, now, tell).await?;
             tell(RecoveryEvent::Progress(&self.report));
         }
+        // A pack without a row that a collection finds from now on came later: an upload that
+        // crashed left it, and it goes like any other.
+        collect.note_first_listing(now).await?;
         Ok(self.report)
     }
 }
