@@ -46,7 +46,8 @@ const browser = await chromium.launch({
 // A browser of its own: no cookie of another one.
 async function open({ url = visit.url, ...options }) {
   const context = await browser.newContext({ baseURL: url, ...options });
-  context.setDefaultTimeout(20_000);
+  // A machine that builds and tests beside this takes its time.
+  context.setDefaultTimeout(60_000);
   const page = await context.newPage();
   const faults = [];
   page.on("console", (message) => {
@@ -327,13 +328,31 @@ async function operate() {
 async function follow() {
   const { context, page } = await open({ viewport: WIDE });
   await signIn(page);
-  await page.clock.install();
+  // It stands still before the page is there: no timer of the page goes off by itself.
+  const now = Date.now();
+  await page.clock.install({ time: now });
+  await page.clock.pauseAt(now + 1000);
   await page.goto("/_dormer/");
+  await page.evaluate(() => {
+    const set = window.setTimeout;
+    window.waits = 0;
+    window.setTimeout = (...what) => {
+      window.waits += 1;
+      return set(...what);
+    };
+  });
+  // Does something that ends in an answer, and waits until the page waits for its next turn: a
+  // clock that goes on earlier is ahead of that turn.
+  const untilItWaits = async (act) => {
+    const before = await page.evaluate(() => window.waits);
+    await act();
+    await page.waitForFunction((count) => window.waits > count, before);
+  };
   let asked = 0;
   page.on("request", (request) => { asked += request.url().endsWith("/_dormer/") ? 1 : 0; });
   const note = (text) => page.locator("p.live", { hasText: text }).waitFor();
   // Nothing is asked in the first seconds, and one question comes in the next two.
-  const asksAfter = async (seconds, what) => {
+  const asksOnceAfter = async (seconds, what) => {
     asked = 0;
     await page.clock.runFor((seconds - 1) * 1000);
     assert.equal(asked, 0, `${what}: too early`);
@@ -342,6 +361,7 @@ async function follow() {
     await answered;
     assert.equal(asked, 1, what);
   };
+  const asksAfter = (seconds, what) => untilItWaits(() => asksOnceAfter(seconds, what));
   const hide = (isHidden) =>
     page.evaluate((value) => {
       Object.defineProperty(document, "hidden", { configurable: true, get: () => value });
@@ -349,11 +369,12 @@ async function follow() {
     }, isHidden);
   const comeBack = async () => {
     const answered = page.waitForResponse((response) => response.url().endsWith("/_dormer/"));
-    await hide(false);
-    await answered;
+    await untilItWaits(async () => {
+      await hide(false);
+      await answered;
+    });
     await note("are read again every 5 seconds");
   };
-  await page.clock.pauseAt(Date.now() + 1000);
   await comeBack();
   await asksAfter(5, "a page that is seen");
 
@@ -404,7 +425,7 @@ async function follow() {
   await page.unroute("**/_dormer/");
 
   await page.route("**/_dormer/", (route) => route.fulfill({ status: 404, body: "" }));
-  await asksAfter(5, "before the end of the session");
+  await asksOnceAfter(5, "before the end of the session");
   await note("The session has ended: sign in again.");
   asked = 0;
   await page.clock.runFor(300_000);
