@@ -758,6 +758,7 @@ async fn packs_that_a_recovery_cannot_read_stay_and_those_of_later_crashes_go() 
     let engine = engine_over(recovered.contracts.index.clone(), Arc::clone(&lab.blobs), settings());
     let (files, blobs) = (lab.files.clone(), Arc::clone(&lab.blobs));
     let second = Lab { database: recovered, engine, files, blobs, on_postgres: false };
+    second.journal(JournalSettings::default()).of_recovered().write().await.expect(ANSWERS);
     let now = SystemClock.now();
     let first = second.collect(now).await;
     assert_eq!((first.strays_kept, first.strays_found), (1, 1), "{first:?}");
