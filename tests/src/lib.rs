@@ -12,7 +12,8 @@
 //! - [`edge`]: a published layout, the Worker in workerd, and the attacks on whatever serves it.
 //! - [`http`]: requests as bytes on a socket, for clients other than Nix.
 //! - [`HttpProxy`]: a real nginx, HAProxy or Varnish before a host.
-//! - [`manifests`]: checks of what is applied to a Kubernetes.
+//! - [`manifests`]: checks of what is applied to a Kubernetes; [`network_policies`]: which
+//!   connections its policies allow.
 //! - [`Proxy`]: sees every request line between a machine and the lab, and cuts connections when
 //!   told to.
 //!
@@ -31,6 +32,7 @@ mod lab;
 mod machine;
 pub mod manifests;
 pub mod nars;
+pub mod network_policies;
 mod parts;
 pub mod pods;
 mod proxy;

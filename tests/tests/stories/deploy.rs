@@ -8,7 +8,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -16,6 +15,7 @@ use dormer_tests::custom_kinds;
 use dormer_tests::manifests::{
     containers, find, items, pod_template, problems, pull_secrets, quantity, text, title,
 };
+use dormer_tests::network_policies::{Peer, Port, may_connect};
 use dormer_tests::{binary, part, workspace_root};
 use serde_json::{Value, json};
 
@@ -411,8 +411,9 @@ fn the_network_is_closed_by_default() {
 #[test]
 fn every_pod_resolves_names_and_asks_no_host_of_the_internet_for_them() {
     let address = |text: &str| Peer::Address(text.parse().unwrap());
+    let no_labels = json!({});
     let resolvers = [
-        Peer::PodsOf("kube-system"),
+        Peer::Pod { namespace: "kube-system", labels: &no_labels },
         // NodeLocal DNSCache listens here, and here, if kube-proxy uses iptables.
         address("169.254.20.10"),
         address("10.96.0.10"),
@@ -421,63 +422,108 @@ fn every_pod_resolves_names_and_asks_no_host_of_the_internet_for_them() {
     let strangers = [address("8.8.8.8"), address("172.32.0.1"), address("2001:4860:4860::8888")];
     for name in servers().filter(|name| *name != "base") {
         let resources = applied(name);
-        for of in resources.iter().filter(|one| pod_template(one).is_some()) {
-            let labels = &pod_template(of).unwrap()["metadata"]["labels"];
+        for (of, pod) in pods_of(&resources) {
+            let of = title(of);
+            let may = |peer: Peer<'_>, protocol, number| {
+                may_connect(&resources, pod, peer, Port { protocol, number, name: "" })
+            };
             for protocol in ["UDP", "TCP"] {
-                let may = |peer: &Peer| may_send(&resources, labels, peer, protocol, 53);
-                assert!(resolvers.iter().all(may), "{name}: {}", title(of));
-                assert!(!strangers.iter().any(may), "{name}: {}", title(of));
+                assert!(resolvers.iter().all(|peer| may(*peer, protocol, 53)), "{name}: {of}");
+                assert!(!strangers.iter().any(|peer| may(*peer, protocol, 53)), "{name}: {of}");
             }
             // The addresses are for names only. (The server and the publisher speak S3 to any.)
-            let is_dormer = labels["app.kubernetes.io/name"] == "dormer";
+            let is_dormer = of.ends_with(" dormer") || of.ends_with(" dormer-publisher");
             for port in [80, 443, 6443] {
-                let may = may_send(&resources, labels, &address("10.96.0.1"), "TCP", port);
-                assert_eq!(may, is_dormer && port != 6443, "{name}: {} {port}", title(of));
+                let may = may(address("10.96.0.1"), "TCP", port);
+                assert_eq!(may, is_dormer && port != 6443, "{name}: {of} {port}");
             }
         }
     }
 }
 
-/// What a pod sends to. The processes of a node are addresses: selectors fit pods alone.
-enum Peer {
-    PodsOf(&'static str),
-    Address(IpAddr),
+/// Every pod that the resources make, with what makes it.
+fn pods_of(resources: &[Value]) -> Vec<(&Value, Peer<'_>)> {
+    let pod = |of| {
+        let labels = &pod_template(of)?["metadata"]["labels"];
+        Some((of, Peer::Pod { namespace: text(of, "/metadata/namespace"), labels }))
+    };
+    resources.iter().filter_map(pod).collect()
 }
 
-/// Whether the network policies let a pod with these labels send there, as
-/// <https://kubernetes.io/docs/concepts/services-networking/network-policies/> has it.
-fn may_send(resources: &[Value], labels: &Value, peer: &Peer, protocol: &str, port: u16) -> bool {
-    let selects = |policy: &&Value| {
-        let wanted = policy.pointer("/spec/podSelector/matchLabels").and_then(Value::as_object);
-        let fits = wanted.into_iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
-        fits && items(policy, "/spec/policyTypes").any(|kind| kind == "Egress")
-    };
-    let policies = resources.iter().filter(|one| text(one, "/kind") == "NetworkPolicy").filter(selects);
-    let is_peer = |to: &Value| match peer {
-        Peer::PodsOf(namespace) => {
-            let named = "/namespaceSelector/matchLabels/kubernetes.io~1metadata.name";
-            to.get("podSelector").is_none() && text(to, named) == *namespace
+/// All connections among the pods of a place, and with pods beside and elsewhere, whatever labels
+/// those have.
+#[test]
+fn only_the_pods_that_need_it_reach_the_database_the_store_and_the_metrics() {
+    const POSTGRES: &str = "StatefulSet postgres:5432";
+    const CLUSTER: &str = "Cluster dormer-db:5432";
+    const JOB: &str = "CronJob dormer-publisher";
+    const WATCHER: &str = "Deployment dormer-publisher";
+    for (name, way_in, publisher, needed) in [
+        ("overlays/lab", "gateway", JOB, &[POSTGRES, "StatefulSet seaweedfs:8333"][..]),
+        ("overlays/garage", "traefik", JOB, &[POSTGRES, "StatefulSet garage:3900"]),
+        ("overlays/production", "gateway", WATCHER, &[CLUSTER]),
+        ("overlays/ceph", "gateway", WATCHER, &[CLUSTER]),
+    ] {
+        let mut resources = applied(name);
+        if name == "overlays/lab" {
+            resources.extend(parse(&render("overlays/edge-publisher")));
         }
-        Peer::Address(address) => {
-            to.get("ipBlock").is_some() && is_within(*address, text(to, "/ipBlock/cidr"))
+        let mut expected = vec![
+            format!("{way_in} -> Deployment dormer:8080"),
+            "monitoring -> Deployment dormer:9464".to_owned(),
+        ];
+        for of in ["Deployment dormer", publisher] {
+            expected.extend(needed.iter().map(|to| format!("{of} -> {to}")));
         }
-    };
-    let is_port = |own: &Value| own["port"] == port && own["protocol"].as_str().unwrap_or("TCP") == protocol;
-    policies.flat_map(|policy| items(policy, "/spec/egress")).any(|rule| {
-        (rule["to"].is_null() || items(rule, "/to").any(is_peer))
-            && (rule["ports"].is_null() || items(rule, "/ports").any(is_port))
-    })
+        if needed.contains(&CLUSTER) {
+            for of in ["Cluster dormer-db", "cnpg-system"] {
+                expected.extend([5432, 8000].map(|port| format!("{of} -> Cluster dormer-db:{port}")));
+            }
+        }
+        expected.sort();
+        assert_eq!(connections(&resources), expected, "{name}");
+    }
 }
 
-fn is_within(address: IpAddr, network: &str) -> bool {
-    let bits = |address: IpAddr| match address {
-        IpAddr::V4(four) => u128::from(u32::from(four)) << 96,
-        IpAddr::V6(six) => u128::from(six),
-    };
-    let (first, length) = network.split_once('/').unwrap();
-    let (first, length): (IpAddr, u32) = (first.parse().unwrap(), length.parse().unwrap());
-    assert!(length > 0, "{network} is every address");
-    first.is_ipv4() == address.is_ipv4() && (bits(first) ^ bits(address)) >> (128 - length) == 0
+/// Those that the policies allow, by TCP: `SENDER -> TARGET:PORT`.
+fn connections(resources: &[Value]) -> Vec<String> {
+    let namespace = text(workload(resources), "/metadata/namespace");
+    let of_server = &pod_template(deployment(resources)).unwrap()["metadata"]["labels"];
+    let (no_labels, of_database) = (json!({}), json!({"cnpg.io/cluster": "dormer-db"}));
+    let without = |name: &str, namespace| (name.to_owned(), Peer::Pod { namespace, labels: &no_labels });
+    let mut senders = vec![
+        without("pod without labels", namespace),
+        ("server of elsewhere".to_owned(), Peer::Pod { namespace: "elsewhere", labels: of_server }),
+    ];
+    senders.extend(
+        ["gateway", "traefik", "monitoring", "cnpg-system", "kube-system"].map(|name| without(name, name)),
+    );
+    let mut targets = Vec::new();
+    for (of, pod) in pods_of(resources) {
+        senders.push((title(of), pod));
+        for port in containers(pod_template(of).unwrap()).flat_map(|container| items(container, "/ports")) {
+            let number = u16::try_from(port["containerPort"].as_u64().unwrap()).unwrap();
+            targets.push((title(of), pod, Port { protocol: "TCP", number, name: text(port, "/name") }));
+        }
+    }
+    // The operator makes these pods, so there is no template.
+    if resources.iter().any(|one| title(one) == "Cluster dormer-db") {
+        let (title, pod) = ("Cluster dormer-db".to_owned(), Peer::Pod { namespace, labels: &of_database });
+        for (name, number) in [("postgresql", 5432), ("status", 8000)] {
+            targets.push((title.clone(), pod, Port { protocol: "TCP", number, name }));
+        }
+        senders.push((title, pod));
+    }
+    let mut found = Vec::new();
+    for (sender, from) in &senders {
+        for (target, to, port) in &targets {
+            if may_connect(resources, *from, *to, *port) {
+                found.push(format!("{sender} -> {target}:{}", port.number));
+            }
+        }
+    }
+    found.sort();
+    found
 }
 
 #[test]
