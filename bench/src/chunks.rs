@@ -13,7 +13,7 @@ use crate::corpus::Generation;
 use crate::error::{Context, Error, Result};
 use crate::floors::Floors;
 use crate::ingest::level_setting;
-use crate::link::{DIRECT, Link, LinkKind, SLOW, Traffic};
+use crate::link::{DIRECT, Gap, Link, LinkKind, SLOW, Traffic};
 use crate::local_store::LocalStore;
 use crate::measure::{Samples, children_cpu_seconds, peak_memory_bytes};
 use crate::report::{Table, megabytes, note};
@@ -55,14 +55,26 @@ pub(crate) struct Chunks {
     pub(crate) pushes: Vec<ClientPush>,
 }
 
+/// What is measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cases {
+    /// Only over the slow link.
+    pub(crate) only_slow: bool,
+    /// Only by chunks.
+    pub(crate) only_chunks: bool,
+}
+
 /// Pushes all generations by both APIs over both links, `runs` times, in turns.
 pub(crate) fn measure(
     binary: &Path,
     work: &Path,
     generations: &[Generation],
+    cases: Cases,
     level: i32,
     runs: usize,
 ) -> Result<Chunks> {
+    let links: &[LinkKind] = if cases.only_slow { &[SLOW] } else { &[DIRECT, SLOW] };
+    let apis: &[&str] = if cases.only_chunks { &APIS[..1] } else { &APIS };
     let stores = generations
         .iter()
         .map(|generation| LocalStore::unpack(&work.join("stores").join(&generation.name), generation))
@@ -71,8 +83,8 @@ pub(crate) fn measure(
     for run in 0..runs {
         result.floors.measure(&generations[0], &[level])?;
         let mut place = 0;
-        for link in [DIRECT, SLOW] {
-            for api in APIS {
+        for &link in links {
+            for &api in apis {
                 let server = Server::start(binary, &work.join("chunks"), true, &[level_setting(level)])?;
                 let state = work.join("client-state");
                 // A session of the last server would cost a request.
@@ -91,13 +103,14 @@ pub(crate) fn measure(
                         });
                     }
                     let push = &mut result.pushes[place];
-                    measure_push(binary, &server, link, &stores[number], &state, push)?;
+                    let gaps = measure_push(binary, &server, link, &stores[number], &state, push)?;
                     note(&format!(
                         "run {} of {runs}: {what} by {api}, {}: {:.2} s",
                         run + 1,
                         link.name,
                         push.wall.median()
                     ));
+                    note_gaps(&gaps);
                     place += 1;
                 }
             }
@@ -113,7 +126,7 @@ fn measure_push(
     store: &LocalStore,
     state: &Path,
     push: &mut ClientPush,
-) -> Result<()> {
+) -> Result<Vec<Gap>> {
     let packs_before = server.stored()?.pack_bytes;
     let link = Link::start(server.address, kind)?;
     let (server_cpu, client_cpu) = (server.cpu_seconds()?, children_cpu_seconds()?);
@@ -128,7 +141,19 @@ fn measure_push(
     push.server_cpu.push(server.cpu_seconds()? - server_cpu);
     push.client_memory.push(memory as f64);
     push.pack_bytes.push(server.stored()?.pack_bytes.saturating_sub(packs_before) as f64);
-    Ok(())
+    Ok(link.gaps())
+}
+
+/// When the line had nothing to carry. The last byte of a push ends the last gap, so the time to
+/// the last answer is in none.
+fn note_gaps(gaps: &[Gap]) {
+    if gaps.is_empty() {
+        return;
+    }
+    let seconds: f64 = gaps.iter().map(|gap| gap.length.as_secs_f64()).sum();
+    let gap = |gap: &Gap| format!(" {:.2}+{:.2}", gap.begin.as_secs_f64(), gap.length.as_secs_f64());
+    let gaps: String = gaps.iter().map(gap).collect();
+    note(&format!("  the line was idle for {seconds:.2} s:{gaps}"));
 }
 
 /// Runs `dormer push` of a whole store. Returns its wall seconds and the most memory that it had.

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,9 @@ pub(crate) const SLOW: LinkKind = LinkKind {
     bits_per_second: Some(100e6),
 };
 
+/// A time without bytes from the client that is worth a note.
+const GAP_MIN: Duration = Duration::from_millis(50);
+
 /// What went over a link.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Traffic {
@@ -49,6 +52,14 @@ pub(crate) struct Traffic {
     pub(crate) received: u64,
     /// Answers of the server.
     pub(crate) requests: u64,
+}
+
+/// A time in which no bytes from the client were on the line.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Gap {
+    /// Since the link started.
+    pub(crate) begin: Duration,
+    pub(crate) length: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -63,6 +74,8 @@ struct Counters {
 pub(crate) struct Link {
     pub(crate) address: SocketAddr,
     counters: Arc<Counters>,
+    /// From the client to the server.
+    up: Line,
     stopped: Arc<AtomicBool>,
 }
 
@@ -74,6 +87,7 @@ impl Link {
         let (counters, stopped) = (Arc::new(Counters::default()), Arc::new(AtomicBool::new(false)));
         let (counted, flag) = (Arc::clone(&counters), Arc::clone(&stopped));
         let (up, down) = (Line::new(kind), Line::new(kind));
+        let line_up = up.clone();
         thread::spawn(move || {
             for client in listener.incoming() {
                 if flag.load(Ordering::SeqCst) {
@@ -85,7 +99,7 @@ impl Link {
                 }
             }
         });
-        Ok(Self { address, counters, stopped })
+        Ok(Self { address, counters, up: line_up, stopped })
     }
 
     /// What went over it so far.
@@ -93,6 +107,11 @@ impl Link {
         let of = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
         let Counters { sent, received, requests } = &*self.counters;
         Traffic { sent: of(sent), received: of(received), requests: of(requests) }
+    }
+
+    /// When the line from the client was idle for at least [`GAP_MIN`], up to the last byte.
+    pub(crate) fn gaps(&self) -> Vec<Gap> {
+        self.up.state().gaps.clone()
     }
 }
 
@@ -109,21 +128,42 @@ impl Drop for Link {
 struct Line {
     delay: Duration,
     bytes_per_second: Option<f64>,
-    free_at: Arc<Mutex<Instant>>,
+    state: Arc<Mutex<LineState>>,
+}
+
+#[derive(Debug)]
+struct LineState {
+    begun: Instant,
+    /// When all bytes that came so far are through.
+    free_at: Instant,
+    gaps: Vec<Gap>,
 }
 
 impl Line {
     fn new(kind: LinkKind) -> Self {
         let bytes_per_second = kind.bits_per_second.map(|bits| bits / 8.0);
-        Self { delay: kind.round_trip / 2, bytes_per_second, free_at: Arc::new(Mutex::new(Instant::now())) }
+        let now = Instant::now();
+        let state = LineState { begun: now, free_at: now, gaps: Vec::new() };
+        Self { delay: kind.round_trip / 2, bytes_per_second, state: Arc::new(Mutex::new(state)) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, LineState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// When bytes that come now are through.
     fn arrival(&self, bytes: usize) -> Instant {
-        let Some(rate) = self.bytes_per_second else { return Instant::now() + self.delay };
-        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
-        *free_at = (*free_at).max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / rate);
-        *free_at + self.delay
+        let now = Instant::now();
+        let Some(rate) = self.bytes_per_second else { return now + self.delay };
+        let mut state = self.state();
+        let idle_since = state.free_at;
+        let length = now.saturating_duration_since(idle_since);
+        if length >= GAP_MIN {
+            let begin = idle_since - state.begun;
+            state.gaps.push(Gap { begin, length });
+        }
+        state.free_at = idle_since.max(now) + Duration::from_secs_f64(bytes as f64 / rate);
+        state.free_at + self.delay
     }
 }
 
@@ -237,5 +277,21 @@ mod tests {
         assert!(begun.elapsed() >= Duration::from_millis(40));
         let Traffic { sent, received, requests } = link.traffic();
         assert_eq!((sent, received, requests), (5, 14, 1));
+    }
+
+    #[test]
+    fn a_line_notes_when_it_was_idle() {
+        let kind = LinkKind { bits_per_second: Some(8e3), ..SLOW };
+        let line = Line::new(kind);
+        // Ten bytes take 10 ms.
+        for _ in 0..10 {
+            line.arrival(10);
+        }
+        assert!(line.state().gaps.is_empty(), "bytes wait for each other");
+        thread::sleep(Duration::from_millis(180));
+        line.arrival(10);
+        let [Gap { begin, length }] = line.state().gaps[..] else { panic!("{:?}", line.state().gaps) };
+        assert!(begin >= Duration::from_millis(100), "{begin:?}");
+        assert!(length >= GAP_MIN && begin + length >= Duration::from_millis(180), "{length:?}");
     }
 }

@@ -108,7 +108,14 @@ enum Command {
     },
     /// `dormer push` by chunks beside Attic's API, directly and over a slow link: bytes, requests,
     /// CPU of both sides.
-    Chunks,
+    Chunks {
+        /// Only over the slow link.
+        #[arg(long)]
+        only_slow: bool,
+        /// Only by chunks, without Attic's API.
+        #[arg(long)]
+        only_chunks: bool,
+    },
     /// Pulls of everything by a reader that discards the bytes, compared with nginx.
     Pull,
     /// Narinfo requests by wrk, compared with nginx.
@@ -229,11 +236,13 @@ fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         Command::Levels { levels, sizes } => run_levels(common, levels, sizes),
         Command::Ingest { connections } => run_ingest(common, connections),
-        Command::Chunks => {
+        Command::Chunks { only_slow, only_chunks } => {
             let generations = Generation::load_all(&common.corpus(), common.quick)?;
             let (work, level) = (common.work(), common.default_level);
-            let chunks = chunks::measure(&common.dormer, &work, &generations, level, common.runs)?;
-            save(&common.results(), "chunks", &chunks)?;
+            let cases = chunks::Cases { only_slow: *only_slow, only_chunks: *only_chunks };
+            let chunks = chunks::measure(&common.dormer, &work, &generations, cases, level, common.runs)?;
+            let name = if *only_slow || *only_chunks { "chunks-some" } else { "chunks" };
+            save(&common.results(), name, &chunks)?;
             print(&chunks.markdown())
         }
         Command::Pull => {

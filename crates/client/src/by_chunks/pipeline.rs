@@ -25,8 +25,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dormer_api::CacheName;
 use dormer_api::v2::{CommitResponse, SessionId};
 use dormer_format::{ChunkId, ChunkParams, NarManifest, StoredChunk};
-use futures::StreamExt as _;
+use futures::future::{BoxFuture, join_all};
 use futures::stream::FuturesOrdered;
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
@@ -35,7 +36,7 @@ use tokio::time::Instant;
 use super::cutter::{CutChunk, CutEvent, CutJob};
 use super::encoders::{Encoders, LackedChunk, encoding_threads};
 use super::numbers::{PathNumber, TargetNumber, TargetSet, contains};
-use super::target::{Need, Target};
+use super::target::{COMMIT_NAR_BYTES, LAST_NAR_BYTES, Need, Target};
 use crate::api::ApiClient;
 use crate::dump::{CaseHack, DumpError};
 use crate::error::{Error, Result};
@@ -45,14 +46,18 @@ use crate::reporter::{PushReporter, Retry, UploadReporter};
 /// Raw bytes that are asked about at once. With those below, the process takes less than 192 MiB,
 /// of which 40 are the program's own and more than as many are lost between allocations.
 const WINDOW_BYTES: usize = 24 * 1024 * 1024;
-/// Raw bytes in memory: a window, and the beginning of the next one.
-pub(super) const RAW_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Raw bytes in memory: two windows. While the targets are asked about one, which takes as long as
+/// the parts that are on the line before the question, the chunks of the other are compressed.
+pub(super) const RAW_BYTES_MAX: usize = 48 * 1024 * 1024;
 /// Compressed bytes in memory: two parts of 8 MiB on the line, and the beginning of a third one.
 pub(super) const ENCODED_BYTES_MAX: u64 = 20 * 1024 * 1024;
 /// The first window and the first part of a push go earlier, so that no line is idle while a full
 /// one gathers. Each one that goes early doubles the size of the next.
 const EARLY_WINDOW_BYTES: usize = 4 * 1024 * 1024;
 const EARLY_PART_BYTES: u64 = 1024 * 1024;
+/// Raw bytes that are asked about at once where the targets have most of them. Then the line has
+/// time for more questions, and smaller ones find sooner what is missing.
+const KNOWN_WINDOW_BYTES: usize = 12 * 1024 * 1024;
 /// Bytes of manifests that wait for their commit, before another NAR is begun. A manifest takes
 /// about 1/4,000 of its NAR.
 const MANIFEST_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -97,11 +102,14 @@ pub(super) struct Pipeline {
     cut_events: mpsc::Receiver<CutEvent>,
     window: Vec<WindowChunk>,
     window_bytes: usize,
-    /// The size of a window that goes although it is not full.
-    early_window_bytes: usize,
+    /// The size of the next window, if the targets lack most of it. It grows to [`WINDOW_BYTES`].
+    lacked_window_bytes: usize,
+    /// Whether the targets had most of the last window.
+    has_most: bool,
     /// The size of a part that goes although it is not full, if nothing else goes.
     early_part_bytes: u64,
-    asking: bool,
+    /// The windows that the targets are asked about, in the order of the NARs.
+    questions: FuturesOrdered<BoxFuture<'static, AskedWindow>>,
     lacked: VecDeque<LackedChunk>,
     encoders: Arc<Encoders>,
     /// Most threads that compress.
@@ -119,6 +127,11 @@ struct WindowChunk {
     send: TargetSet,
 }
 
+struct AskedWindow {
+    window: Vec<WindowChunk>,
+    answers: Vec<Answer>,
+}
+
 struct EncodedBatch {
     outcome: Result<Vec<(StoredChunk, TargetSet)>, dormer_format::Error>,
     targets: TargetSet,
@@ -128,7 +141,6 @@ struct EncodedBatch {
 /// The outcome of a task.
 enum TaskDone {
     Cutter(Result<(), JoinError>),
-    Asked { window: Vec<WindowChunk>, answers: Vec<Answer> },
     Part { target: TargetNumber, part_bytes: u64, sent: u64, chunks: Vec<ChunkId>, outcome: Result<()> },
     Commit { target: TargetNumber, batch: Vec<PathNumber>, outcome: Result<CommitResponse> },
 }
@@ -191,9 +203,10 @@ impl Pipeline {
             cut_events,
             window: Vec::new(),
             window_bytes: 0,
-            early_window_bytes: EARLY_WINDOW_BYTES,
+            lacked_window_bytes: EARLY_WINDOW_BYTES,
+            has_most: false,
             early_part_bytes: EARLY_PART_BYTES,
-            asking: false,
+            questions: FuturesOrdered::new(),
             lacked: VecDeque::new(),
             encoders,
             encoding_max,
@@ -216,7 +229,11 @@ impl Pipeline {
             let wake_at = wake_at.unwrap_or_else(Instant::now);
             // Waiting now would be waiting for ever.
             assert!(
-                sleeps || self.cutting > 0 || !self.tasks.is_empty() || !self.encodes.is_empty(),
+                sleeps
+                    || self.cutting > 0
+                    || !self.questions.is_empty()
+                    || !self.encodes.is_empty()
+                    || !self.tasks.is_empty(),
                 "a push never waits for itself"
             );
             tokio::select! {
@@ -229,6 +246,7 @@ impl Pipeline {
                     }
                 }
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => self.on_task(passed_on(done)),
+                Some(asked) = self.questions.next(), if !self.questions.is_empty() => self.on_answers(asked),
                 Some(batch) = self.encodes.next(), if !self.encodes.is_empty() => self.on_encoded(passed_on(batch)),
                 () = tokio::time::sleep_until(wake_at), if sleeps => {}
             }
@@ -237,7 +255,7 @@ impl Pipeline {
 
     fn start_work(&mut self) {
         self.start_cutting();
-        self.ask_window();
+        self.ask_windows();
         self.start_encoding();
         self.flush_parts();
         self.send_parts();
@@ -324,6 +342,7 @@ impl Pipeline {
     fn is_idle(&self) -> bool {
         self.cutting == 0
             && self.tasks.is_empty()
+            && self.questions.is_empty()
             && self.encodes.is_empty()
             && self.window.is_empty()
             && self.lacked.is_empty()
@@ -394,51 +413,51 @@ impl Pipeline {
         }
     }
 
-    /// Asks about the window if it is full, or if nothing adds to it.
-    fn ask_window(&mut self) {
+    /// Most chunks of a question.
+    fn window_chunks_max(&self) -> usize {
         let chunks_max = self.targets.iter().map(|target| target.limits.missing_chunks_max).min();
-        let chunks_max = chunks_max.and_then(|max| usize::try_from(max).ok()).unwrap_or(usize::MAX).max(1);
-        let full = self.window_bytes >= WINDOW_BYTES || self.window.len() >= chunks_max;
-        if self.asking || self.window.is_empty() {
-            return;
-        }
-        if !full && !self.cuts_nothing() {
-            if self.window_bytes < self.early_window_bytes {
+        chunks_max.and_then(|max| usize::try_from(max).ok()).unwrap_or(usize::MAX).max(1)
+    }
+
+    /// Raw bytes of a window that waits for no more.
+    fn window_bytes_due(&self) -> usize {
+        if self.has_most { KNOWN_WINDOW_BYTES } else { self.lacked_window_bytes }
+    }
+
+    /// Asks about the window if it is large enough, or if nothing adds to it.
+    fn ask_windows(&mut self) {
+        let chunks_max = self.window_chunks_max();
+        while !self.window.is_empty() {
+            let is_due = self.window_bytes >= self.window_bytes_due() || self.window.len() >= chunks_max;
+            if !is_due && !self.cuts_nothing() {
                 return;
             }
-            self.early_window_bytes *= 2;
+            // A burst may have gone over the limit of a question.
+            let count = self.window.len().min(chunks_max);
+            let mut window: Vec<WindowChunk> = self.window.drain(..count).collect();
+            self.window_bytes = self.window.iter().map(|chunk| chunk.cut.chunk.bytes.len()).sum();
+            self.lacked_window_bytes = (2 * self.lacked_window_bytes).min(WINDOW_BYTES);
+            // Several NARs are cut at once. The chunks of each belong together.
+            window.sort_by_key(|chunk| chunk.cut.path);
+            let questions: Vec<_> = (0..self.targets.len())
+                .filter_map(|number| Question::of_window(&window, number, &self.targets[number]))
+                .map(|question| question.ask(Arc::clone(&self.work.reporter)))
+                .collect();
+            let asked = async move { AskedWindow { window, answers: join_all(questions).await } };
+            self.questions.push_back(asked.boxed());
         }
-        // A burst may have gone over the limit of a question.
-        let count = self.window.len().min(chunks_max);
-        let mut window: Vec<WindowChunk> = self.window.drain(..count).collect();
-        self.window_bytes = self.window.iter().map(|chunk| chunk.cut.chunk.bytes.len()).sum();
-        // Several NARs are cut at once. The chunks of each belong together.
-        window.sort_by_key(|chunk| chunk.cut.path);
-        let questions: Vec<_> = (0..self.targets.len())
-            .filter_map(|number| Question::of_window(&window, number, &self.targets[number]))
-            .map(|question| question.ask(Arc::clone(&self.work.reporter)))
-            .collect();
-        self.asking = true;
-        self.tasks.spawn(async move {
-            let answers = futures::future::join_all(questions).await;
-            TaskDone::Asked { window, answers }
-        });
     }
 
     fn on_task(&mut self, done: TaskDone) {
         match done {
             TaskDone::Cutter(ended) => passed_on(ended),
-            TaskDone::Asked { window, answers } => {
-                self.asking = false;
-                self.on_answers(window, answers);
-            }
             TaskDone::Part { target, part_bytes, sent, chunks, outcome } => {
                 let target = &mut self.targets[target];
                 target.summary.bytes_sent += sent;
                 target.parts_in_flight -= 1;
                 target.part_bytes -= part_bytes;
                 match outcome {
-                    Ok(()) => chunks.into_iter().for_each(|chunk| target.arrived(chunk)),
+                    Ok(()) => target.part_arrived(chunks),
                     Err(error) => target.fail_chunks(&chunks, error),
                 }
             }
@@ -446,7 +465,7 @@ impl Pipeline {
         }
     }
 
-    fn on_answers(&mut self, window: Vec<WindowChunk>, answers: Vec<Answer>) {
+    fn on_answers(&mut self, AskedWindow { window, answers }: AskedWindow) {
         let mut send: Vec<TargetSet> = window.iter().map(|chunk| chunk.send).collect();
         for Answer { target: number, places, missing } in answers {
             let target = &mut self.targets[number];
@@ -464,12 +483,16 @@ impl Pipeline {
                 Err(error) => target.stop_with(error),
             }
         }
+        let (mut raw_bytes, mut lacked_bytes) = (0, 0);
         for (WindowChunk { cut, .. }, targets) in window.into_iter().zip(send) {
+            let CutChunk { id, chunk, room, .. } = cut;
+            raw_bytes += chunk.bytes.len();
             if targets != 0 {
-                let CutChunk { id, chunk, room, .. } = cut;
+                lacked_bytes += chunk.bytes.len();
                 self.lacked.push_back(LackedChunk { id, chunk, targets, room });
             }
         }
+        self.has_most = lacked_bytes < raw_bytes / 2;
     }
 
     /// Compressed bytes in memory, and those that may come of what is being compressed. Bytes that
@@ -548,8 +571,10 @@ impl Pipeline {
         if !self.encodes.is_empty() {
             return;
         }
-        let nothing_comes =
-            self.cuts_nothing() && self.window.is_empty() && !self.asking && self.lacked.is_empty();
+        let nothing_comes = self.cuts_nothing()
+            && self.window.is_empty()
+            && self.questions.is_empty()
+            && self.lacked.is_empty();
         let nothing_goes =
             self.targets.iter().all(|target| target.parts.is_empty() && target.parts_in_flight == 0);
         let takes_room = !self.lacked.is_empty() && nothing_goes;
@@ -578,17 +603,19 @@ impl Pipeline {
     }
 
     fn start_commits(&mut self) {
-        let nothing_comes = self.cuts_nothing()
+        let all_is_encoded = self.cuts_nothing()
             && self.window.is_empty()
-            && !self.asking
+            && self.questions.is_empty()
             && self.lacked.is_empty()
             && self.encodes.is_empty();
         for (number, target) in self.targets.iter_mut().enumerate() {
-            let nothing_comes = nothing_comes
-                && target.builder.bytes() == 0
-                && target.parts.is_empty()
-                && target.parts_in_flight == 0;
-            let Some((batch, body)) = target.next_commit(&self.manifests, nothing_comes) else { continue };
+            let sends_nothing = target.parts.is_empty() && target.parts_in_flight == 0;
+            let nar_bytes_due = match all_is_encoded && target.builder.bytes() == 0 {
+                true if sends_nothing => 0,
+                true => LAST_NAR_BYTES,
+                false => COMMIT_NAR_BYTES,
+            };
+            let Some((batch, body)) = target.next_commit(&self.manifests, nar_bytes_due) else { continue };
             let (api, cache, session) = (target.api.clone(), target.cache.clone(), target.session.id());
             let reporter = Arc::clone(&self.work.reporter);
             target.summary.bytes_sent += body.len() as u64;

@@ -28,7 +28,10 @@ use crate::reporter::{PathDone, PushReporter};
 /// NAR bytes in a commit that does not wait for more paths. A gigabyte takes some 13 commits. The
 /// server keeps what it decodes until the check, up to half of its memory for uploads (96 MiB by
 /// default): while these bytes gather, chunks of later paths come.
-const COMMIT_NAR_BYTES: u64 = 80 * 1024 * 1024;
+pub(super) const COMMIT_NAR_BYTES: u64 = 80 * 1024 * 1024;
+/// NAR bytes in a commit beside the last parts: the server checks them while these parts are on the
+/// line.
+pub(super) const LAST_NAR_BYTES: u64 = 16 * 1024 * 1024;
 /// Paths in a commit that does not wait for more paths.
 const COMMIT_PATHS: usize = 128;
 /// Longest time that a path waits for others to be committed with.
@@ -83,6 +86,8 @@ pub(super) struct Target {
     pub(super) parts_in_flight: usize,
     /// Bytes of the parts that wait or are in flight.
     pub(super) part_bytes: u64,
+    /// Chunks that arrived in parts since the last commit began.
+    arrived_beside: HashSet<ChunkId>,
     /// When the first path became ready that was not in a commit yet.
     ready_since: Option<Instant>,
     ready_nar_bytes: u64,
@@ -153,6 +158,7 @@ impl Target {
             parts: VecDeque::new(),
             parts_in_flight: 0,
             part_bytes: 0,
+            arrived_beside: HashSet::new(),
             ready_since: None,
             ready_nar_bytes: 0,
             may_commit: false,
@@ -236,6 +242,16 @@ impl Target {
         }
     }
 
+    /// The target took a part with these chunks.
+    pub(super) fn part_arrived(&mut self, chunks: Vec<ChunkId>) {
+        if self.committing {
+            self.arrived_beside.extend(&chunks);
+        }
+        for chunk in chunks {
+            self.arrived(chunk);
+        }
+    }
+
     /// All chunks of the path were seen.
     pub(super) fn end_cut(&mut self, path: PathNumber) {
         self.is_cut[path] = true;
@@ -270,12 +286,12 @@ impl Target {
         self.ask_again_at.or_else(|| Some(self.ready_since.filter(|_| self.may_commit)? + COMMIT_WAIT))
     }
 
-    /// The paths of the next commit with the request's body, if a commit is due. `nothing_comes`
-    /// says that no path becomes ready by itself.
+    /// The paths of the next commit with the request's body, if a commit is due. One of
+    /// `nar_bytes_due` NAR bytes waits for no more paths.
     pub(super) fn next_commit(
         &mut self,
         manifests: &[Option<Arc<NarManifest>>],
-        nothing_comes: bool,
+        nar_bytes_due: u64,
     ) -> Option<(Vec<PathNumber>, Bytes)> {
         if self.committing || !self.is_active() || self.order.ready().is_empty() {
             return None;
@@ -283,8 +299,7 @@ impl Target {
         let now = Instant::now();
         let asks_again = self.ask_again_at.is_some_and(|at| at <= now);
         let is_new = self.may_commit
-            && (nothing_comes
-                || self.ready_nar_bytes >= COMMIT_NAR_BYTES
+            && (self.ready_nar_bytes >= nar_bytes_due
                 || self.order.ready().len() >= COMMIT_PATHS
                 || self.ready_since.is_some_and(|since| since + COMMIT_WAIT <= now));
         // What the server verifies goes first, so new paths alone would jump the queue.
@@ -331,6 +346,7 @@ impl Target {
             self.last_progress = now;
         }
         self.committing = true;
+        self.arrived_beside.clear();
         Some((batch, body.into()))
     }
 
@@ -409,7 +425,10 @@ impl Target {
             self.known.doubt(chunk);
         }
         let chunk = |place: &u64| manifest.chunks.get(usize::try_from(*place).ok()?).copied();
-        self.demanded.extend(places.iter().filter_map(chunk));
+        // Perhaps the target looked before a part brought the chunk again for another path. Then it
+        // says so when it is asked.
+        let is_lost = |chunk: &ChunkId| !self.arrived_beside.contains(chunk);
+        self.demanded.extend(places.iter().filter_map(chunk).filter(is_lost));
     }
 
     fn count(&mut self, path: PathNumber, result: &UploadPathResult) {
@@ -609,11 +628,49 @@ mod tests {
     }
 
     #[test]
+    fn a_chunk_that_came_again_beside_a_commit_is_not_sent_a_third_time() {
+        let mut target = target(2);
+        let commit = |target: &mut Target, path| {
+            let (batch, _) = target.next_commit(&manifests(2), 0).unwrap();
+            assert_eq!(batch, [path]);
+            batch
+        };
+        let miss = |target: &mut Target, batch: &[PathNumber]| {
+            let missing = vec![CommitResult::Missing { chunks: vec![0] }];
+            assert_eq!(target.committed(batch, missing, &manifests(2)), batch);
+        };
+        assert!(target.begin_cut(0));
+        assert_eq!(target.see_chunk(0, chunk(1), 1000), Need::Ask);
+        assert!(target.answered(0, chunk(1), 1000, true));
+        target.part_arrived(vec![chunk(1)]);
+        target.end_cut(0);
+        let batch = commit(&mut target, 0);
+        miss(&mut target, &batch);
+        // The chunk is sent again for the first path, and arrives while the server still looks for
+        // those of the second one.
+        assert!(target.begin_cut(0));
+        assert_eq!(target.see_chunk(0, chunk(1), 1000), Need::Send);
+        make_ready(&mut target, 1);
+        let batch = commit(&mut target, 1);
+        target.part_arrived(vec![chunk(1)]);
+        miss(&mut target, &batch);
+        assert!(target.begin_cut(1));
+        assert_eq!(target.see_chunk(1, chunk(1), 1000), Need::Ask, "the server knows");
+        // What it then says counts: a chunk that it loses again is sent again.
+        target.arrived(chunk(1));
+        target.end_cut(1);
+        let batch = commit(&mut target, 1);
+        miss(&mut target, &batch);
+        assert!(target.begin_cut(1));
+        assert_eq!(target.see_chunk(1, chunk(1), 1000), Need::Send);
+    }
+
+    #[test]
     fn a_state_that_a_later_server_has_concerns_its_path_only() {
         let mut target = target(2);
         make_ready(&mut target, 0);
         make_ready(&mut target, 1);
-        let (batch, _) = target.next_commit(&manifests(2), true).unwrap();
+        let (batch, _) = target.next_commit(&manifests(2), 0).unwrap();
         target.committed(&batch, vec![CommitResult::Unknown, CommitResult::Verifying], &manifests(2));
         let [failed] = &target.summary.failed[..] else { panic!("{:?}", target.summary) };
         assert!(matches!(failed.error, Error::CommitState { .. }) && target.is_active());
@@ -630,13 +687,13 @@ mod tests {
 
         // A path that is ready for long waits for the next question about the others.
         make_ready(&mut target, 1);
-        let (batch, _) = target.next_commit(&manifests(3), true).unwrap();
+        let (batch, _) = target.next_commit(&manifests(3), 0).unwrap();
         target.committed(&batch, vec![CommitResult::Verifying], &manifests(3));
         make_ready(&mut target, 2);
         target.ready_since = Some(too_long_ago());
         let ask_again_at = Some(Instant::now() + Duration::from_mins(1));
         target.ask_again_at = ask_again_at;
-        assert!(target.next_commit(&manifests(3), true).is_none());
+        assert!(target.next_commit(&manifests(3), 0).is_none());
         assert_eq!(target.next_commit_at(), ask_again_at);
     }
 
@@ -645,7 +702,7 @@ mod tests {
         let mut target = target(2);
         let ask = |target: &mut Target| {
             target.ask_again_at = target.ask_again_at.map(|_| Instant::now());
-            let (batch, _) = target.next_commit(&manifests(2), true).unwrap();
+            let (batch, _) = target.next_commit(&manifests(2), 0).unwrap();
             let results = vec![CommitResult::Verifying; batch.len()];
             target.committed(&batch, results, &manifests(2));
         };

@@ -13,6 +13,7 @@ use dormer_client::{
     ApiClient, CaseHack, Error, HttpSettings, PathInfo, PushApi, PushOptions, PushPlan, PushReporter,
     PushSummary, PushTarget, RetryPolicy, Silent, TransferId, TransferOptions, dump_nar, execute_push_to,
 };
+use dormer_format::{ChunkParams, Chunker, RawChunk};
 use dormer_nix::{NarHasher, StoreDir, StorePath};
 use dormer_testkit::Random;
 
@@ -192,6 +193,49 @@ async fn paths_arrive_whole_in_order_and_each_chunk_once() {
         "paths are committed in batches of five: {}",
         state.count("/commit")
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn questions_do_not_wait_for_each_other_and_chunks_keep_their_order() {
+    let mut files = Files::new();
+    files.add(&files.contents(1, 3_000_000, 0), &[]);
+    let server = server_for(&files).await;
+    // A hundred chunks of 4 KiB in a question. The first one is answered last.
+    server.fail(|number, line| {
+        (number == 1 && line.contains("/missing")).then_some(Fault::HoldUntil("/missing", 4))
+    });
+    let target = PushTarget { api: api(&server.address, 1), plan: files.plan() };
+    let options = PushOptions { jobs: 1, ..PushOptions::default() };
+    let summaries = execute_push_to(vec![target], &options, &transfer(None), Arc::new(Silent)).await;
+    assert!(summaries[0].is_complete(), "{summaries:?}");
+    let state = server.state();
+    assert_eq!(state.held_in_vain, 0, "the second question waited for the first answer");
+    let mut chunker =
+        Chunker::new(ChunkParams::new(1024, 4096, 16 * 1024).unwrap(), &files.store_dir().to_string());
+    let mut chunks = Vec::new();
+    chunker.push(&state.committed[0].1, &mut chunks);
+    chunker.finish(&mut chunks);
+    assert_eq!(state.arrived, chunks.iter().map(RawChunk::id).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_ready_is_committed_beside_the_last_parts() {
+    let mut files = Files::new();
+    // Enough bytes for a commit, although nearly none are sent.
+    files.add(&vec![7; 17 << 20], &[]);
+    files.add(&files.contents(1, 300_000, 0), &[]);
+    let server = server_for(&files).await;
+    // Three parts, and the chunks of the large path in the first.
+    let parts = AtomicUsize::new(0);
+    server.fail(move |_, line| {
+        let is_later = line.contains("/parts/") && parts.fetch_add(1, Ordering::Relaxed) > 0;
+        is_later.then_some(Fault::HoldUntil("/commit", 1))
+    });
+    let summary =
+        push_with(&server, &files, &TransferOptions { threads: 1, ..transfer(None) }, Arc::new(Silent)).await;
+    assert!(summary.is_complete(), "{summary:?}");
+    assert_all_there(&server, &files);
+    assert_eq!(server.state().held_in_vain, 0, "the commit waited for the last part");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use dormer_api::v2::{
     CommitEntry, CommitResponse, CommitResult, SessionId, SessionResponse, encode_missing, read_chunk_ids,
@@ -26,7 +27,13 @@ pub(crate) enum Fault {
     LoseAnswer,
     /// All sessions end.
     EndSessions,
+    /// The request takes effect when so many requests to routes with this text came, or after
+    /// [`HOLD_MAX`] in vain.
+    HoldUntil(&'static str, usize),
 }
+
+/// Less than a path waits for others to be committed with.
+const HOLD_MAX: Duration = Duration::from_secs(2);
 
 /// A request that was answered or broken off.
 #[derive(Debug, Clone)]
@@ -51,6 +58,10 @@ pub(crate) struct State {
     /// Paths and NARs in the order of their commits.
     pub(crate) committed: Vec<(String, Vec<u8>)>,
     pub(crate) seen: Vec<Seen>,
+    /// Chunks in the order of their arrival.
+    pub(crate) arrived: Vec<ChunkId>,
+    /// Requests that were held in vain.
+    pub(crate) held_in_vain: usize,
     asked: HashSet<String>,
     /// What was answered to an entry of a session is answered again.
     answered: HashSet<(SessionId, Vec<u8>)>,
@@ -138,6 +149,10 @@ impl Shared {
                 self.state.lock().unwrap().sessions.clear();
                 self.answer(&line, &body)
             }
+            Some(Fault::HoldUntil(text, count)) => {
+                self.hold_until(text, count).await;
+                self.answer(&line, &body)
+            }
             Some(Fault::LoseAnswer) | None => self.answer(&line, &body),
         };
         if fault == Some(Fault::LoseAnswer) {
@@ -146,6 +161,17 @@ impl Shared {
         let length = answer.len();
         let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
         stream.write_all(&[head.as_bytes(), &answer].concat()).await
+    }
+
+    async fn hold_until(&self, text: &str, count: usize) {
+        let begun = Instant::now();
+        while self.state.lock().unwrap().count(text) < count {
+            if begun.elapsed() > HOLD_MAX {
+                self.state.lock().unwrap().held_in_vain += 1;
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     fn answer(&self, line: &str, body: &[u8]) -> (u16, Vec<u8>) {
@@ -270,6 +296,7 @@ fn take_part(state: &mut State, session: SessionId, body: &[u8]) {
         };
         state.chunks.insert(entry.id, chunk);
         *state.arrivals.entry(entry.id).or_default() += 1;
+        state.arrived.push(entry.id);
         state.sessions.get_mut(&session).unwrap().insert(entry.id);
     }
 }
