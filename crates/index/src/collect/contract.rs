@@ -208,8 +208,8 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn open_collection(&self, due_before: UnixSeconds, at: UnixSeconds) -> Result<Option<JobId>>;
     /// What is known of the last collection.
     async fn last_collection(&self) -> Result<LastCollection>;
-    /// Notes that the store was listed, by another than a collection, and that each pack in it has a
-    /// row or is on the list of doomed packs. Changes nothing if a listing was noted before.
+    /// Notes that the store was listed, by another than a collection, and that each pack in it has
+    /// a row or is on the list of doomed packs. Changes nothing if a listing was noted before.
     async fn note_first_listing(&self, at: UnixSeconds) -> Result<()>;
     /// Makes a listing of the store due, unless it was never listed.
     async fn list_next_time(&self) -> Result<()>;
