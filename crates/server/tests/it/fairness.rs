@@ -330,6 +330,27 @@ fn a_commit_that_waits_for_memory_keeps_no_upload_waiting() {
     });
 }
 
+/// What waits for a reference may wait for long: it holds the memory of its pusher that it keeps,
+/// and no turn.
+#[test]
+fn a_sound_nar_that_waits_for_a_reference_holds_a_little_memory_of_its_pusher_and_no_turn() {
+    let server = Server::start();
+    let session = Session::opened(&server, &pusher("slow"), "main", 1);
+    let [absent, sent] = [common::nar(1), common::nar(2)];
+    let (digest, part) = cut(&sent).part(3);
+    assert_eq!(session.put(digest, &part).status, 204);
+    let after = json!({ "references": [path(1).to_string()] });
+    let entries = [(&absent, path(1), json!({})), (&sent, path(2), after)]
+        .map(|(nar, path, more)| (common::nar_info("main", &path, nar, &more), cut(nar).manifest.encode()));
+    let reply = session.commit(&commit_body(&entries)).json();
+    let results = reply["results"].as_array().unwrap();
+    assert_eq!(results[1]["state"], "waiting", "{reply}");
+    let in_use = |budget: &str| server.metric(&format!("dormer_budget_in_use{{budget=\"{budget}\"}}"));
+    assert_eq!(["check_shares", "uploads"].map(in_use), [0, 0]);
+    let bytes = in_use("upload_memory_shares");
+    assert!((1024..64 * 1024).contains(&bytes), "{bytes} bytes of a small recipe and listing");
+}
+
 #[test]
 fn half_open_parts_of_some_pushers_stop_no_other_pusher() {
     let server = Server::start();
