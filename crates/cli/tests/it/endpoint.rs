@@ -286,6 +286,28 @@ fn the_filters_of_the_settings_hold_for_their_own_servers() {
     let drain = ["queue", "drain", "--endpoint", &asked.address];
     let drained = home.shown(&command(&home, "queue", &drain).output().unwrap());
     assert!(drained.starts_with("exit code: 0") && drained.contains("left out of lab:local"), "{drained}");
+
+    // The same server by name and by address.
+    let url = format!("http://127.0.0.1:{}", home.port);
+    let token = fs::read_to_string(home.path(".local/share/dormer/admin-token")).unwrap();
+    let by_flag = ["--endpoint", url.as_str()];
+    for (queue, cache, more, is_left_out) in [
+        ("named", "lab:local", &[][..], true),
+        ("by-variable", "local", &[], false),
+        ("by-flag", "local", &by_flag, false),
+    ] {
+        let run = |words: &[&str]| {
+            let mut command = command(&home, queue, &[words, more].concat());
+            command.env("DORMER_TOKEN", token.trim()).env("DORMER_ENDPOINT", &url);
+            home.shown(&command.env("OUT_PATHS", &hello).output().unwrap())
+        };
+        run(&["hook", cache]);
+        let drained = run(&["queue", "drain"]);
+        assert!(drained.starts_with("exit code: 0"), "{queue}: {drained}");
+        assert_eq!(drained.contains("left out of"), is_left_out, "{queue}: {drained}");
+        let listed = home.shown(&command(&home, queue, &["queue", "list"]).output().unwrap());
+        assert!(is_left_out || listed.contains("0 waiting, 0 given up"), "{queue}: {listed}");
+    }
 }
 
 #[test]

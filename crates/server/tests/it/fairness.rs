@@ -197,6 +197,8 @@ fn answers_that_wait_hold_no_more_than_their_callers_share() {
     let mut waiting = vec![ask()];
     let queued = || server.metric("dormer_budget_waiting{budget=\"read_memory\"}");
     common::until("the first answer waits", || (queued() > 0).then_some(()));
+    let of_callers = server.metric("dormer_budget_in_use{budget=\"long_answer_memory\"}");
+    assert!(of_callers > 700_000, "{of_callers} bytes of a long answer count for its caller");
     waiting.extend((0..11).map(|_| ask()));
     // Each answer has 0.7 MB, and three of the four MiB are the caller's share.
     let is_answered = |stream: &std::net::TcpStream| {
@@ -370,6 +372,8 @@ fn half_open_parts_of_some_pushers_stop_no_other_pusher() {
     common::until("all are being read", in_flight);
     let in_use = || server.metric("dormer_budget_in_use{budget=\"upload_memory\"}");
     common::until("their bytes have come", || (in_use() >= held.len() * bytes.len()).then_some(()));
+    let of_pushers = server.metric("dormer_budget_in_use{budget=\"upload_memory_shares\"}");
+    assert!(of_pushers >= held.len() * bytes.len(), "{of_pushers} bytes count for the pushers");
     assert!(in_use() < 1024 * 1024, "{} bytes for parts of which 2,000 have come", in_use());
     let begin = Instant::now();
     let other = Session::opened(&server, &pusher("other"), "main", 9);
