@@ -51,14 +51,9 @@ impl Context {
         Ok(LoadedSettings::load(&SettingsPaths::from_variables(&process_variables))?)
     }
 
-    /// The server of `--endpoint`, if it is given. Its token comes from the variables only.
+    /// The server of `--endpoint`, if it is given.
     pub(crate) fn server_of_command_line(&self, name: Option<&ServerName>) -> Option<ResolvedServer> {
-        let endpoint = self.endpoint.clone()?;
-        // The token that a variable has for the server of this name belongs to that server.
-        let of_name = name.map(ServerName::token_variable);
-        let variables =
-            |key: &str| if of_name.as_deref() == Some(key) { None } else { process_variables(key) };
-        Some(ResolvedServer::at(endpoint, name, &variables))
+        Some(ResolvedServer::at(self.endpoint.clone()?, name, &process_variables))
     }
 
     /// The server of `DORMER_ENDPOINT`, if it is set.

@@ -273,13 +273,16 @@ impl LoadedSettings {
     }
 }
 
-/// The variable with the token for the server of a command.
 /// The variable with the token of the server that a command talks to.
 pub const GENERAL_TOKEN_VARIABLE: &str = "DORMER_TOKEN";
 
 fn token_from(server: &ServerName, variables: Variables<'_>) -> Option<Secret> {
-    let text = variables(&server.token_variable()).or_else(|| variables(GENERAL_TOKEN_VARIABLE))?;
-    Some(Secret::new(text.trim()))
+    secret_from(&server.token_variable(), variables)
+        .or_else(|| secret_from(GENERAL_TOKEN_VARIABLE, variables))
+}
+
+fn secret_from(variable: &str, variables: Variables<'_>) -> Option<Secret> {
+    Some(Secret::new(variables(variable)?.trim()))
 }
 
 fn read_token_file(server: &ServerName, path: &Path) -> Result<Secret> {
@@ -303,13 +306,12 @@ pub struct ResolvedServer {
 }
 
 impl ResolvedServer {
-    /// The server at an address that no settings name. No file is read: the token comes from a
-    /// variable, so a token in the settings never goes to another address. Without a name, the
-    /// host gives one.
+    /// The server at an address that no settings name. The token is that of `DORMER_TOKEN`: one in
+    /// a file, or in the variable of a name, belongs to a server of the settings. Without a name,
+    /// the host gives one.
     pub fn at(endpoint: Endpoint, name: Option<&ServerName>, variables: Variables<'_>) -> Self {
         let name = name.cloned().unwrap_or_else(|| ServerName::of_host(&endpoint));
-        let token = token_from(&name, variables);
-        Self { name, endpoint, token }
+        Self { name, endpoint, token: secret_from(GENERAL_TOKEN_VARIABLE, variables) }
     }
 }
 

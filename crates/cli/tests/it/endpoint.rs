@@ -61,6 +61,10 @@ impl RefusingServer {
     fn tokens(&self) -> Vec<String> {
         self.tokens.lock().unwrap().iter().cloned().collect()
     }
+
+    fn forget_tokens(&self) {
+        self.tokens.lock().unwrap().clear();
+    }
 }
 
 /// A home whose settings name one server, with a token of its own, and a path of its fake store.
@@ -171,6 +175,38 @@ fn an_address_on_the_command_line_gets_the_requests_and_the_token_of_the_variabl
     }
 }
 
+/// A name, or a host that is called like one, brings no token along.
+#[test]
+fn the_token_of_a_servers_own_variable_goes_to_no_address_of_the_command_line() {
+    let [lab, asked] = [(); 2].map(|()| RefusingServer::start());
+    let (home, _) = home_with(&lab);
+    for cache in ["main", "lab:main"] {
+        for (general, expected) in [(Some("of-variable"), "of-variable"), (None, "")] {
+            for by_flag in [true, false] {
+                let mut info = command(&home, "queue", &["cache", "info", cache]);
+                info.env("DORMER_TOKEN_LAB", "of-lab").env("DORMER_TOKEN_127_0_0_1", "of-host");
+                info.env_remove("DORMER_TOKEN").envs(general.map(|token| ("DORMER_TOKEN", token)));
+                if by_flag {
+                    info.args(["--endpoint", &asked.address]);
+                } else {
+                    info.env("DORMER_ENDPOINT", &asked.address);
+                }
+                let said = home.shown(&info.output().unwrap());
+                let is_of_settings = !by_flag && cache == "lab:main";
+                let (to_asked, to_lab) =
+                    if is_of_settings { (vec![], vec!["of-lab"]) } else { (vec![expected], vec![]) };
+                assert_eq!((asked.tokens(), lab.tokens()), (owned(&to_asked), owned(&to_lab)), "{said}");
+                asked.forget_tokens();
+                lab.forget_tokens();
+            }
+        }
+    }
+}
+
+fn owned(tokens: &[&str]) -> Vec<String> {
+    tokens.iter().map(ToString::to_string).collect()
+}
+
 /// The queue may hold builds for other servers, which keep their own tokens.
 #[test]
 fn a_drainer_with_an_address_sends_its_token_there_and_the_other_entries_where_they_belong() {
@@ -204,13 +240,16 @@ fn a_drainer_with_an_address_sends_its_token_there_and_the_other_entries_where_t
     assert!(drained.contains(&format!("builds were queued for {}/", elsewhere.address)), "{drained}");
 
     // A drainer that knows no token for an address says what helps.
+    for server in [&lab, &asked, &elsewhere] {
+        server.forget_tokens();
+    }
     let drained = drain(&[]);
     assert_eq!(elsewhere.tokens(), ["of-variable"], "{drained}");
     // Also without an address on the command line, the variable's token goes to its address only.
     assert_eq!(lab.tokens(), ["of-lab"], "{drained}");
     let said = format!("builds were queued for {}/, and there is no login for it here", asked.address);
     assert!(drained.contains(&said), "{drained}");
-    assert_eq!(asked.tokens(), ["of-variable"], "{drained}");
+    assert_eq!(asked.tokens(), [""; 0], "{drained}");
     let listed = home.shown(&command(&home, "queue", &["queue", "list"]).output().unwrap());
     assert!(listed.contains("4 waiting, 0 given up"), "{listed}");
 }
@@ -247,6 +286,28 @@ fn the_filters_of_the_settings_hold_for_their_own_servers() {
     let drain = ["queue", "drain", "--endpoint", &asked.address];
     let drained = home.shown(&command(&home, "queue", &drain).output().unwrap());
     assert!(drained.starts_with("exit code: 0") && drained.contains("left out of lab:local"), "{drained}");
+
+    // The same server by name and by address.
+    let url = format!("http://127.0.0.1:{}", home.port);
+    let token = fs::read_to_string(home.path(".local/share/dormer/admin-token")).unwrap();
+    let by_flag = ["--endpoint", url.as_str()];
+    for (queue, cache, more, is_left_out) in [
+        ("named", "lab:local", &[][..], true),
+        ("by-variable", "local", &[], false),
+        ("by-flag", "local", &by_flag, false),
+    ] {
+        let run = |words: &[&str]| {
+            let mut command = command(&home, queue, &[words, more].concat());
+            command.env("DORMER_TOKEN", token.trim()).env("DORMER_ENDPOINT", &url);
+            home.shown(&command.env("OUT_PATHS", &hello).output().unwrap())
+        };
+        run(&["hook", cache]);
+        let drained = run(&["queue", "drain"]);
+        assert!(drained.starts_with("exit code: 0"), "{queue}: {drained}");
+        assert_eq!(drained.contains("left out of"), is_left_out, "{queue}: {drained}");
+        let listed = home.shown(&command(&home, queue, &["queue", "list"]).output().unwrap());
+        assert!(is_left_out || listed.contains("0 waiting, 0 given up"), "{queue}: {listed}");
+    }
 }
 
 #[test]
