@@ -152,8 +152,7 @@ impl Line {
     }
 
     /// When bytes that come now are through.
-    fn arrival(&self, bytes: usize) -> Instant {
-        let now = Instant::now();
+    fn arrival(&self, bytes: usize, now: Instant) -> Instant {
         let Some(rate) = self.bytes_per_second else { return now + self.delay };
         let mut state = self.state();
         let idle_since = state.free_at;
@@ -202,7 +201,7 @@ fn direction(
         let mut piece = vec![0; PIECE_BYTES];
         while let Ok(bytes @ 1..) = from.read(&mut piece) {
             count(&piece[..bytes]);
-            if sender.send((line.arrival(bytes), piece[..bytes].to_vec())).is_err() {
+            if sender.send((line.arrival(bytes, Instant::now()), piece[..bytes].to_vec())).is_err() {
                 break;
             }
         }
@@ -283,15 +282,14 @@ mod tests {
     fn a_line_notes_when_it_was_idle() {
         let kind = LinkKind { bits_per_second: Some(8e3), ..SLOW };
         let line = Line::new(kind);
+        let begun = line.state().begun;
         // Ten bytes take 10 ms.
         for _ in 0..10 {
-            line.arrival(10);
+            line.arrival(10, begun);
         }
         assert!(line.state().gaps.is_empty(), "bytes wait for each other");
-        thread::sleep(Duration::from_millis(180));
-        line.arrival(10);
+        line.arrival(10, begun + Duration::from_millis(180));
         let [Gap { begin, length }] = line.state().gaps[..] else { panic!("{:?}", line.state().gaps) };
-        assert!(begin >= Duration::from_millis(100), "{begin:?}");
-        assert!(length >= GAP_MIN && begin + length >= Duration::from_millis(180), "{length:?}");
+        assert_eq!((begin, length), (Duration::from_millis(100), Duration::from_millis(80)));
     }
 }

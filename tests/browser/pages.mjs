@@ -331,7 +331,7 @@ async function follow() {
   // It stands still before the page is there: no timer of the page goes off by itself.
   const now = Date.now();
   await page.clock.install({ time: now });
-  await page.clock.pauseAt(now + 1000);
+  await page.clock.pauseAt(now + 60_000);
   await page.goto("/_dormer/");
   await page.evaluate(() => {
     const set = window.setTimeout;

@@ -35,6 +35,9 @@ pub struct Port<'a> {
     pub name: &'a str,
 }
 
+/// The label that Kubernetes gives each namespace.
+const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+
 #[derive(Clone, Copy)]
 struct Way {
     policy_type: &'static str,
@@ -56,7 +59,10 @@ fn allows(resources: &[Value], way: Way, own: Peer<'_>, other: Peer<'_>, port: P
     let mut policies = resources
         .iter()
         .filter(|one| text(one, "/kind") == "NetworkPolicy" && text(one, "/metadata/namespace") == namespace)
-        .filter(|one| items(one, "/spec/policyTypes").any(|named| named == way.policy_type))
+        .filter(|one| {
+            assert!(one["spec"]["policyTypes"].is_array(), "teach this module policies without types");
+            items(one, "/spec/policyTypes").any(|named| named == way.policy_type)
+        })
         .filter(|one| fits(&one["spec"]["podSelector"], labels))
         .peekable();
     // A pod that no policy selects is open.
@@ -88,7 +94,8 @@ fn is_peer(named: &Value, peer: Peer<'_>, namespace: &str) -> bool {
         Peer::Pod { .. } if named.get("ipBlock").is_some() => false,
         Peer::Pod { namespace: other, labels } => {
             let is_there = named.get("namespaceSelector").map_or(other == namespace, |selector| {
-                fits(selector, &json!({"kubernetes.io/metadata.name": other}))
+                only_known(&selector["matchLabels"], &[NAMESPACE_NAME]);
+                fits(selector, &json!({ NAMESPACE_NAME: other }))
             });
             is_there && named.get("podSelector").is_none_or(|selector| fits(selector, labels))
         }
@@ -98,6 +105,8 @@ fn is_peer(named: &Value, peer: Peer<'_>, namespace: &str) -> bool {
 fn is_port(named: &Value, port: Port<'_>) -> bool {
     only_known(named, &["port", "protocol"]);
     let is_same = match &named["port"] {
+        // All ports of the protocol.
+        Value::Null => true,
         Value::String(name) => name == port.name,
         number => *number == port.number,
     };

@@ -29,7 +29,8 @@
 //!
 //! A token comes from `DORMER_TOKEN_<SERVER>` (the server's name in capitals, with `_` for other
 //! signs), else from `DORMER_TOKEN`, else from the file. The variable of a pipeline therefore
-//! overrides the settings of the machine.
+//! overrides the settings of the machine. An address of the command line or of `DORMER_ENDPOINT`
+//! gets `DORMER_TOKEN` alone.
 
 mod filters;
 mod names;

@@ -110,8 +110,8 @@ impl CollectIndex for FaultCollect {
     async fn last_collection(&self) -> Result<LastCollection> {
         read_step!(self, self.inner.last_collection())
     }
-    async fn note_first_listing(&self, at: UnixSeconds) -> Result<()> {
-        write_step!(self, self.inner.note_first_listing(at))
+    async fn note_first_listing(&self) -> Result<()> {
+        write_step!(self, self.inner.note_first_listing())
     }
     async fn list_next_time(&self) -> Result<()> {
         write_step!(self, self.inner.list_next_time())

@@ -450,8 +450,8 @@ fn pods_of(resources: &[Value]) -> Vec<(&Value, Peer<'_>)> {
     resources.iter().filter_map(pod).collect()
 }
 
-/// All connections among the pods of a place, and with pods beside and elsewhere, whatever labels
-/// those have.
+/// All connections by TCP among the pods of a place, to the ports that they declare, and from pods
+/// without labels, from a server of another namespace, from nodes and from outside.
 #[test]
 fn only_the_pods_that_need_it_reach_the_database_the_store_and_the_metrics() {
     const POSTGRES: &str = "StatefulSet postgres:5432";
@@ -495,6 +495,9 @@ fn connections(resources: &[Value]) -> Vec<String> {
         without("pod without labels", namespace),
         ("server of elsewhere".to_owned(), Peer::Pod { namespace: "elsewhere", labels: of_server }),
     ];
+    for address in ["10.0.0.1", "192.168.0.1", "8.8.8.8"] {
+        senders.push((address.to_owned(), Peer::Address(address.parse().unwrap())));
+    }
     senders.extend(
         ["gateway", "traefik", "monitoring", "cnpg-system", "kube-system"].map(|name| without(name, name)),
     );

@@ -46,18 +46,22 @@ use crate::reporter::{PushReporter, Retry, UploadReporter};
 /// Raw bytes that are asked about at once. With those below, the process takes less than 192 MiB,
 /// of which 40 are the program's own and more than as many are lost between allocations.
 const WINDOW_BYTES: usize = 24 * 1024 * 1024;
-/// Raw bytes in memory: two windows. While the targets are asked about one, which takes as long as
-/// the parts that are on the line before the question, the chunks of the other are compressed.
-pub(super) const RAW_BYTES_MAX: usize = 48 * 1024 * 1024;
+/// Raw bytes in memory: a window, and two thirds of the next one. While the targets are asked about
+/// one, which takes as long as the parts that are on the line before the question, chunks of the
+/// other are compressed. Two whole windows took 179 MiB of process, and what is known of a large
+/// push takes up to 31 MiB more.
+pub(super) const RAW_BYTES_MAX: usize = 40 * 1024 * 1024;
 /// Compressed bytes in memory: two parts of 8 MiB on the line, and the beginning of a third one.
 pub(super) const ENCODED_BYTES_MAX: u64 = 20 * 1024 * 1024;
 /// The first window and the first part of a push go earlier, so that no line is idle while a full
-/// one gathers. Each one that goes early doubles the size of the next.
+/// one gathers. Each early one doubles the size of the next.
 const EARLY_WINDOW_BYTES: usize = 4 * 1024 * 1024;
 const EARLY_PART_BYTES: u64 = 1024 * 1024;
 /// Raw bytes that are asked about at once where the targets have most of them. Then the line has
 /// time for more questions, and smaller ones find sooner what is missing.
 const KNOWN_WINDOW_BYTES: usize = 12 * 1024 * 1024;
+/// Windows that the targets are asked about at once, however few chunks a question may have.
+const QUESTIONS_MAX: usize = 8;
 /// Bytes of manifests that wait for their commit, before another NAR is begun. A manifest takes
 /// about 1/4,000 of its NAR.
 const MANIFEST_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -102,7 +106,8 @@ pub(super) struct Pipeline {
     cut_events: mpsc::Receiver<CutEvent>,
     window: Vec<WindowChunk>,
     window_bytes: usize,
-    /// The size of the next window, if the targets lack most of it. It grows to [`WINDOW_BYTES`].
+    /// The size of the next window while the targets lack most chunks. It grows to
+    /// [`WINDOW_BYTES`].
     lacked_window_bytes: usize,
     /// Whether the targets had most of the last window.
     has_most: bool,
@@ -427,7 +432,7 @@ impl Pipeline {
     /// Asks about the window if it is large enough, or if nothing adds to it.
     fn ask_windows(&mut self) {
         let chunks_max = self.window_chunks_max();
-        while !self.window.is_empty() {
+        while !self.window.is_empty() && self.questions.len() < QUESTIONS_MAX {
             let is_due = self.window_bytes >= self.window_bytes_due() || self.window.len() >= chunks_max;
             if !is_due && !self.cuts_nothing() {
                 return;
@@ -436,7 +441,9 @@ impl Pipeline {
             let count = self.window.len().min(chunks_max);
             let mut window: Vec<WindowChunk> = self.window.drain(..count).collect();
             self.window_bytes = self.window.iter().map(|chunk| chunk.cut.chunk.bytes.len()).sum();
-            self.lacked_window_bytes = (2 * self.lacked_window_bytes).min(WINDOW_BYTES);
+            if !self.has_most {
+                self.lacked_window_bytes = (2 * self.lacked_window_bytes).min(WINDOW_BYTES);
+            }
             // Several NARs are cut at once. The chunks of each belong together.
             window.sort_by_key(|chunk| chunk.cut.path);
             let questions: Vec<_> = (0..self.targets.len())

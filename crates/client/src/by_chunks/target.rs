@@ -86,7 +86,10 @@ pub(super) struct Target {
     pub(super) parts_in_flight: usize,
     /// Bytes of the parts that wait or are in flight.
     pub(super) part_bytes: u64,
-    /// Chunks that arrived in parts since the last commit began.
+    /// Whether the target lacked a chunk at a commit.
+    has_lost: bool,
+    /// Chunks that arrived in parts since the commit began that is under way, or since that of the
+    /// paths that the server verifies. Only of a target that has lost chunks.
     arrived_beside: HashSet<ChunkId>,
     /// When the first path became ready that was not in a commit yet.
     ready_since: Option<Instant>,
@@ -158,6 +161,7 @@ impl Target {
             parts: VecDeque::new(),
             parts_in_flight: 0,
             part_bytes: 0,
+            has_lost: false,
             arrived_beside: HashSet::new(),
             ready_since: None,
             ready_nar_bytes: 0,
@@ -203,6 +207,7 @@ impl Target {
             }
             Known::UnderWay => {
                 self.awaited[path] += 1;
+                self.demanded.remove(&chunk);
                 self.reporter.spared(raw_bytes);
                 Need::None
             }
@@ -244,7 +249,7 @@ impl Target {
 
     /// The target took a part with these chunks.
     pub(super) fn part_arrived(&mut self, chunks: Vec<ChunkId>) {
-        if self.committing {
+        if self.has_lost && (self.committing || !self.asked.is_empty()) {
             self.arrived_beside.extend(&chunks);
         }
         for chunk in chunks {
@@ -346,7 +351,10 @@ impl Target {
             self.last_progress = now;
         }
         self.committing = true;
-        self.arrived_beside.clear();
+        // What the server verifies, it may have looked at before those chunks came.
+        if !batch.iter().any(|path| self.asked.contains(path)) {
+            self.arrived_beside = HashSet::new();
+        }
         Some((batch, body.into()))
     }
 
@@ -383,6 +391,7 @@ impl Target {
                 }
                 CommitResult::Missing { chunks } => {
                     self.rounds[path] += 1;
+                    self.has_lost = true;
                     changed = true;
                     if self.rounds[path] > ROUNDS_MAX {
                         let (path_name, cache) = (self.paths[path].path.clone(), self.cache.clone());
@@ -425,8 +434,8 @@ impl Target {
             self.known.doubt(chunk);
         }
         let chunk = |place: &u64| manifest.chunks.get(usize::try_from(*place).ok()?).copied();
-        // Perhaps the target looked before a part brought the chunk again for another path. Then it
-        // says so when it is asked.
+        // Perhaps the target looked before a part brought the chunk again for another path. The
+        // target says so when it is asked.
         let is_lost = |chunk: &ChunkId| !self.arrived_beside.contains(chunk);
         self.demanded.extend(places.iter().filter_map(chunk).filter(is_lost));
     }
@@ -663,6 +672,49 @@ mod tests {
         miss(&mut target, &batch);
         assert!(target.begin_cut(1));
         assert_eq!(target.see_chunk(1, chunk(1), 1000), Need::Send);
+    }
+
+    /// A target of two paths that share a chunk. The target has lost the chunk, and it is sent
+    /// again for the first path.
+    fn target_that_lost_a_chunk() -> Target {
+        let mut target = target(2);
+        make_ready(&mut target, 0);
+        let (batch, _) = target.next_commit(&manifests(2), 0).unwrap();
+        target.committed(&batch, vec![CommitResult::Missing { chunks: vec![0] }], &manifests(2));
+        assert!(target.begin_cut(0));
+        assert_eq!(target.see_chunk(0, chunk(1), 1000), Need::Send);
+        target.end_cut(0);
+        make_ready(&mut target, 1);
+        target
+    }
+
+    #[test]
+    fn a_chunk_that_came_while_the_server_verified_is_not_sent_a_third_time() {
+        let mut target = target_that_lost_a_chunk();
+        let (batch, _) = target.next_commit(&manifests(2), 0).unwrap();
+        assert_eq!(batch, [1]);
+        target.committed(&batch, vec![CommitResult::Verifying], &manifests(2));
+        target.part_arrived(vec![chunk(1)]);
+        // The answer is that of the check that began before the chunk came.
+        target.ask_again_at = Some(Instant::now());
+        let (batch, _) = target.next_commit(&manifests(2), 0).unwrap();
+        let place = batch.iter().position(|path| *path == 1).unwrap();
+        let mut results = vec![CommitResult::Verifying; batch.len()];
+        results[place] = CommitResult::Missing { chunks: vec![0] };
+        target.committed(&batch, results, &manifests(2));
+        assert!(target.begin_cut(1));
+        assert_eq!(target.see_chunk(1, chunk(1), 1000), Need::Ask);
+    }
+
+    #[test]
+    fn a_chunk_that_is_under_way_is_demanded_no_more() {
+        let mut target = target_that_lost_a_chunk();
+        let (batch, _) = target.next_commit(&manifests(2), 0).unwrap();
+        let missing = || vec![CommitResult::Missing { chunks: vec![0] }];
+        target.committed(&batch, missing(), &manifests(2));
+        assert!(target.begin_cut(1));
+        assert_eq!(target.see_chunk(1, chunk(1), 1000), Need::None, "it is under way");
+        assert!(target.demanded.is_empty());
     }
 
     #[test]

@@ -179,9 +179,16 @@ impl Lab {
         }
     }
 
-    /// Collects at this time.
+    /// Collects at this time, and lists the store in any case.
     async fn collect(&self, at: UnixSeconds) -> dormer_engine::CollectionReport {
-        let settings = CollectSettings { listing_seconds: 0, ..CollectSettings::default() };
+        self.collect_with(at, CollectSettings { listing_seconds: 0, ..CollectSettings::default() }).await
+    }
+
+    async fn collect_with(
+        &self,
+        at: UnixSeconds,
+        settings: CollectSettings,
+    ) -> dormer_engine::CollectionReport {
         // A compaction is put on the list of doomed packs through the wrapper's contract only.
         let collect = Arc::clone(&self.database.contracts.collect);
         let faults = Faults::crash_at(u64::MAX, false);
@@ -760,11 +767,9 @@ async fn packs_that_a_recovery_cannot_read_stay_and_those_of_later_crashes_go() 
     let second = Lab { database: recovered, engine, files, blobs, on_postgres: false };
     second.journal(JournalSettings::default()).of_recovered().write().await.expect(ANSWERS);
     let now = SystemClock.now();
-    let first = second.collect(now).await;
+    let first = second.collect_with(now, CollectSettings::default()).await;
     assert_eq!((first.strays_kept, first.strays_found), (1, 1), "{first:?}");
-    for day in [3, 6] {
-        second.collect(now + day * 86_400).await;
-    }
+    second.collect_with(now + 3 * 86_400, CollectSettings::default()).await;
     let mut left = lab.blobs.list().await.expect(ANSWERS);
     left.retain(|key| !of_path.contains(key));
     assert_eq!(left, [BlobKey::Pack(unreadable)]);

@@ -209,8 +209,9 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
     /// What is known of the last collection.
     async fn last_collection(&self) -> Result<LastCollection>;
     /// Notes that a recovery has listed the store, and that each pack in it has a row or is on the
-    /// list of doomed packs. Changes nothing if a listing was noted before.
-    async fn note_first_listing(&self, at: UnixSeconds) -> Result<()>;
+    /// list of doomed packs. The next collection lists the store again. Changes nothing if the
+    /// store was listed before.
+    async fn note_first_listing(&self) -> Result<()>;
     /// Makes a listing of the store due, unless it was never listed.
     async fn list_next_time(&self) -> Result<()>;
     /// Renews the lease until `ends_at`, and counts `rows`. There is no cursor: another process

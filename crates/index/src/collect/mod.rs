@@ -60,7 +60,7 @@ use crate::topics::damage;
 const TAKE_TURN: Sql =
     both!("UPDATE last_collection SET opened_at = $2 WHERE opened_at <= $1 OR opened_at > $2");
 const LAST: Sql = both!("SELECT opened_at, ended_at, listed_at, report FROM last_collection");
-const NOTE_FIRST_LISTING: Sql = both!("UPDATE last_collection SET listed_at = $1 WHERE listed_at IS NULL");
+const NOTE_FIRST_LISTING: Sql = both!("UPDATE last_collection SET listed_at = 0 WHERE listed_at IS NULL");
 const LIST_NEXT_TIME: Sql = both!("UPDATE last_collection SET listed_at = 0 WHERE listed_at IS NOT NULL");
 const FINISH: Sql = both!(
     "UPDATE last_collection SET ended_at = $1, report = $2,
@@ -98,11 +98,9 @@ impl CollectIndex for SqlIndex {
         .await
     }
 
-    async fn note_first_listing(&self, at: UnixSeconds) -> Result<()> {
-        self.write("note the first listing", async |mut tx| {
-            tx.run(NOTE_FIRST_LISTING, &[Number(at)]).await.map(drop)
-        })
-        .await
+    async fn note_first_listing(&self) -> Result<()> {
+        self.write("note the first listing", async |mut tx| tx.run(NOTE_FIRST_LISTING, &[]).await.map(drop))
+            .await
     }
 
     async fn list_next_time(&self) -> Result<()> {

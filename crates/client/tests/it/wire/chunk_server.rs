@@ -60,7 +60,9 @@ pub(crate) struct State {
     pub(crate) seen: Vec<Seen>,
     /// Chunks in the order of their arrival.
     pub(crate) arrived: Vec<ChunkId>,
-    /// Requests that were held in vain.
+    /// Requests that were held.
+    pub(crate) held: usize,
+    /// Those of them that were held in vain.
     pub(crate) held_in_vain: usize,
     asked: HashSet<String>,
     /// What was answered to an entry of a session is answered again.
@@ -164,6 +166,7 @@ impl Shared {
     }
 
     async fn hold_until(&self, text: &str, count: usize) {
+        self.state.lock().unwrap().held += 1;
         let begun = Instant::now();
         while self.state.lock().unwrap().count(text) < count {
             if begun.elapsed() > HOLD_MAX {

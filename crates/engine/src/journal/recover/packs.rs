@@ -28,7 +28,7 @@ const PACKS: &str = "packs";
 
 impl Recovery {
     /// Gives the packs of the store their rows. Those whose tables cannot be read are noted as
-    /// packs that are never deleted: an operator may still mend them.
+    /// packs that are never deleted, unless they have a deadline: an operator may still mend them.
     pub(super) async fn recover_packs(
         &mut self,
         into: &RecoveryIndex,

@@ -212,7 +212,7 @@ impl Recovery {
         }
         // A pack without a row that a collection finds from now on came later: an upload that
         // crashed left it, and it goes like any other.
-        collect.note_first_listing(now).await?;
+        collect.note_first_listing().await?;
         Ok(self.report)
     }
 }
