@@ -232,7 +232,8 @@ where
         };
     }
     cases! {
-        collections_are_opened_when_due_and_once, the_first_listing_can_be_a_recoverys, an_explicit_ask_for_a_collection_forgets_earlier_failures,
+        collections_are_opened_when_due_and_once, the_first_listing_can_be_a_recoverys,
+        an_explicit_ask_for_a_collection_forgets_earlier_failures,
         what_names_a_nar_is_told_with_its_chunks, a_page_of_large_recipes_is_short, old_logs_are_counted, graces_and_aliases_end,
         only_nars_without_a_name_are_deleted, racing_names_and_deletions_agree, a_condemned_pack_is_not_reused,
         removed_packs_are_doomed_and_moved_chunks_stay, packs_without_a_row_are_doomed_later,

@@ -113,6 +113,13 @@ impl Lab {
         Self { database, engine, files, blobs, on_postgres }
     }
 
+    /// Another database over the same store.
+    fn over(&self, database: Database) -> Self {
+        let (files, blobs) = (self.files.clone(), Arc::clone(&self.blobs));
+        let engine = engine_over(database.contracts.index.clone(), Arc::clone(&blobs), settings());
+        Self { database, engine, files, blobs, on_postgres: self.on_postgres }
+    }
+
     fn journal(&self, settings: JournalSettings) -> Journal {
         self.journal_over(self.database.contracts.journal.clone(), self.files.store(), settings)
     }
@@ -762,9 +769,7 @@ async fn packs_that_a_recovery_cannot_read_stay_and_those_of_later_crashes_go() 
     assert_eq!((report.packs_found, report.packs, report.unreadable_packs), (2, 1, 1), "{report:?}");
     lab.blobs.put(&BlobKey::Pack(stray), &garbage).await.expect(ANSWERS);
 
-    let engine = engine_over(recovered.contracts.index.clone(), Arc::clone(&lab.blobs), settings());
-    let (files, blobs) = (lab.files.clone(), Arc::clone(&lab.blobs));
-    let second = Lab { database: recovered, engine, files, blobs, on_postgres: false };
+    let second = lab.over(recovered);
     second.journal(JournalSettings::default()).of_recovered().write().await.expect(ANSWERS);
     let now = SystemClock.now();
     let first = second.collect_with(now, CollectSettings::default()).await;
@@ -953,9 +958,7 @@ async fn what_a_database_that_went_back_in_time_has_forgotten_can_be_recovered_f
     let index = Arc::new(SqliteIndex::open(&copy, SqliteOptions::default()).await.expect(ANSWERS));
     let database = Database::over_sqlite(index, folder);
     assert!(pasts(&database.contracts.journal).await.is_database_older);
-    let engine = engine_over(database.contracts.index.clone(), Arc::clone(&lab.blobs), settings());
-    let (files, blobs) = (lab.files.clone(), Arc::clone(&lab.blobs));
-    let old = Lab { database, engine, files, blobs, on_postgres: false };
+    let old = lab.over(database);
     // A compaction had noted a new pack when the copy was made, and moved chunks there afterwards.
     // A collection comes before the journal's first turn.
     let packs_now = lab.blobs.list().await.expect(ANSWERS);
@@ -1042,9 +1045,7 @@ async fn collections_leave_the_packs_of_paths_that_a_recovery_lost() {
     assert_eq!((report.paths, report.lost, report.has_losses()), (0, 1, true), "{report:?}");
     let journals = stored_journals(&store).await.expect(ANSWERS);
     keep_journal(&store, journals[0].first, journals[0].through, SystemClock.now()).await.expect(ANSWERS);
-    let engine = engine_over(recovered.contracts.index.clone(), Arc::clone(&lab.blobs), settings());
-    let (files, blobs) = (lab.files.clone(), Arc::clone(&lab.blobs));
-    let second = Lab { database: recovered, engine, files, blobs, on_postgres: false };
+    let second = lab.over(recovered);
     second.journal(JournalSettings::default()).of_recovered().write().await.expect(ANSWERS);
     let now = SystemClock.now();
     for day in [3, 6, 9, 12] {

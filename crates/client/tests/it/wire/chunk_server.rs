@@ -27,8 +27,8 @@ pub(crate) enum Fault {
     LoseAnswer,
     /// All sessions end.
     EndSessions,
-    /// The request takes effect when so many requests to routes with this text came, or after
-    /// [`HOLD_MAX`] in vain.
+    /// The request waits until so many requests to routes with this text came, for [`HOLD_MAX`] at
+    /// most. Then it takes effect.
     HoldUntil(&'static str, usize),
 }
 
@@ -62,7 +62,7 @@ pub(crate) struct State {
     pub(crate) arrived: Vec<ChunkId>,
     /// Requests that were held.
     pub(crate) held: usize,
-    /// Those of them that were held in vain.
+    /// Held requests that waited for [`HOLD_MAX`], and the others did not come.
     pub(crate) held_in_vain: usize,
     asked: HashSet<String>,
     /// What was answered to an entry of a session is answered again.
